@@ -1,0 +1,114 @@
+"""Albums: a few thousand pictures and films, drawn once, that pages are then composed of.
+
+A page of eight shots is a matter of choosing eight pictures, so it costs microseconds; and since the eye is frozen when
+pages are read, its features of an album are computed once (`encode`) and stand in the place of the pixels.
+
+    album = draw_album(2000, seed=1)                  # training scenes; split="test" shows held-out cases only
+    album.media[7]                                    # (1, 48, 48, 3) uint8; a film: (4, 48, 48, 3)
+    rng.choice(album.ids["attribute", "colour"])      # some picture whose colour may be asked for
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from .draw import draw, draw_video
+from .words import attributes, questions
+from .world import (
+    COLOURS,
+    COUNTS,
+    CREATURES,
+    DIRECTIONS,
+    PLACES,
+    RELATIONS,
+    SIGNS,
+    SUMS,
+    THINGS,
+    Scene,
+    Video,
+)
+
+# How often each kind comes in an album. "single" are things of count 1, which binding gives names to.
+SHARES = {"single": 4, "things": 4, "pair": 3, "row": 1, "sign": 3, "sum": 4, "creature": 2, "video": 3}
+
+
+def distinct_things(rng: random.Random, split: str, n: int) -> tuple[tuple[str, str], ...]:
+    """n things of which no two share a colour or a shape."""
+    while True:
+        things = rng.sample(THINGS[split], n)
+        if len({c for c, _ in things}) == len({s for _, s in things}) == n:
+            return tuple(things)
+
+
+def picture_scene(rng: random.Random, kind: str, split: str = "train") -> Scene | Video:
+    """A scene that may be drawn: never held out in training, always held out in the test (creatures apart: see `worlds.py`)."""
+    if kind in ("single", "things"):
+        colour, shape = rng.choice(THINGS[split])
+        count = 1 if kind == "single" else rng.choice(COUNTS)
+        return Scene("things", colour=colour, shape=shape, count=count, place=rng.choice(PLACES))
+    if kind == "sign":
+        colour, word = rng.choice(SIGNS[split])
+        return Scene(kind, colour=colour, word=word, place=rng.choice(("top", "bottom")))
+    if kind == "sum":
+        colour = rng.choice(list(COLOURS))
+        return Scene(kind, colour=colour, operands=rng.choice(SUMS[split]), place=rng.choice(("top", "bottom")))
+    if kind == "creature":
+        return Scene(kind, name=rng.choice(CREATURES))
+    if kind == "pair":
+        return Scene(kind, things=distinct_things(rng, split, 2), relation=rng.choice(RELATIONS))
+    if kind == "row":
+        return Scene(kind, things=distinct_things(rng, split, 3))
+    if kind == "video":
+        return Video(*distinct_things(rng, split, 2), rng.choice(DIRECTIONS))
+    raise ValueError(f"unknown kind of picture {kind!r}; there are: {', '.join(SHARES)}")
+
+
+@dataclass
+class Album:
+    """`media[i]` shows `scenes[i]`: uint8 pixels (T, H, W, C), or the eye's features (T, S, D). `ids[key]` finds pictures.
+
+    Keys: ("kind", kind), ("attribute", name), ("question",), ("single", (colour, shape)), ("creature", name).
+    """
+
+    scenes: list[Scene | Video]
+    media: Sequence
+    ids: dict[tuple, list[int]] = field(default_factory=lambda: defaultdict(list))
+
+    def __post_init__(self):
+        if self.ids:
+            return
+        for i, scene in enumerate(self.scenes):
+            if isinstance(scene, Video):
+                self.ids["kind", "video"].append(i)
+                continue
+            self.ids["kind", scene.kind].append(i)
+            for name in attributes(scene):
+                self.ids["attribute", name].append(i)
+            if questions(scene):
+                self.ids["question", scene.kind].append(i)
+            if scene.kind == "creature":
+                self.ids["creature", scene.name].append(i)
+            if scene.kind == "things" and scene.count == 1:
+                self.ids["single", (scene.colour, scene.shape)].append(i)
+
+    def encode(self, eye: Callable) -> Album:
+        """The same album with `eye(pixels (M, H, W, C) uint8) → (M, S, D)` in the place of the pixels, 256 frames at a time."""
+        flat = np.concatenate(list(self.media))
+        features = torch.cat([eye(flat[i : i + 256]) for i in range(0, len(flat), 256)])
+        media = features.split([len(m) for m in self.media])
+        return Album(self.scenes, media, self.ids)
+
+
+def draw_album(size: int, seed: int, split: str = "train", frames: int = 4) -> Album:
+    """An album of `size` pictures and films. Same seed, same album."""
+    rng = random.Random(f"album {seed} {split}")
+    kinds = rng.choices(list(SHARES), weights=list(SHARES.values()), k=size)
+    scenes = [picture_scene(rng, kind, split) for kind in kinds]
+    media = [draw_video(s, rng, frames) if isinstance(s, Video) else draw(s, rng)[None] for s in scenes]
+    return Album(scenes, media)

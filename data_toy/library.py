@@ -1,0 +1,142 @@
+"""The library: what the language model reads before it ever meets a picture. Text alone, no `<image>` anywhere.
+
+Two shelves, read one after the other:
+
+1. `nonsense`   lamb?<EOC>  A page chooses a few random words as keys and gives each a random answer:
+                    " taxi" " two" <EOC> " red" "k" <EOC> " taxi" → " two"
+   Nothing can be known by heart here, so the only way to a lower loss is to look up what followed the same word before:
+   the **induction circuit** (Olsson et al. 2022). In-context learning with pictures later uses this very circuit, so it must
+   exist in the frozen LM first. Lengths vary; pages of fixed period would teach to copy by position instead.
+2. `reading`    pages about the toy world in the forms in which it is later asked: with a description where the picture will be
+   (" a red circle" "Output: red"), or without; the creatures' facts, which stand nowhere else; the tables of sums.
+
+Held-out cases are held out of PICTURES. Text knows all colours, sums and facts; only the names of the test are kept from it.
+"""
+
+from __future__ import annotations
+
+import random
+
+from minflamingo.data.sample import EOC, Sample, Unscored
+
+from .words import attributes, caption, fact, questions, sum_text
+from .world import (
+    COLOURS,
+    COUNTS,
+    CREATURES,
+    DIGITS,
+    DIRECTIONS,
+    MADE_UP_NAMES,
+    OPERATORS,
+    PLACES,
+    RELATIONS,
+    SHAPES,
+    SIGN_WORDS,
+    Scene,
+    Video,
+)
+from .worlds import ASKED
+
+COLOUR_NAMES = tuple(COLOURS)
+
+
+def any_scene(rng: random.Random, kind: str) -> Scene | Video:
+    """Any scene of this kind, held out of pictures or not."""
+    colour, place = rng.choice(COLOUR_NAMES), rng.choice(PLACES)
+    things = tuple(zip(rng.sample(COLOUR_NAMES, 3), rng.sample(SHAPES, 3)))
+    if kind == "things":
+        return Scene(kind, colour=colour, shape=rng.choice(SHAPES), count=rng.choice(COUNTS), place=place)
+    if kind == "sign":
+        return Scene(kind, colour=colour, word=rng.choice(SIGN_WORDS), place=rng.choice(("top", "bottom")))
+    if kind == "sum":
+        operands = (rng.choice(DIGITS), rng.choice(OPERATORS), rng.choice(DIGITS))
+        return Scene(kind, colour=colour, operands=operands, place=rng.choice(("top", "bottom")))
+    if kind == "pair":
+        return Scene(kind, things=things[:2], relation=rng.choice(RELATIONS))
+    if kind == "row":
+        return Scene(kind, things=things)
+    return Video(*things[:2], rng.choice(DIRECTIONS))
+
+
+def nonsense(rng: random.Random, words: list[str], longest_filler: int, length: int) -> Sample:
+    """One page of key–answer pairs, about `length` tokens: only answers whose key came before are scored.
+
+    Between key and answer stand up to `longest_filler` words that are the same all over the page: later, "This is a".
+    """
+    ways, width = rng.randint(3, 7), rng.choice((1, 1, 2, 3))
+    filler = [Unscored(w) for w in rng.sample(words, rng.randint(0, longest_filler))]
+    keys = rng.sample(words, ways)
+    answers = [rng.sample(words, width) for _ in keys]
+    pieces, seen = [], set()
+    for _ in range(length // (width + len(filler) + 2)):
+        k = rng.randrange(ways)
+        pieces += [Unscored(keys[k]), *filler, *(w if k in seen else Unscored(w) for w in answers[k]), Unscored(EOC)]
+        seen.add(k)
+    return Sample(pieces)
+
+
+def naming_page(rng: random.Random, chunks: int) -> Sample:
+    """ "This is a yak. They are mainly found in Nepal." — or, on other pages, the names alone."""
+    with_facts = rng.random() < 0.7
+    names = rng.choices(CREATURES, k=chunks)
+    return Sample([p for n in names for p in (f"This is a {n}." + (fact(n) if with_facts else ""), EOC)])
+
+
+def binding_page(rng: random.Random, chunks: int) -> Sample:
+    """ "a red circle" "This is a dax.": a description where the picture will be, then a name made up for this page."""
+    ways = rng.randint(2, 6)
+    names = rng.sample(MADE_UP_NAMES["train"], ways)
+    things = list(zip(rng.sample(COLOUR_NAMES, ways), rng.sample(SHAPES, ways)))
+    bare, by_shape = rng.random() < 0.3, rng.random() < 0.5
+    pieces, seen = [], set()
+    for _ in range(chunks):
+        k = rng.randrange(ways)
+        answer = names[k] if bare else f" {names[k]}."
+        pieces += [
+            Unscored(f" {things[k][1]}" if by_shape else f" {things[k][0]} {things[k][1]}"),
+            *([] if bare else ["This is a"]),
+            answer if k in seen else Unscored(answer),
+            EOC,
+        ]
+        seen.add(k)
+    return Sample(pieces)
+
+
+def output_page(rng: random.Random, chunks: int) -> Sample:
+    """ "Output: red<EOC>Output: blue<EOC>": all answers are of one sort. On half of the pages a description stands before each."""
+    kind = rng.choice(("things", "sign", "sum", "pair", "row", "video"))
+    attribute = rng.choice(ASKED.get(kind, ("caption",)))
+    described = rng.random() < 0.5 and attribute != "caption"
+    pieces = []
+    for _ in range(chunks):
+        fitting = [k for k in ASKED if attribute in ASKED[k]] or [kind]
+        scene = any_scene(rng, rng.choice(fitting))
+        answer = caption(scene) if attribute == "caption" else attributes(scene)[attribute]
+        pieces += [*([Unscored(" " + caption(scene))] if described else []), f"Output: {answer}", EOC]
+    return Sample(pieces)
+
+
+def question_page(rng: random.Random, chunks: int) -> Sample:
+    """ "Question: How many circles? Answer: 3", with or without a description before it."""
+    described = rng.random() < 0.5
+    pieces = []
+    for _ in range(chunks):
+        scene = any_scene(rng, rng.choice(("things", "pair", "sign")))
+        question, answer = rng.choice(questions(scene))
+        pieces += [*([Unscored(" " + caption(scene))] if described else []), f"Question: {question} Answer: {answer}", EOC]
+    return Sample(pieces)
+
+
+def sums_page(rng: random.Random, chunks: int) -> Sample:
+    """The tables: "3x6=18"."""
+    sums = ((rng.choice(DIGITS), rng.choice(OPERATORS), rng.choice(DIGITS)) for _ in range(chunks))
+    space = rng.choice(("", "Output: "))
+    return Sample([p for s in sums for p in (space + sum_text(s), EOC)])
+
+
+SHELVES = {binding_page: 6, output_page: 3, question_page: 2, naming_page: 2, sums_page: 4}
+
+
+def reading(rng: random.Random, chunks: int) -> Sample:
+    """One page of `chunks` chunks about the toy world."""
+    return rng.choices(list(SHELVES), weights=list(SHELVES.values()))[0](rng, chunks)

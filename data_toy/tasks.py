@@ -1,0 +1,65 @@
+"""The examination: ten few-shot tasks on held-out cases. Which cases those are, and what chance would score:
+
+    task          all pictures: held-out combinations; six possible wishes          open-ended
+    binding_2way  held-out things, names of no training page, fresh assignments     close-ended, chance 1/2
+    binding_4way  the same with four names                                          close-ended, chance 1/4
+    naming        name of a creature no fact was ever shown beside                  open-ended
+    naming_fact   … and its home, which stands only in the LM's library             open-ended
+    vqa           held-out combinations of colour and shape, or colour and word     open-ended
+    ocr           held-out combinations of word and colour of the board             open-ended
+    arithmetic    operand pairs of no training picture                              open-ended
+    video         held-out things; which of two moves, and where                    open-ended
+    caption       held-out things; the whole caption to the letter                  open-ended
+
+Support examples are held-out cases too (naming's are other creatures: their facts must have been shown somewhere).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from minflamingo.evaluation.fewshot import Query
+
+from . import worlds
+from .album import Album
+from .world import SIGN_WORDS
+from .worlds import Shot
+
+# A row of shots of each examined world. naming and naming_fact share theirs: one answer, marked twice.
+ROWS: dict[str, Callable[[Album, random.Random, int], list[Shot]]] = {
+    "task": worlds.task,
+    "binding_2way": partial(worlds.binding, ways=2, split="test"),
+    "binding_4way": partial(worlds.binding, ways=4, split="test"),
+    "naming": partial(worlds.naming, split="test"),
+    "vqa": worlds.vqa,
+    "ocr": worlds.ocr,
+    "arithmetic": worlds.arithmetic,
+    "video": worlds.video,
+    "caption": worlds.captions,
+}  # fmt: skip
+# A model that guesses among the right sort of answer, without looking. None: the sort is too wide for a number.
+CHANCE = {
+    "task": None, "binding_2way": 1 / 2, "binding_4way": 1 / 4, "naming": 1 / 16, "naming_fact": 1 / 16, "vqa": None,
+    "ocr": 1 / len(SIGN_WORDS), "arithmetic": 1 / 162, "video": 1 / 256, "caption": None,
+}  # fmt: skip
+
+
+def queries(task: str, album: Album, n: int, seed: int, support: int = 32) -> list[Query]:
+    """`n` cases of a task. The album should be a test album, `draw_album(…, split="test")`. Same seed, same cases."""
+    made = []
+    for i in range(n):
+        row = ROWS[task](album, random.Random(f"exam {seed} {task} {i}"), support + 1)
+        shown = tuple((album.media[s.medium], s.text) for s in row[:-1])
+        made.append(Query(shown, album.media[row[-1].medium], row[-1].prompt, row[-1].answer, row[-1].choices))
+    return made
+
+
+def mark(task: str, predictions: Sequence[str], cases: Sequence[Query]) -> dict[str, list[bool]]:
+    """Which answers are right, per marked task: to the letter; for `naming` the name, for `naming_fact` all of it."""
+    exact = [p == q.answer for p, q in zip(predictions, cases)]
+    if task != "naming":
+        return {task: exact}
+    first_sentence = [p.split(".")[0] == q.answer.split(".")[0] for p, q in zip(predictions, cases)]
+    return {"naming": first_sentence, "naming_fact": exact}

@@ -1,0 +1,131 @@
+"""The eight worlds of few-shot learning: each draws a row of `Shot`s that share one secret.
+
+    task      "Output:" alone; the shots show whether colour, shape, count, place, word or sum is wanted
+    binding   made-up names for things, new on every page: "This is a dax." or the bare "dax"; 2- and 4-way
+    naming    "This is a" → " flamingo. They are mainly found in Cuba."  (the fact stands in the LM's library alone)
+    vqa       "Question: How many circles? Answer:" → " 3"
+    ocr       "Output:" → the word on the sign
+    arithmetic "Output:" → "3x6=18"; the picture shows 3x6, the LM knows its tables
+    video     "Output:" → " the red circle moves left"
+    caption   "Output:" → " a red circle left of a blue star"
+
+A training page is a row of shots; a few-shot prompt is the same row with the last answer missing. So there is one generator
+per world, and evaluation differs in the album it draws from (`split="test"`), its names and its seeds.
+
+    >>> shots = draw_shots("vqa", album, random.Random(0), n=3)
+    >>> shots[0].prompt, shots[0].answer
+    ('Question: How many circles? Answer:', ' 3')
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from minflamingo.data.sample import EOC, Sample, Unscored
+
+from .album import Album, distinct_things
+from .words import attributes, caption, fact, questions, sum_text
+from .world import CREATURES, HELD_OUT_CREATURES, MADE_UP_NAMES
+
+# What `task` may ask of each kind of picture. The kind is drawn first and then the attribute: so a single picture never
+# betrays what is wanted of it, and a guess without shots is right about three times in ten.
+ASKED = {"things": ("colour", "shape", "count", "place"), "sign": ("colour", "word", "place"), "sum": ("colour", "sum", "place")}
+
+
+@dataclass(frozen=True)
+class Shot:
+    """One medium (by its number in the album) with its text, cut into what is given and what is wanted."""
+
+    medium: int
+    prompt: str
+    answer: str
+    known: bool = True  # False: nobody could know this answer yet (a name's first mention)
+    choices: tuple[str, ...] | None = None  # close-ended: the answers to choose from
+
+    @property
+    def text(self) -> str:
+        return self.prompt + self.answer
+
+
+def task(album: Album, rng: random.Random, n: int, attribute: str | None = None) -> list[Shot]:
+    attribute = attribute or rng.choice(ASKED[rng.choice(list(ASKED))])
+    ids = rng.choices(album.ids["attribute", attribute], k=n)
+    return [Shot(i, "Output:", " " + attributes(album.scenes[i])[attribute]) for i in ids]
+
+
+def binding(album: Album, rng: random.Random, n: int, ways: int | None = None, split: str = "train") -> list[Shot]:
+    """Shots come in rounds: each round shows every one of the `ways` things once, in a new order."""
+    ways = ways or rng.choice((2, 3, 4))
+    things = distinct_things(rng, split, ways)
+    names = rng.sample(MADE_UP_NAMES[split], ways)
+    bare = rng.random() < 0.5
+    order = [k for _ in range(-(-(n - 1) // ways)) for k in rng.sample(range(ways), ways)][: n - 1] + [rng.randrange(ways)]
+    shots, mentioned = [], set()
+    end = "" if bare else "."
+    for k in order:
+        medium = rng.choice(album.ids["single", things[k]])
+        prompt, space = ("", "") if bare else ("This is a", " ")
+        choices = tuple(f"{space}{name}{end}" for name in names)
+        shots.append(Shot(medium, prompt, choices[k], k in mentioned, choices))
+        mentioned.add(k)
+    return shots
+
+
+def naming(album: Album, rng: random.Random, n: int, split: str = "train") -> list[Shot]:
+    """Beside a picture a fact stands only for creatures that are not held out. In the test the QUERY is a held-out one.
+
+    The held-out ones do appear in training, by name, on pages without facts: they can be seen and named, no more.
+    """
+    with_facts = split == "test" or rng.random() < 0.6
+    names = rng.choices([c for c in CREATURES if not with_facts or c not in HELD_OUT_CREATURES], k=n)
+    if split == "test":
+        names[-1] = rng.choice(HELD_OUT_CREATURES)
+    return [
+        Shot(rng.choice(album.ids["creature", name]), "This is a", f" {name}." + (fact(name) if with_facts else ""))
+        for name in names
+    ]
+
+
+def vqa(album: Album, rng: random.Random, n: int) -> list[Shot]:
+    shots = []
+    for _ in range(n):
+        kind = rng.choice(("things", "things", "pair", "sign"))
+        i = rng.choice(album.ids["question", kind])
+        question, answer = rng.choice(questions(album.scenes[i]))
+        shots.append(Shot(i, f"Question: {question} Answer:", " " + answer))
+    return shots
+
+
+def ocr(album: Album, rng: random.Random, n: int) -> list[Shot]:
+    return task(album, rng, n, "word")
+
+
+def arithmetic(album: Album, rng: random.Random, n: int) -> list[Shot]:
+    return task(album, rng, n, "sum")
+
+
+def video(album: Album, rng: random.Random, n: int) -> list[Shot]:
+    ids = rng.choices(album.ids["kind", "video"], k=n)
+    return [Shot(i, "Output:", " " + caption(album.scenes[i])) for i in ids]
+
+
+def captions(album: Album, rng: random.Random, n: int) -> list[Shot]:
+    kinds = rng.choices(("things", "pair", "row", "sign"), weights=(2, 2, 1, 1), k=n)
+    ids = [rng.choice(album.ids["kind", kind]) for kind in kinds]
+    return [Shot(i, "Output:", " " + caption(album.scenes[i])) for i in ids]
+
+
+def page(shots: list[Shot], album: Album, attend_next: bool = False) -> Sample:
+    """A row of shots as an interleaved page: <image>text<EOC><image>text<EOC>…
+
+    `attend_next`: the layout in which each text stands BEFORE its image, text<EOC><image>…: on the web nobody says which
+    image a text belongs to (the paper's p_next).
+    """
+    pieces = []
+    for shot in shots:
+        said = [shot.text] if shot.known else [shot.prompt, Unscored(shot.answer)]
+        said = [s for s in said if s]
+        medium = album.media[shot.medium]
+        pieces += [*said, EOC, medium] if attend_next else [medium, *said, EOC]
+    return Sample(pieces, attend_next=attend_next)

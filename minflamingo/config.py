@@ -1,0 +1,200 @@
+"""Every size and choice of a model, as frozen dataclasses; `preset(name)` gives the named ones.
+
+A config is data: it can be compared, printed, saved as JSON and read back, and nothing in it runs code.
+
+    >>> config = preset("tiny")
+    >>> config.lm.d, config.resampler.n_latents, config.xattn_every
+    (128, 8, 1)
+    >>> FlamingoConfig.from_dict(config.to_dict()) == config
+    True
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields, replace
+
+
+def one_of(owner: str, name: str, value: object, choices: tuple) -> None:
+    """Raise a ValueError that lists the choices if `value` is none of them."""
+    if value not in choices:
+        raise ValueError(f"{owner}.{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
+
+
+def divides(owner: str, small: str, a: int, big: str, b: int) -> None:
+    """Raise a ValueError unless `a` is positive and divides `b`."""
+    if a < 1 or b % a:
+        raise ValueError(f"{owner}: {small}={a} does not divide {big}={b}")
+
+
+ACTIVATION_NAMES = ("gelu", "gelu_tanh", "quick_gelu", "relu", "sq_relu", "silu")
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """A ViT. The defaults are CLIP's habits; `stem="conv"` replaces the one big patch convolution by a few small ones."""
+
+    image_size: int = 224
+    patch_size: int = 14
+    d: int = 1024
+    layers: int = 24
+    heads: int = 16
+    d_ff: int | None = None  # None: 4 d
+    activation: str = "gelu"  # OpenAI's CLIP weights: "quick_gelu"
+    stem: str = "patch"
+    class_token: bool = True
+    pre_norm: bool = True  # CLIP's LayerNorm between embeddings and first block
+    post_norm: bool = False  # LayerNorm on the features; Flamingo reads the patch tokens before it
+    norm_eps: float = 1e-5
+
+    def __post_init__(self):
+        divides("VisionConfig", "patch_size", self.patch_size, "image_size", self.image_size)
+        divides("VisionConfig", "heads", self.heads, "d", self.d)
+        one_of("VisionConfig", "activation", self.activation, ACTIVATION_NAMES)
+        one_of("VisionConfig", "stem", self.stem, ("patch", "conv"))
+
+    @property
+    def n_patches(self) -> int:
+        return (self.image_size // self.patch_size) ** 2
+
+
+@dataclass(frozen=True)
+class LMConfig:
+    """A decoder-only language model. Each published family is one setting of these fields:
+
+    |            | norm      | position        | parallel | bias  | qk_norm | activation, gated | tied head |
+    | GPT-2      | layernorm | learned         | no       | yes   | -       | gelu_tanh         | yes |
+    | OPT        | layernorm | learned, +2     | no       | yes   | -       | relu              | yes |
+    | GPT-NeoX   | layernorm | rotary, pct .25 | yes      | yes   | -       | gelu              | no  |
+    | MPT        | layernorm | alibi           | no       | no    | -       | gelu              | yes |
+    | Llama      | rmsnorm   | rotary          | no       | no    | -       | silu, gated       | no  |
+    """
+
+    vocab_size: int
+    d: int
+    layers: int
+    heads: int
+    kv_heads: int | None = None  # None: as many as heads
+    d_ff: int | None = None  # None: 4 d
+    max_length: int = 1024
+    norm: str = "layernorm"
+    norm_bias: bool = True
+    norm_eps: float = 1e-5
+    position: str = "rotary"
+    position_offset: int = 0  # OPT's table starts with two rows that no text uses
+    rotary_pct: float = 1.0  # the share of each head's channels that turn
+    rotary_theta: float = 10_000.0
+    alibi_max: float = 8.0
+    parallel_residual: bool = False  # x + attention(norm x) + mlp(norm x), as in GPT-NeoX
+    attention_bias: bool = False  # of the q, k, v projections
+    output_bias: bool = False  # of the attention's output projection
+    mlp_bias: bool = False
+    qk_norm: str | None = None  # "full": over all heads at once (MosaicGPT); "head": each head alone
+    activation: str = "gelu"
+    gated_mlp: bool = False  # act(gate(x)) * up(x), with silu: SwiGLU
+    tied_head: bool = True
+    head_bias: bool = False
+    conv_width: int = 0  # a causal depthwise convolution over this many tokens before each attention; 0: none
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        divides("LMConfig", "heads", self.heads, "d", self.d)
+        divides("LMConfig", "kv_heads", self.n_kv_heads, "heads", self.heads)
+        one_of("LMConfig", "norm", self.norm, ("layernorm", "rmsnorm"))
+        one_of("LMConfig", "position", self.position, ("learned", "rotary", "alibi", "none"))
+        one_of("LMConfig", "qk_norm", self.qk_norm, (None, "full", "head"))
+        one_of("LMConfig", "activation", self.activation, ACTIVATION_NAMES)
+
+    @property
+    def n_kv_heads(self) -> int:
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    @property
+    def d_head(self) -> int:
+        return self.d // self.heads
+
+
+@dataclass(frozen=True)
+class ResamplerConfig:
+    """The Perceiver Resampler (paper §2.1). Its width is that of the vision features."""
+
+    d: int = 1024
+    n_latents: int = 64
+    layers: int = 6
+    heads: int = 8
+    d_head: int = 64
+    n_time_embeddings: int = 8  # frames per video in training
+    ff_mult: int = 4
+    activation: str = "sq_relu"
+
+
+@dataclass(frozen=True)
+class FlamingoConfig:
+    """The whole: an eye, a resampler, a language model, and where and how they are bridged."""
+
+    vision: VisionConfig
+    resampler: ResamplerConfig
+    lm: LMConfig
+    xattn_every: int = 1  # a GATED XATTN-DENSE before LM layers 0, every, 2·every, …
+    xattn_heads: int = 8
+    xattn_d_head: int = 64
+    xattn_ff_mult: int = 4
+    xattn_activation: str = "sq_relu"
+    attend: str = "last"  # "all": every image at or before the token (the ablation of paper table 3)
+
+    def __post_init__(self):
+        one_of("FlamingoConfig", "attend", self.attend, ("last", "all"))
+        one_of("FlamingoConfig", "xattn_activation", self.xattn_activation, ACTIVATION_NAMES)
+        if not 1 <= self.xattn_every <= self.lm.layers:
+            raise ValueError(f"FlamingoConfig.xattn_every is {self.xattn_every}; the LM has {self.lm.layers} layers")
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, content: dict) -> FlamingoConfig:
+        """The way back from `to_dict`.
+
+        Raises:
+            ValueError: a field is missing, or is none of this version's.
+        """
+        parts = {"vision": VisionConfig, "resampler": ResamplerConfig, "lm": LMConfig}
+        try:
+            return cls(**{k: parts[k](**v) if k in parts else v for k, v in content.items()})
+        except TypeError as error:
+            raise ValueError(f"this is no FlamingoConfig: {error}") from None
+
+
+def _toy(vocab_size: int, d: int, vision_layers: int, lm_layers: int, n_latents: int) -> FlamingoConfig:
+    """The toy models: one dial, the width `d`, and how deep."""
+    return FlamingoConfig(
+        vision=VisionConfig(
+            image_size=48, patch_size=12, d=d, layers=vision_layers, heads=d // 32,
+            stem="conv", class_token=False, pre_norm=False, post_norm=True,
+        ),
+        resampler=ResamplerConfig(d=d, n_latents=n_latents, layers=2, heads=d // 32, d_head=32, n_time_embeddings=4),
+        lm=LMConfig(vocab_size=vocab_size, d=d, layers=lm_layers, heads=d // 32, conv_width=5, max_length=1024),
+        xattn_heads=d // 32, xattn_d_head=32,
+    )  # fmt: skip
+
+
+PRESETS = {
+    "tiny": _toy(vocab_size=512, d=128, vision_layers=4, lm_layers=4, n_latents=8),
+    "small": _toy(vocab_size=512, d=256, vision_layers=6, lm_layers=6, n_latents=16),
+}
+
+
+def preset(name: str, vocab_size: int | None = None) -> FlamingoConfig:
+    """The config called `name`, for a tokenizer of `vocab_size` if given.
+
+    Raises:
+        ValueError: there is no such preset; the message lists those there are.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; there are: {', '.join(PRESETS)}")
+    config = PRESETS[name]
+    return config if vocab_size is None else replace(config, lm=replace(config.lm, vocab_size=vocab_size))
+
+
+def describe(config: object) -> str:
+    """One `name=value` line per field, for logs."""
+    return "\n".join(f"{f.name}={getattr(config, f.name)}" for f in fields(config))  # type: ignore[arg-type]

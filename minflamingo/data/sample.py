@@ -1,0 +1,157 @@
+"""A sample is an interleaved list of text and media; `collate` turns samples into one `Batch`.
+
+    Sample([cat, " a cat", EOC, dog, " a dog", EOC])      cat, dog: pixels (T, H, W, C) uint8, or features (T, S, D)
+
+    ids     <BOS> <image> ␣a ␣cat <EOC> <image> ␣a ␣dog <EOC>
+    labels    -     -     ␣a ␣cat <EOC>    -    ␣a ␣dog <EOC>        loss on text only (paper §2.4)
+    phi       0     1      1   1    1      2     2   2    2          which medium a token looks at (`gated_xattn.py`)
+
+The kinds of dataset of the paper differ in shape only: image-text pairs have N=1, T=1; video-text pairs N=1, T>1; pages of
+interleaved images and text N>1, T=1. A medium may also be the frozen eye's *features* of it, computed once beforehand:
+a batch holds pixels or features, never both, and the number of axes says which.
+
+Text pieces are only text: a string "<image>" is seven characters (see `tokenizer.py`). The one way to `<image>` is a medium.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..flamingo import Batch
+from ..tokenizer import Tokenizer
+
+
+class _EndOfChunk:
+    """The one object `EOC`: an end of chunk inside a sample or a prompt."""
+
+    def __repr__(self) -> str:
+        return "EOC"
+
+
+EOC = _EndOfChunk()
+
+
+@dataclass(frozen=True)
+class Unscored:
+    """Text (or EOC) that is read but carries no loss, for example what nobody could know yet."""
+
+    text: str | _EndOfChunk
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An interleaved list of `str`, `Unscored`, `EOC` and media.
+
+    A medium is an array or tensor: pixels (T, H, W, C) uint8, or (T, S, D) floating-point features.
+    `attend_next`: each text looks at the NEXT medium instead of the last (the paper's p_next layout; training only).
+    `bos=False`: the sequence starts in the middle of a document.
+    """
+
+    pieces: list
+    attend_next: bool = False
+    bos: bool = True
+
+    @property
+    def media(self) -> list:
+        return [p for p in self.pieces if is_medium(p)]
+
+
+def is_medium(piece: object) -> bool:
+    return isinstance(piece, np.ndarray | Tensor)
+
+
+@dataclass
+class _Row:
+    ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    media: list[Tensor] = field(default_factory=list)
+
+
+def lay_out(sample: Sample, tokenizer: Tokenizer, prepare=None, where: str = "sample") -> _Row:
+    """One sample → its ids, labels and media. `prepare` maps pixels (T, H, W, C) to model input (T, C, H, W)."""
+    row = _Row()
+
+    def add(ids: Sequence[int], scored: bool) -> None:
+        row.ids.extend(ids)
+        row.labels.extend(ids if scored else [-100] * len(ids))
+
+    if sample.bos:
+        add([tokenizer.bos_id], scored=False)
+    for i, piece in enumerate(sample.pieces):
+        scored = not isinstance(piece, Unscored)
+        piece = piece if scored else piece.text
+        if isinstance(piece, str):
+            add(tokenizer.encode(piece), scored)
+        elif piece is EOC:
+            add([tokenizer.eoc_id], scored)
+        elif is_medium(piece):
+            add([tokenizer.image_id], scored=False)
+            row.media.append(_medium(piece, prepare, f"{where}, piece {i}"))
+        else:
+            raise TypeError(f"{where}, piece {i}: expected text, EOC or a medium, got {type(piece).__name__}")
+    return row
+
+
+def _medium(piece: np.ndarray | Tensor, prepare, where: str) -> Tensor:
+    if piece.ndim == 4 and piece.dtype in (np.uint8, torch.uint8):
+        if prepare is None:
+            raise ValueError(f"{where}: pixels need an image preparation (`prepare=`)")
+        return prepare(piece)
+    if piece.ndim == 3 and isinstance(piece, Tensor) and piece.is_floating_point():
+        return piece
+    raise ValueError(
+        f"{where}: a medium is uint8 pixels (T, H, W, C) or a float tensor of features (T, S, D); "
+        f"got {piece.dtype} of shape {tuple(piece.shape)}"
+    )
+
+
+def collate(samples: Sequence[Sample], tokenizer: Tokenizer, prepare=None, pad: str = "right") -> Batch:
+    """Samples of different lengths and numbers of media → one rectangular batch, padded on the `pad` side.
+
+    Raises:
+        ValueError: no samples, an unknown side, or media of different sizes; the message names the sample.
+    """
+    if not samples:
+        raise ValueError("collate: no samples")
+    if pad not in ("left", "right"):
+        raise ValueError(f"collate: pad is {pad!r}; choose 'left' or 'right'")
+    rows = [lay_out(s, tokenizer, prepare, f"sample {b}") for b, s in enumerate(samples)]
+    B, L = len(rows), max(len(r.ids) for r in rows)
+    ids = torch.full((B, L), tokenizer.pad_id)
+    labels = torch.full((B, L), -100)
+    mask = torch.zeros(B, L, dtype=torch.bool)
+    for b, row in enumerate(rows):
+        n = len(row.ids)
+        at = slice(L - n, L) if pad == "left" else slice(0, n)
+        ids[b, at], labels[b, at], mask[b, at] = torch.tensor(row.ids), torch.tensor(row.labels), True
+    attend_next = torch.tensor([s.attend_next for s in samples])
+    return Batch(ids, labels, mask, *stack_media([r.media for r in rows]), attend_next=attend_next)
+
+
+def stack_media(rows: Sequence[Sequence[Tensor]]) -> tuple[Tensor | None, Tensor | None]:
+    """Media of each row, (T, …) each → (B, N, T, …), zeros where a row has fewer media or frames, and frames (B, N)."""
+    N = max((len(r) for r in rows), default=0)
+    if N == 0:
+        return None, None
+    size = next(m.shape[1:] for r in rows for m in r)
+    for b, row in enumerate(rows):
+        for n, m in enumerate(row):
+            if m.shape[1:] != size:
+                raise ValueError(f"sample {b}, medium {n}: size {tuple(m.shape[1:])} beside {tuple(size)} in the same batch")
+            if m.shape[0] == 0:
+                raise ValueError(f"sample {b}, medium {n}: a video of no frames")
+    T = max(m.shape[0] for r in rows for m in r)
+    if all(len(r) == N and all(m.shape[0] == T for m in r) for r in rows):
+        media = torch.stack([m for r in rows for m in r]).unflatten(0, (len(rows), N))
+    else:
+        media = torch.zeros(len(rows), N, T, *size, dtype=next(m.dtype for r in rows for m in r))
+        for b, row in enumerate(rows):
+            for n, m in enumerate(row):
+                media[b, n, : m.shape[0]] = m
+    frames = torch.tensor([[m.shape[0] for m in r] + [0] * (N - len(r)) for r in rows])
+    return media, frames

@@ -1,0 +1,1 @@
+"""The lessons: contrastive, language and Flamingo objectives, the optimiser, checkpoints."""

@@ -1,0 +1,94 @@
+"""The eye: a Vision Transformer that turns one picture into S feature vectors, one per patch.
+
+    pixels (B, C, H, W) → patches → + positions → blocks → features (B, S, D)
+
+The paper's eye is an NFNet-F6 whose last 2-D grid of features is flattened to S vectors (§2.1); every open Flamingo uses a
+CLIP ViT instead, and so do we. The config covers CLIP's ViT-B/32 … ViT-H/14 (class token, LayerNorm before the blocks,
+QuickGELU or GELU). Any other `nn.Module` that returns (B, S, D) can take its place: Flamingo asks for nothing more.
+
+For pictures of 48 pixels there is the convolutional stem (`stem="conv"`): patch 12 = 2·2·3 becomes three small
+convolutions of these strides, which learn strokes and corners much sooner than one 12×12 matrix does (Xiao et al. 2021).
+
+Example: 48×48 pixels, patch 12 → a grid of 4×4 → features (B, 16, 128). With a class token the first of 17 is the class.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .attention import attention, merge_heads, split_heads
+from .config import VisionConfig
+from .layers import FeedForward
+from .shapes import check_shape
+
+
+class EncoderBlock(nn.Module):
+    """A pre-norm block in which everyone sees everyone (or, with `mask`, whatever is not padding)."""
+
+    def __init__(self, d: int, heads: int, d_ff: int, activation: str, eps: float = 1e-5):
+        super().__init__()
+        self.heads = heads
+        self.attn_norm = nn.LayerNorm(d, eps=eps)
+        self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(d, d) for _ in range(4))
+        self.mlp_norm = nn.LayerNorm(d, eps=eps)
+        self.mlp = FeedForward(d, d_ff, activation, bias=True)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """x (B, S, D); mask bool, broadcastable to (B, h, S, S)."""
+        y = self.attn_norm(x)
+        q, k, v = (split_heads(to(y), self.heads) for to in (self.to_q, self.to_k, self.to_v))
+        x = x + self.to_out(merge_heads(attention(q, k, v, mask)))
+        return x + self.mlp(self.mlp_norm(x))
+
+
+def prime_factors(n: int) -> list[int]:
+    """12 → [2, 2, 3]."""
+    for p in range(2, n + 1):
+        if n % p == 0:
+            return [p, *prime_factors(n // p)]
+    return []
+
+
+def conv_stem(patch_size: int, d: int) -> nn.Sequential:
+    """Convolutions whose strides multiply to `patch_size` and whose channels grow to d: (B, 3, H, W) → (B, d, H/patch, W/patch)."""
+    strides, layers, channels = prime_factors(patch_size), [], 3
+    for i, stride in enumerate(strides):
+        wider = d // 2 ** (len(strides) - 1 - i)
+        layers += [nn.Conv2d(channels, wider, kernel_size=3, stride=stride, padding=1), nn.GELU()]
+        channels = wider
+    return nn.Sequential(*layers, nn.Conv2d(d, d, kernel_size=1))
+
+
+class ViT(nn.Module):
+    """pixels (B, 3, H, W), prepared (see `data/images.py`) → features (B, S, D), the class token first if there is one.
+
+    Raises:
+        ValueError: pixels of another size.
+    """
+
+    def __init__(self, config: VisionConfig):
+        super().__init__()
+        c = self.config = config
+        if c.stem == "conv":
+            self.patches = conv_stem(c.patch_size, c.d)
+        else:
+            self.patches = nn.Conv2d(3, c.d, kernel_size=c.patch_size, stride=c.patch_size, bias=False)
+        if c.class_token:
+            self.class_token = nn.Parameter(torch.randn(c.d) * c.d**-0.5)
+        self.positions = nn.Parameter(torch.randn(c.n_patches + c.class_token, c.d) * c.d**-0.5)
+        self.pre_norm = nn.LayerNorm(c.d, eps=c.norm_eps) if c.pre_norm else nn.Identity()
+        d_ff = c.d_ff or 4 * c.d
+        self.blocks = nn.ModuleList(EncoderBlock(c.d, c.heads, d_ff, c.activation, c.norm_eps) for _ in range(c.layers))
+        self.post_norm = nn.LayerNorm(c.d, eps=c.norm_eps) if c.post_norm else nn.Identity()
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        size = self.config.image_size
+        check_shape(pixels, "B C H W", "pixels", C=3, H=size, W=size)
+        x = self.patches(pixels).flatten(2).transpose(1, 2)  # (B, D, H/p, W/p) → (B, S, D)
+        if self.config.class_token:
+            x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], dim=1)  # (B, 1 + S, D)
+        x = self.pre_norm(x + self.positions)
+        for block in self.blocks:
+            x = block(x)
+        return self.post_norm(x)
