@@ -24,56 +24,62 @@ from .world import (
     COLOURS,
     COUNTS,
     CREATURES,
+    DIGITS,
     DIRECTIONS,
+    OPERATORS,
     PLACES,
     RELATIONS,
-    SIGNS,
-    SUMS,
-    THINGS,
+    SHAPES,
+    SIGN_WORDS,
     Scene,
     Video,
+    held_out,
 )
 
 # How often each kind comes in an album. "single" are things of count 1, which binding gives names to.
 SHARES = {"single": 4, "things": 4, "pair": 3, "row": 1, "sign": 3, "sum": 4, "creature": 2, "video": 3}
 
 
-def distinct_things(rng: random.Random, split: str, n: int) -> tuple[tuple[str, str], ...]:
-    """n things of which no two share a colour or a shape."""
-    while True:
-        things = rng.sample(THINGS[split], n)
-        if len({c for c, _ in things}) == len({s for _, s in things}) == n:
-            return tuple(things)
+def distinct_things(rng: random.Random, n: int) -> tuple[tuple[str, str], ...]:
+    """n (colour, shape) of which no two share a colour or a shape."""
+    return tuple(zip(rng.sample(list(COLOURS), n), rng.sample(SHAPES, n)))
 
 
-def picture_scene(rng: random.Random, kind: str, split: str = "train") -> Scene | Video:
-    """A scene that may be drawn: never held out in training, always held out in the test (creatures apart: see `worlds.py`)."""
+def any_scene(rng: random.Random, kind: str) -> Scene | Video:
+    """Any scene of this kind, held out or not."""
+    colour, place = rng.choice(list(COLOURS)), rng.choice(PLACES)
     if kind in ("single", "things"):
-        colour, shape = rng.choice(THINGS[split])
         count = 1 if kind == "single" else rng.choice(COUNTS)
-        return Scene("things", colour=colour, shape=shape, count=count, place=rng.choice(PLACES))
+        return Scene("things", colour=colour, shape=rng.choice(SHAPES), count=count, place=place)
     if kind == "sign":
-        colour, word = rng.choice(SIGNS[split])
-        return Scene(kind, colour=colour, word=word, place=rng.choice(("top", "bottom")))
+        return Scene(kind, colour=colour, word=rng.choice(SIGN_WORDS), place=rng.choice(("top", "bottom")))
     if kind == "sum":
-        colour = rng.choice(list(COLOURS))
-        return Scene(kind, colour=colour, operands=rng.choice(SUMS[split]), place=rng.choice(("top", "bottom")))
+        operands = (rng.choice(DIGITS), rng.choice(OPERATORS), rng.choice(DIGITS))
+        return Scene(kind, colour=colour, operands=operands, place=rng.choice(("top", "bottom")))
     if kind == "creature":
         return Scene(kind, name=rng.choice(CREATURES))
     if kind == "pair":
-        return Scene(kind, things=distinct_things(rng, split, 2), relation=rng.choice(RELATIONS))
+        return Scene(kind, things=distinct_things(rng, 2), relation=rng.choice(RELATIONS))
     if kind == "row":
-        return Scene(kind, things=distinct_things(rng, split, 3))
+        return Scene(kind, things=distinct_things(rng, 3))
     if kind == "video":
-        return Video(*distinct_things(rng, split, 2), rng.choice(DIRECTIONS))
+        return Video(*distinct_things(rng, 2), rng.choice(DIRECTIONS))
     raise ValueError(f"unknown kind of picture {kind!r}; there are: {', '.join(SHARES)}")
+
+
+def picture_scene(rng: random.Random, kind: str, split: str = "train") -> Scene | Video:
+    """A scene that may be drawn: never held out in training, always in the test (creatures apart: they are never)."""
+    while True:
+        scene = any_scene(rng, kind)
+        if kind == "creature" or held_out(scene) == (split == "test"):
+            return scene
 
 
 @dataclass
 class Album:
     """`media[i]` shows `scenes[i]`: uint8 pixels (T, H, W, C), or the eye's features (T, S, D). `ids[key]` finds pictures.
 
-    Keys: ("kind", kind), ("attribute", name), ("question",), ("single", (colour, shape)), ("creature", name).
+    Keys: ("kind", kind), ("attribute", name), ("question", kind), ("single", (colour, shape)), ("creature", name).
     """
 
     scenes: list[Scene | Video]

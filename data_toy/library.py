@@ -19,44 +19,10 @@ import random
 
 from minflamingo.data.sample import EOC, Sample, Unscored
 
+from .album import any_scene, distinct_things
 from .words import attributes, caption, fact, questions, sum_text
-from .world import (
-    COLOURS,
-    COUNTS,
-    CREATURES,
-    DIGITS,
-    DIRECTIONS,
-    MADE_UP_NAMES,
-    OPERATORS,
-    PLACES,
-    RELATIONS,
-    SHAPES,
-    SIGN_WORDS,
-    Scene,
-    Video,
-)
+from .world import CREATURES, DIGITS, MADE_UP_NAMES, OPERATORS
 from .worlds import ASKED
-
-COLOUR_NAMES = tuple(COLOURS)
-
-
-def any_scene(rng: random.Random, kind: str) -> Scene | Video:
-    """Any scene of this kind, held out of pictures or not."""
-    colour, place = rng.choice(COLOUR_NAMES), rng.choice(PLACES)
-    things = tuple(zip(rng.sample(COLOUR_NAMES, 3), rng.sample(SHAPES, 3)))
-    if kind == "things":
-        return Scene(kind, colour=colour, shape=rng.choice(SHAPES), count=rng.choice(COUNTS), place=place)
-    if kind == "sign":
-        return Scene(kind, colour=colour, word=rng.choice(SIGN_WORDS), place=rng.choice(("top", "bottom")))
-    if kind == "sum":
-        operands = (rng.choice(DIGITS), rng.choice(OPERATORS), rng.choice(DIGITS))
-        return Scene(kind, colour=colour, operands=operands, place=rng.choice(("top", "bottom")))
-    if kind == "pair":
-        return Scene(kind, things=things[:2], relation=rng.choice(RELATIONS))
-    if kind == "row":
-        return Scene(kind, things=things)
-    return Video(*things[:2], rng.choice(DIRECTIONS))
-
 
 def nonsense(rng: random.Random, words: list[str], longest_filler: int, length: int) -> Sample:
     """One page of key–answer pairs, about `length` tokens: only answers whose key came before are scored.
@@ -86,7 +52,7 @@ def binding_page(rng: random.Random, chunks: int) -> Sample:
     """ "a red circle" "This is a dax.": a description where the picture will be, then a name made up for this page."""
     ways = rng.randint(2, 6)
     names = rng.sample(MADE_UP_NAMES["train"], ways)
-    things = list(zip(rng.sample(COLOUR_NAMES, ways), rng.sample(SHAPES, ways)))
+    things = distinct_things(rng, ways)
     bare, by_shape = rng.random() < 0.3, rng.random() < 0.5
     pieces, seen = [], set()
     for _ in range(chunks):
@@ -128,13 +94,12 @@ def question_page(rng: random.Random, chunks: int) -> Sample:
 
 
 def sums_page(rng: random.Random, chunks: int) -> Sample:
-    """The tables: "3x6=18"."""
+    """The tables: "Output: 3x6=18"."""
     sums = ((rng.choice(DIGITS), rng.choice(OPERATORS), rng.choice(DIGITS)) for _ in range(chunks))
-    space = rng.choice(("", "Output: "))
-    return Sample([p for s in sums for p in (space + sum_text(s), EOC)])
+    return Sample([p for s in sums for p in ("Output: " + sum_text(s), EOC)])
 
 
-SHELVES = {binding_page: 6, output_page: 3, question_page: 2, naming_page: 2, sums_page: 4}
+SHELVES = {binding_page: 5, output_page: 3, question_page: 2, naming_page: 1.5, sums_page: 5}
 
 
 def reading(rng: random.Random, chunks: int) -> Sample:

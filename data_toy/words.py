@@ -25,12 +25,17 @@ from .world import (
     Video,
 )
 
-NUMBER_WORDS = {1: "a", 2: "two", 3: "three", 4: "four"}
+NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
 COLOUR_NAMES = tuple(COLOURS)
 
 
 def plural(shape: str, count: int = 2) -> str:
     return shape if count == 1 else shape + ("es" if shape.endswith("s") else "s")
+
+
+def one(colour: str) -> str:
+    """The article that fits: "a red", "an orange"."""
+    return f"an {colour}" if colour[0] in "aeiou" else f"a {colour}"
 
 
 def sum_text(operands: tuple[int, str, int]) -> str:
@@ -45,14 +50,15 @@ def caption(scene: Scene | Video) -> str:
     if isinstance(s, Video):
         return f"the {s.mover[0]} {s.mover[1]} moves {s.direction}"
     if s.kind == "things":
-        return f"{NUMBER_WORDS[s.count]} {s.colour} {plural(s.shape, s.count)} at the {s.place}"
+        how_many = one(s.colour) if s.count == 1 else f"{NUMBER_WORDS[s.count]} {s.colour}"
+        return f"{how_many} {plural(s.shape, s.count)} at the {s.place}"
     if s.kind == "sign":
-        return f"a {s.colour} sign at the {s.place} says {s.word}"
+        return f"{one(s.colour)} sign at the {s.place} says {s.word}"
     if s.kind == "sum":
         return f"{sum_text(s.operands)} in {s.colour} at the {s.place}"
     if s.kind == "creature":
         return f"a {s.name}"
-    named = [f"a {colour} {shape}" for colour, shape in s.things]
+    named = [f"{one(colour)} {shape}" for colour, shape in s.things]
     if s.kind == "pair":
         return f"{named[0]} {s.relation} {named[1]}"
     return f"{named[0]}, {named[1]} and {named[2]}"
@@ -99,7 +105,7 @@ def vocabulary() -> list[str]:
     lines = ["Output:", "Question:", " Answer:", "This is a", ".", ",", "?", " sign", " says", " at the", " in", " and"]
     things = (*COLOURS, *SHAPES, *map(plural, SHAPES), *PLACES, *DIRECTIONS, *SIGN_WORDS, *CREATURES)
     lines += [f" {w}" for w in things]
-    lines += [f" {w}" for w in (*NUMBER_WORDS.values(), *RELATIONS, "the", "moves")]
+    lines += [f" {w}" for w in ("a", "an", *NUMBER_WORDS.values(), *RELATIONS, "the", "moves")]
     lines += [*COLOURS, *SHAPES, *CREATURES, *SIGN_WORDS]  # without a space: at the beginning of a text
     lines += [f" {n}" for n in range(10)] + [str(n) for n in range(1, 82)] + ["+", "x", "="]
     lines += [fact(name) for name in CREATURES]

@@ -41,6 +41,7 @@ class Shot:
     prompt: str
     answer: str
     known: bool = True  # False: nobody could know this answer yet (a name's first mention)
+    ends: bool = True  # False: more could follow here, so no loss on the <EOC>
     choices: tuple[str, ...] | None = None  # close-ended: the answers to choose from
 
     @property
@@ -57,7 +58,10 @@ def task(album: Album, rng: random.Random, n: int, attribute: str | None = None)
 def binding(album: Album, rng: random.Random, n: int, ways: int | None = None, split: str = "train") -> list[Shot]:
     """Shots come in rounds: each round shows every one of the `ways` things once, in a new order."""
     ways = ways or rng.choice((2, 3, 4))
-    things = distinct_things(rng, split, ways)
+    while True:  # a small or a held-out album does not show every thing
+        things = distinct_things(rng, ways)
+        if all(album.ids.get(("single", thing)) for thing in things):
+            break
     names = rng.sample(MADE_UP_NAMES[split], ways)
     bare = rng.random() < 0.5
     order = [k for _ in range(-(-(n - 1) // ways)) for k in rng.sample(range(ways), ways)][: n - 1] + [rng.randrange(ways)]
@@ -67,7 +71,7 @@ def binding(album: Album, rng: random.Random, n: int, ways: int | None = None, s
         medium = rng.choice(album.ids["single", things[k]])
         prompt, space = ("", "") if bare else ("This is a", " ")
         choices = tuple(f"{space}{name}{end}" for name in names)
-        shots.append(Shot(medium, prompt, choices[k], k in mentioned, choices))
+        shots.append(Shot(medium, prompt, choices[k], k in mentioned, choices=choices))
         mentioned.add(k)
     return shots
 
@@ -75,16 +79,18 @@ def binding(album: Album, rng: random.Random, n: int, ways: int | None = None, s
 def naming(album: Album, rng: random.Random, n: int, split: str = "train") -> list[Shot]:
     """Beside a picture a fact stands only for creatures that are not held out. In the test the QUERY is a held-out one.
 
-    The held-out ones do appear in training, by name, on pages without facts: they can be seen and named, no more.
+    The held-out ones do appear in training, by name. What comes after their name is left open there (`ends=False`: no loss
+    on the <EOC>), lest the bridge learn that these have nothing more to say.
     """
-    with_facts = split == "test" or rng.random() < 0.6
-    names = rng.choices([c for c in CREATURES if not with_facts or c not in HELD_OUT_CREATURES], k=n)
+    names = rng.choices(CREATURES if split == "train" else sorted(set(CREATURES) - set(HELD_OUT_CREATURES)), k=n)
     if split == "test":
         names[-1] = rng.choice(HELD_OUT_CREATURES)
-    return [
-        Shot(rng.choice(album.ids["creature", name]), "This is a", f" {name}." + (fact(name) if with_facts else ""))
-        for name in names
-    ]
+    shots = []
+    for name in names:
+        told = split == "test" or name not in HELD_OUT_CREATURES
+        medium = rng.choice(album.ids["creature", name])
+        shots.append(Shot(medium, "This is a", f" {name}." + (fact(name) if told else ""), ends=told))
+    return shots
 
 
 def vqa(album: Album, rng: random.Random, n: int) -> list[Shot]:
@@ -127,5 +133,6 @@ def page(shots: list[Shot], album: Album, attend_next: bool = False) -> Sample:
         said = [shot.text] if shot.known else [shot.prompt, Unscored(shot.answer)]
         said = [s for s in said if s]
         medium = album.media[shot.medium]
-        pieces += [*said, EOC, medium] if attend_next else [medium, *said, EOC]
+        said.append(EOC if shot.ends else Unscored(EOC))
+        pieces += [*said, medium] if attend_next else [medium, *said]
     return Sample(pieces, attend_next=attend_next)

@@ -189,14 +189,18 @@ class Flamingo(nn.Module):
 
     def _run(self, ids, attention_mask, media, phi, lm_cache, use_cache):
         """The LM with a bridge in front of its layers."""
-        before_block = None
+        mask = None
         if media is not None:
             R = self.config.resampler.n_latents
             n_media = next(kv for kv in media if kv is not None)[0].shape[2] // R
             mask = xattn_mask(phi, n_media, R, self.config.attend)
 
-            def before_block(i: int, x: Tensor) -> Tensor:
-                return x if media[i] is None else self.xattn_layers[str(i)](x, *media[i], mask)
+        def before_block(i: int, x: Tensor) -> Tensor:
+            if str(i) not in self.xattn_layers:
+                return x
+            # Text alone passes the bridge too: it must read like text before a first image, in any batch
+            k, v = (None, None) if media is None else media[i]
+            return self.xattn_layers[str(i)](x, k, v, mask)
 
         logits, lm_cache = self.lm(self.embed(ids), attention_mask, lm_cache, before_block, use_cache)
         return logits, Cache(lm_cache, media, phi[:, -1]) if use_cache else None

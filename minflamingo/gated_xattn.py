@@ -99,6 +99,8 @@ class GatedCrossAttentionDense(nn.Module):
         self.alpha_xattn = nn.Parameter(torch.zeros(1))
         self.alpha_dense = nn.Parameter(torch.zeros(1))
 
-    def forward(self, y: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        y = y + self.alpha_xattn.tanh() * self.xattn(y, k, v, mask)
+    def forward(self, y: Tensor, k: Tensor | None, v: Tensor | None, mask: Tensor | None) -> Tensor:
+        """k, v None: there is no image at all, and cross-attention gives zero as it does before the first one."""
+        if k is not None:
+            y = y + self.alpha_xattn.tanh() * self.xattn(y, k, v, mask)
         return y + self.alpha_dense.tanh() * self.ff(self.ff_norm(y))

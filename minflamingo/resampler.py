@@ -39,12 +39,15 @@ class ResamplerLayer(nn.Module):
         self.ff_norm = nn.LayerNorm(c.d)
         self.ff = FeedForward(c.d, c.ff_mult * c.d, c.activation)
 
-    def forward(self, latents: Tensor, features: Tensor, mask: Tensor | None) -> Tensor:
-        """latents (M, R, D), features (M, T·S, D), mask (M, 1, 1, T·S + R) bool or None."""
+    def project(self, latents: Tensor, features: Tensor) -> list[Tensor]:
+        """latents (M, R, D), features (M, T·S, D) → q (M, h, R, d), k and v (M, h, T·S + R, d)."""
         normed = self.norm_latents(latents)
         k, v = self.to_kv(torch.cat([self.norm_media(features), normed], dim=1)).chunk(2, dim=-1)
-        q, k, v = (split_heads(t, self.heads) for t in (self.to_q(normed), k, v))
-        latents = latents + self.to_out(merge_heads(attention(q, k, v, mask)))
+        return [split_heads(t, self.heads) for t in (self.to_q(normed), k, v)]
+
+    def forward(self, latents: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """latents (M, R, D), features (M, T·S, D), mask (M, 1, 1, T·S + R) bool or None."""
+        latents = latents + self.to_out(merge_heads(attention(*self.project(latents, features), mask)))
         return latents + self.ff(self.ff_norm(latents))
 
 
@@ -82,7 +85,7 @@ class PerceiverResampler(nn.Module):
             real = torch.arange(T, device=features.device) < frames[:, None]  # (M, T)
             real = F.pad(real.repeat_interleave(S, dim=1), (0, self.config.n_latents), value=True)
             mask = real[:, None, None, :]  # (M, 1, 1, T·S + R)
-        features = (features + times[:, :, None, :]).flatten(1, 2)  # (M, T·S, D)
+        features = (features + times[:, :, None, :]).flatten(1, 2)  # (M, T, S, D) → (M, T·S, D)
         latents = self.latents.expand(M, -1, -1)
         for layer in self.layers:
             latents = layer(latents, features, mask)

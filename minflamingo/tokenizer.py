@@ -107,7 +107,7 @@ class ToyTokenizer:
         try:
             content = json.loads(Path(path).read_text())
             words = content["words"] if content["kind"] == "toy" else None
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
             words = None
         if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
             raise ValueError(f"{path}: not the word list of a toy tokenizer")

@@ -1,7 +1,7 @@
-"""Small models for the tests: every number in them random but the same on every run, every gate open, every organ at work.
+"""Small models for the tests: random but the same on every run, every gate open, every organ at work.
 
-A freshly initialised model is a bad witness: its gates are shut and its weights of 0.02 make wrong and right agree to 1e-5.
-So `enliven` gives each parameter a value at which a mistake shows.
+A freshly initialised model is a bad witness: its gates are shut, and its weights of 0.02 make wrong and right agree to
+1e-5. So `enliven` gives each parameter a value at which a mistake shows.
 """
 
 from __future__ import annotations
@@ -20,22 +20,25 @@ from minflamingo.lm import LM
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     """Normal numbers that depend on the seed alone."""
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @torch.no_grad()
 def enliven(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every parameter a random value that matters: gates open, norms and biases not trivial, weights of order one."""
+    """Give every parameter a random value that matters: gates open, norms and biases not trivial."""
     for i, (name, p) in enumerate(model.named_parameters()):
         noise = random(*p.shape, seed=1000 * seed + i)
         if "alpha" in name:
             p.copy_(0.5 + noise.abs())
-        elif p.dim() == 1:
-            p.copy_(0.2 * noise + float("norm" in name and name.endswith("weight")))
+        elif p.dim() <= 1:
+            p.copy_(0.2 * noise + float(name.endswith("weight")))  # a vector called "weight" is a norm's
         elif any(word in name for word in ("embed", "latents", "positions", "time")):
             p.copy_(0.3 * noise)
         else:
             p.copy_(noise / p[0].numel() ** 0.5)
+    for name, statistic in model.named_buffers():  # of a BatchNorm
+        if name.endswith(("mean", "var")):
+            statistic.copy_(0.2 * random(*statistic.shape, seed=seed).tanh() + float(name.endswith("var")))
     return model.eval()
 
 
@@ -60,13 +63,14 @@ LM_FAMILIES = {
     "gpt2": GPT2,
     "opt": {**GPT2, "activation": "relu", "position_offset": 2},
     "neox": dict(
-        position="rotary", rotary_pct=0.25, parallel_residual=True, attention_bias=True, output_bias=True, mlp_bias=True,
-        tied_head=False, d=64,
+        position="rotary", rotary_pct=0.25, parallel_residual=True, attention_bias=True, output_bias=True,
+        mlp_bias=True, tied_head=False, d=64,
     ),
     "mpt": dict(position="alibi", norm_bias=False, tied_head=True),
     "mosaic": dict(position="alibi", qk_norm="full", tied_head=True),
     "llama": dict(
-        position="rotary", norm="rmsnorm", activation="silu", gated_mlp=True, kv_heads=2, tied_head=False, norm_eps=1e-6,
+        position="rotary", norm="rmsnorm", norm_eps=1e-6, activation="silu", gated_mlp=True, kv_heads=2,
+        tied_head=False,
     ),
     "head_norm": dict(position="rotary", norm="rmsnorm", qk_norm="head", kv_heads=1, gated_mlp=True, head_bias=True),
     "toy": dict(position="rotary", conv_width=3),
@@ -80,7 +84,7 @@ def tiny_lm(family: str = "toy", seed: int = 0, **changes) -> LM:
 
 
 def tiny_config(lm: dict | None = None, **changes) -> FlamingoConfig:
-    """A Flamingo for pictures of 8×8 pixels: 4 patches and a class token, 3 latents, a bridge before LM layers 0 and 2."""
+    """For pictures of 8×8 pixels: 4 patches and a class token, 3 latents, a bridge before LM layers 0 and 2."""
     sizes = dict(vocab_size=LETTERS.vocab_size, d=32, layers=3, heads=4, conv_width=3, max_length=64, head_bias=True)
     config = FlamingoConfig(
         vision=VisionConfig(image_size=8, patch_size=4, d=16, layers=1, heads=2),

@@ -1,4 +1,4 @@
-"""One attention for everybody, written twice: both are the equation, and whoever may look at nothing receives nothing."""
+"""One attention for everybody, written twice: both are the equation, and who may look at nothing receives nothing."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def test_both_ways_of_writing_attention_are_the_equation(case, kv_heads):
     """softmax(q·k/√d + bias) v over the keys that may be seen, against loops; with grouped key heads too."""
     mask, bias = CASES[case]
     q, k, v = inputs(kv_heads)
-    full = lambda x: None if x is None else x.expand(B, H, LQ, LK)
-    expected = by_hand(q, k, v, full(mask), full(bias))
+    full = [None if x is None else x.expand(B, H, LQ, LK) for x in (mask, bias)]
+    expected = by_hand(q, k, v, *full)
     assert close(attention_written_out(q, k, v, mask, bias)[0], expected)
     assert close(attention(q, k, v, mask, bias), expected)
 

@@ -71,7 +71,10 @@ def test_a_config_cannot_be_changed_in_place():
         (lambda: LMConfig(10, d=32, layers=1, heads=4, kv_heads=0), "kv_heads=0 does not divide heads=4"),
         (lambda: LMConfig(10, 32, 1, 4, position="sinus"), "LMConfig.position is 'sinus'; choose one of 'learned'"),
         (lambda: LMConfig(10, 32, 1, 4, norm="batchnorm"), "LMConfig.norm is 'batchnorm'"),
-        (lambda: LMConfig(10, 32, 1, 4, qk_norm="yes"), "LMConfig.qk_norm is 'yes'; choose one of None, 'full', 'head'"),
+        (
+            lambda: LMConfig(10, 32, 1, 4, qk_norm="yes"),
+            "LMConfig.qk_norm is 'yes'; choose one of None, 'full', 'head'",
+        ),
         (lambda: LMConfig(10, 32, 1, 4, activation="tanh"), "LMConfig.activation is 'tanh'"),
         (lambda: tiny_config(attend="next"), "FlamingoConfig.attend is 'next'; choose one of 'last', 'all'"),
         (lambda: tiny_config(xattn_activation="elu"), "FlamingoConfig.xattn_activation is 'elu'"),
@@ -97,7 +100,7 @@ def test_a_dictionary_with_a_field_too_many_or_too_few_is_refused():
 
 
 def test_sizes_that_follow_from_others():
-    """CLIP's ViT-L/14 cuts 224 pixels into 16 × 16 patches; heads share the width; no kv_heads means as many as heads."""
+    """CLIP's ViT-L/14 cuts 224 pixels into 16 × 16 patches; heads share the width; kv_heads: as many as heads."""
     assert VisionConfig(image_size=224, patch_size=14).n_patches == 256
     lm = LMConfig(10, d=96, layers=1, heads=6)
     assert (lm.d_head, lm.n_kv_heads, replace(lm, kv_heads=2).n_kv_heads) == (16, 6, 2)

@@ -1,4 +1,4 @@
-"""The tongue: every family of language models against its formulas, blind to the future, unmoved by padding and caches."""
+"""The tongue: every family against its formulas, blind to the future, unmoved by padding and caches."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ every_family = pytest.mark.parametrize("family", LM_FAMILIES)
 
 
 def written_out(lm: LM, x: torch.Tensor, before_block=lambda i, x: x) -> torch.Tensor:
-    """The families' formulas for one sequence (L, D) → logits (L, V): loops over heads and tokens, complex numbers for rotary."""
+    """The formulas for one sequence (L, D) → logits (L, V): loops over heads and tokens, complex numbers for rotary."""
     c, L, width = lm.config, len(x), lm.config.d_head
 
     def norm(layer, y):
@@ -137,7 +137,7 @@ def test_mpt_and_llama_have_no_bias_anywhere():
 
 
 def test_what_a_block_adds_shrinks_with_the_number_of_additions_at_initialisation():
-    """GPT-2's initialisation: std 0.02, and 0.02 / √(2 · layers) for the two matrices that write to the residual stream."""
+    """GPT-2: std 0.02, and 0.02 / √(2 · layers) for the two matrices that write to the residual stream."""
     torch.manual_seed(0)
     lm = LM(LMConfig(vocab_size=64, d=64, layers=8, heads=4))
     for weight, std in ((lm.blocks[3].attn.to_q.weight, 0.02), (lm.blocks[3].mlp.out.weight, 0.005)):
@@ -282,9 +282,11 @@ def test_an_opt_text_starts_at_row_two_of_its_table_of_positions():
 
 
 def test_rotary_by_hand():
-    """Position 1: the pair (1, 0) of frequency 1 turns to (cos 1, sin 1); the next pair turns by theta^(−2/4) = 0.01."""
+    """At position 1 the first pair (1, 0) turns to (cos 1, sin 1), the next by theta^(−2/4) = 0.01."""
     cos, sin = rotary_angles(torch.tensor([[0, 1]]), 4, 10_000.0)
-    x = torch.tensor([1.0, 1.0, 0.0, 0.0, 7.0]).expand(1, 1, 2, 5)  # pairs (channel i, i + 2), and one channel that stays
+    x = torch.tensor([1.0, 1.0, 0.0, 0.0, 7.0]).expand(
+        1, 1, 2, 5
+    )  # pairs (channel i, i + 2), and one channel that stays
     out = rotate(x, cos, sin)[0, 0]
     assert close(out[0], x[0, 0, 0])
     assert close(out[1], torch.tensor([math.cos(1), math.cos(0.01), math.sin(1), math.sin(0.01), 7.0]))
@@ -304,7 +306,7 @@ def test_with_rotary_the_inner_product_depends_on_the_distance_only():
 
 
 def test_alibi_slopes_by_hand():
-    """8 heads: 1/2 … 1/256. Otherwise MPT takes every second of the next power of two first: of 8 slopes, 6 heads get these."""
+    """8 heads: 1/2 … 1/256. For 6 heads MPT takes of these 8 every second one first."""
     assert alibi_slopes(8, 8.0).tolist() == [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256]
     assert alibi_slopes(6, 8.0).tolist() == [1 / 4, 1 / 16, 1 / 64, 1 / 256, 1 / 2, 1 / 8]
     assert alibi_slopes(2, 4.0).tolist() == [1 / 4, 1 / 16]
@@ -348,7 +350,7 @@ def test_no_label_at_all_is_a_loss_of_zero_and_not_nan():
     logits = random(2, 5, 11).requires_grad_()
     loss = next_token_loss(logits, torch.full((2, 5), -100))
     loss.backward()
-    assert float(loss) == 0 and not logits.grad.any()
+    assert loss == 0 and not logits.grad.any()
 
 
 def test_the_loss_of_the_language_model_is_that_of_its_logits():

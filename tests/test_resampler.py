@@ -23,9 +23,13 @@ def written_out(r: PerceiverResampler, features: torch.Tensor) -> torch.Tensor:
     """The paper's figure for one video (T, S, D) of at most 4 frames, head by head and with a plain softmax."""
     x = torch.cat([frame + r.time_embeddings[t] for t, frame in enumerate(features)])  # (T·S, D)
     latents, width = r.latents, r.config.d_head
-    norm = lambda layer, y: F.layer_norm(y, y.shape[-1:], layer.weight, layer.bias)
+
+    def norm(layer, y):
+        return F.layer_norm(y, y.shape[-1:], layer.weight, layer.bias)
+
     for layer in r.layers:
-        asked, both = norm(layer.norm_latents, latents), torch.cat([norm(layer.norm_media, x), norm(layer.norm_latents, latents)])
+        asked = norm(layer.norm_latents, latents)
+        both = torch.cat([norm(layer.norm_media, x), asked])
         q, (k, v) = asked @ layer.to_q.weight.T, (both @ layer.to_kv.weight.T).chunk(2, dim=-1)
         heads = []
         for h in range(r.config.heads):
@@ -40,14 +44,14 @@ def written_out(r: PerceiverResampler, features: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("T", [1, 3])
 def test_the_resampler_is_the_papers_equations(layers, T):
-    """latents += attention(q = latents, kv = [features, latents]); latents += ffw(latents), with squared ReLU (fig. 5)."""
+    """Fig. 5: latents += attention(q = latents, kv = [features, latents]); latents += ffw(latents), squared ReLU."""
     resampler = tiny_resampler(layers=layers)
     features = random(2, T, 5, 16)
     assert close(resampler(features), torch.stack([written_out(resampler, video) for video in features]))
 
 
 def test_keys_and_values_include_the_latents():
-    """Fig. 5: latents hear each other. In one layer, latent 2 changes what latent 0 becomes, which only attention can do."""
+    """Fig. 5: latents hear each other. In one layer, latent 2 changes what latent 0 becomes; only attention can."""
     resampler = tiny_resampler(layers=1)
     tokens = resampler(random(1, 1, 5, 16))
     (grad,) = torch.autograd.grad(tokens[0, 0].square().sum(), resampler.latents)
@@ -99,7 +103,7 @@ def test_without_time_embeddings_the_order_of_frames_and_patches_is_lost():
 
 
 def test_time_embeddings_of_a_longer_video_are_interpolated():
-    """4 learned for 8 frames, the table of the docstring: frame f lies at place 3f/7. (§2.1: 8 in training, 30 at evaluation.)"""
+    """4 learned for 8 frames, the docstring's table: frame f lies at place 3f/7. (Paper: 8, later 30.)"""
     resampler = tiny_resampler()
     e = resampler.time_embeddings
     places = [0, 0.43, 0.86, 1.29, 1.71, 2.14, 2.57, 3]
@@ -113,7 +117,7 @@ def test_time_embeddings_of_a_longer_video_are_interpolated():
 
 
 def test_a_video_no_longer_than_those_of_training_takes_the_first_embeddings():
-    """Up to `n_time_embeddings` frames nothing is interpolated. (Elsewhere 5 frames crash, or are not trained at all.)"""
+    """Up to `n_time_embeddings` frames nothing is interpolated. (flamingo-mini crashes at 5 frames.)"""
     resampler = tiny_resampler()
     for T in (1, 2, 4):
         assert torch.equal(resampler.time_embedding(T), resampler.time_embeddings[:T])
@@ -129,7 +133,7 @@ def test_time_embeddings_learn_from_short_and_long_videos():
 
 
 def test_padded_frames_change_nothing():
-    """Videos of 1, 3, 6 and 7 frames in one batch, loud nonsense behind each end: as if alone, interpolation included."""
+    """Videos of 1, 3, 6 and 7 frames in one batch, loud nonsense behind each end: each as if alone."""
     resampler = tiny_resampler()
     lengths = [1, 3, 6, 7]
     videos = [random(1, T, 5, 16, seed=T) for T in lengths]

@@ -1,4 +1,4 @@
-"""The toy tokenizer: words are single tokens, everything else is bytes, nothing that is text can become a special token."""
+"""The toy tokenizer: words are single tokens, everything else is bytes, and no text can become a special token."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from minflamingo.tokenizer import ToyTokenizer, pieces_of
 WORDS = ["This", " is", " a", " red", " circle", ".", "Output", ":", " 42", "é"]
 STRINGS = [
     "", " ", "This is a red circle.", "This is a dax", "<image>", "<EOC>", "<BOS><PAD><image>", "a<b and <image>s",
-    "  two  spaces ", "tab\tnew\nline\r\n", "naïve façade", "日本語", "🦩 flamingo 👩‍👩‍👧", "\x00\x7f", "\ud800", "\udc00\ud800 x", "é", "3x6=18",
+    "  two  spaces ", "tab\tnew\nline\r\n", "naïve façade", "日本語",
+    "🦩 flamingo 👩‍👩‍👧", "\x00\x7f", "\ud800", "\udc00\ud800 x", "é", "3x6=18",
 ]  # fmt: skip
 
 
@@ -47,7 +48,8 @@ def test_no_text_ever_becomes_a_special_token(tokenizer):
 
 def test_the_words_of_the_list_are_single_tokens_with_their_space(tokenizer):
     """Words carry the space before them, as in GPT-2; the docstring's example spells the made-up word."""
-    assert [tokenizer.decode([i]) for i in tokenizer.encode("This is a dax")] == ["This", " is", " a", " ", "d", "a", "x"]
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode("This is a dax")]
+    assert pieces == ["This", " is", " a", " ", "d", "a", "x"]
     for i, word in enumerate(WORDS):
         assert tokenizer.encode(word) == [259 + i]
 
@@ -58,7 +60,7 @@ def test_a_word_inside_another_is_not_found(tokenizer):
 
 
 def test_the_layout_of_ids_leaves_image_behind_the_vocabulary(tokenizer):
-    """0 <PAD>, 1 <BOS>, 2 <EOC>, 256 bytes, the words; <image> is the first id that the language model does not have."""
+    """0 <PAD>, 1 <BOS>, 2 <EOC>, 256 bytes, the words; <image> is the first id the language model does not have."""
     assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eoc_id) == (0, 1, 2)
     assert tokenizer.vocab_size == 3 + 256 + len(WORDS)
     assert tokenizer.image_id == tokenizer.vocab_size
@@ -91,7 +93,9 @@ def test_pieces_joined_are_the_text():
     assert pieces_of("Output: 12 cats\n") == ["Output", ":", " 12", " cats", "\n"]
 
 
-@pytest.mark.parametrize("words, sentence", [(["two words"], "not a single piece"), ([""], "not a single piece"), (["a", "a"], "twice")])
+@pytest.mark.parametrize(
+    "words, sentence", [(["two words"], "not a single piece"), ([""], "not a single piece"), (["a", "a"], "twice")]
+)
 def test_a_list_of_words_that_cannot_work_is_refused(words, sentence):
     """A word that `encode` could never find, or one with two ids."""
     with pytest.raises(ValueError, match=sentence):
@@ -114,7 +118,10 @@ def test_what_is_saved_is_what_is_loaded(tokenizer, tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"not json", b"[1, 2]", b'{"words": ["a"]}', b'{"kind": "bpe", "words": ["a"]}', b'{"kind": "toy", "words": [1]}', b"\xff\xfe\x00"],
+    [
+        b"", b"not json", b"[1, 2]", b'{"words": ["a"]}', b'{"kind": "bpe", "words": ["a"]}',
+        b'{"kind": "toy", "words": [1]}', b"\xff\xfe\x00",
+    ],
 )  # fmt: skip
 def test_a_file_that_is_no_toy_tokenizer_is_refused_by_name(content, tmp_path):
     """The error names the file."""

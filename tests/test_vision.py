@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,7 +22,7 @@ def tiny_vit(**changes) -> ViT:
 
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_an_encoder_block_is_pytorchs_pre_norm_transformer_layer(activation):
-    """x + attention(norm x), x + mlp(norm x), everyone sees everyone: `nn.TransformerEncoderLayer` with the same weights."""
+    """x + attention(norm x), x + mlp(norm x): `nn.TransformerEncoderLayer` with the same weights."""
     ours = enliven(EncoderBlock(16, 4, 48, activation))
     theirs = nn.TransformerEncoderLayer(16, 4, 48, 0.0, activation, batch_first=True, norm_first=True)
     with torch.no_grad():
@@ -98,24 +101,47 @@ def test_only_the_positions_tell_the_eye_where_a_patch_lies():
 
 
 def test_the_convolutional_stem_ends_on_the_grid_of_patches():
-    """Strides multiply to the patch size: 12 = 2·2·3, and 48 pixels become 4×4; channels double up to d."""
+    """Strides multiply to the patch size: 12 = 2·2·3, and 48 pixels become 4×4 of d channels."""
     assert prime_factors(12) == [2, 2, 3] and prime_factors(14) == [2, 7] and prime_factors(32) == [2] * 5
-    convolutions = [layer for layer in conv_stem(12, 32) if isinstance(layer, nn.Conv2d)]
-    assert [c.stride[0] for c in convolutions] == [2, 2, 3, 1]
-    assert [c.out_channels for c in convolutions] == [8, 16, 32, 32]
     for size, patch in ((48, 12), (224, 14), (96, 16)):
-        assert conv_stem(patch, 16)(torch.zeros(1, 3, size, size)).shape == (1, 16, size // patch, size // patch)
+        strides = [layer.stride[0] for layer in conv_stem(patch, 16) if isinstance(layer, nn.Conv2d)]
+        assert math.prod(strides) == patch
+        assert conv_stem(patch, 16)(torch.zeros(2, 3, size, size)).shape == (2, 16, size // patch, size // patch)
     assert tiny_vit(stem="conv", image_size=48, patch_size=12)(torch.zeros(1, 3, 48, 48)).shape == (1, 17, 16)
 
 
-def test_a_place_of_the_convolutional_grid_looks_at_its_patch_and_a_little_beyond():
-    """A gradient probe: grid place (1, 2) sees all of pixels 12…23 × 24…35, and nothing of the far corner."""
-    stem = enliven(conv_stem(12, 16))
-    pixels = random(1, 3, 48, 48).requires_grad_()
-    stem(pixels)[0, :, 1, 2].sum().backward()
-    seen = pixels.grad[0].abs().sum(0) > 0
-    assert seen[12:23, 24:35].all()
+def pixels_seen(patch: int, size: int, row: int, column: int) -> torch.Tensor:
+    """(H, W) bool: which pixels one place of the convolutional grid depends on, by gradients over 20 pictures."""
+    stem, pixels = enliven(conv_stem(patch, 16)), random(20, 3, size, size).requires_grad_()
+    stem(pixels)[:, :, row, column].square().sum().backward()
+    return pixels.grad.abs().sum((0, 1)) > 0
+
+
+def test_a_place_of_the_convolutional_grid_looks_at_its_own_neighbourhood():
+    """Place (1, 2) of 4×4 sees its patch, and nothing that lies a whole patch away from it."""
+    seen = pixels_seen(12, 48, 1, 2)
+    assert seen[12:24, 24:36].all()
     assert not seen[36:].any() and not seen[:, :12].any()
+
+
+@pytest.mark.parametrize("patch, size", [(12, 48), (14, 28), (20, 40), (8, 16)])
+def test_the_convolutional_stem_looks_at_every_pixel_of_every_patch(patch, size):
+    """As the one big patch convolution does: the last rows and columns of the picture included."""
+    for place in range(size // patch):
+        patch_of = slice(place * patch, (place + 1) * patch)
+        assert pixels_seen(patch, size, place, place)[patch_of, patch_of].all()
+
+
+def test_the_statistics_of_a_frozen_eye_do_not_move():
+    """The convolutional stem has BatchNorm; frozen, it reads each picture as in evaluation."""
+    config = tiny_config()
+    config = replace(config, vision=replace(config.vision, stem="conv"))
+    flamingo = enliven(Flamingo(config)).train()
+    before = {n: p.clone() for n, p in flamingo.vision.state_dict().items()}
+    alone, together = batch_of([picture(1), "a"]), batch_of([picture(1), "a"], [picture(2), "b"])
+    assert close(flamingo(alone)[0], flamingo(together)[0][:1])
+    flamingo(together)[1].backward()
+    assert all(torch.equal(p, before[n]) for n, p in flamingo.vision.state_dict().items())
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 12, 16), (1, 3, 24, 24), (1, 1, 12, 12), (3, 12, 12)])

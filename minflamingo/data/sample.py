@@ -15,7 +15,7 @@ Text pieces are only text: a string "<image>" is seven characters (see `tokenize
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -155,3 +155,20 @@ def stack_media(rows: Sequence[Sequence[Tensor]]) -> tuple[Tensor | None, Tensor
                 media[b, n, : m.shape[0]] = m
     frames = torch.tensor([[m.shape[0] for m in r] + [0] * (N - len(r)) for r in rows])
     return media, frames
+
+
+def pack(draw: Callable[[], Sample], rows: int, length: int, tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
+    """Text samples, one behind the other, cut to `rows` rows of exactly `length` tokens: ids and labels, (rows, length).
+
+    No padding, so no work is lost; each row begins with a new sample.
+    """
+    ids, labels = [], []
+    for _ in range(rows):
+        row = _Row()
+        while len(row.ids) < length:
+            more = lay_out(draw(), tokenizer)
+            row.ids += more.ids
+            row.labels += more.labels
+        ids.append(row.ids[:length])
+        labels.append(row.labels[:length])
+    return torch.tensor(ids), torch.tensor(labels)

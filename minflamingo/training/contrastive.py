@@ -37,7 +37,7 @@ class TextTower(nn.Module):
         for block in self.blocks:
             x = block(x, real[:, None, None, :])
         x = self.final_norm(x) * real[..., None]
-        return x.sum(1) / real.sum(1, keepdim=True)
+        return x.sum(1) / real.sum(1, keepdim=True).clamp_min(1)  # an empty caption is zero, not NaN
 
 
 class ContrastivePair(nn.Module):
