@@ -66,7 +66,8 @@ class Recipe:
     tongue_lr: float = 3e-3
     album: int = 16_000  # pictures and films that the pages are made of
     bridge_steps: int = 900
-    bridge_shots: int = 160  # pictures on the pages of one step
+    bridge_shots: int = 96  # pictures on the pages of one step
+    bridge_pairs: int = 128
     bridge_videos: int = 16
     bridge_lr: float = 2e-3
     exam: int = 200  # cases per task and number of shots
@@ -77,7 +78,7 @@ RECIPES = {
     "small": Recipe(eye_steps=4000, tongue_steps=6000, nonsense_steps=600, bridge_steps=6000, album=40_000, exam=500),
     "quick": Recipe(
         eye_steps=6, eye_batch=32, nonsense_steps=3, tongue_steps=6, tongue_tokens=512,
-        album=600, bridge_steps=6, bridge_shots=24, bridge_videos=4, exam=4,
+        album=600, bridge_steps=6, bridge_shots=24, bridge_pairs=4, bridge_videos=4, exam=4,
     ),
 }  # fmt: skip
 
@@ -86,7 +87,8 @@ PAGES = {
     worlds.task: 3, worlds.binding: 3, worlds.naming: 1.5, worlds.vqa: 3, worlds.arithmetic: 2, worlds.ocr: 1,
     worlds.captions: 1.5,
 }  # fmt: skip
-LAMBDA = {"pages": 1.0, "pairs": 0.3, "videos": 0.5}
+PAIR_KINDS = ("things", "things", "pair", "row", "sign", "sign", "sum", "sum")
+LAMBDA = {"pages": 1.0, "pairs": 1.0, "videos": 0.5}
 P_NEXT = 0.1  # share of pages whose text stands before its image
 
 
@@ -187,20 +189,16 @@ def encode_album(flamingo: Flamingo, album: Album) -> Album:
 
 
 def draw_pages(album: Album, rng: random.Random, shots: int) -> list[Sample]:
-    """Interleaved pages of 3 to 8 pictures, until `shots` pictures are on them. [N > 1, T = 1]"""
-    pages = []
-    while shots > 0:
-        world = rng.choices(list(PAGES), weights=list(PAGES.values()))[0]
-        n = rng.randint(3, 8)
-        pages.append(worlds.page(world(album, rng, n), album, attend_next=rng.random() < P_NEXT))
-        shots -= n
-    return pages
+    """Interleaved pages of 3 to 8 pictures each, `shots` pictures on all of them together. [N > 1, T = 1]"""
+    n = rng.randint(3, 8)  # the same on all pages of a step: little padding
+    drawn = rng.choices(list(PAGES), weights=list(PAGES.values()), k=shots // n)
+    return [worlds.page(world(album, rng, n), album, attend_next=rng.random() < P_NEXT) for world in drawn]
 
 
 def draw_batches(album: Album, rng: random.Random, recipe: Recipe) -> dict[str, list[Sample]]:
     """One batch of each of the paper's three kinds of dataset."""
     videos = [worlds.video(album, rng, rng.choice((1, 1, 2, 3))) for _ in range(recipe.bridge_videos)]
-    pairs = [worlds.captions(album, rng, 1) for _ in range(recipe.bridge_videos)]
+    pairs = [worlds.captions(album, rng, 1, PAIR_KINDS) for _ in range(recipe.bridge_pairs)]
     return {
         "pages": draw_pages(album, rng, recipe.bridge_shots),
         "pairs": [worlds.page(shots, album) for shots in pairs],

@@ -152,7 +152,7 @@ def figure_mask(figure: str, height: int) -> np.ndarray:
     """A digit of this height, or an operator that goes with digits of this height."""
     image = ink(figure, points=160, weight=5)
     if not figure.isdigit():
-        height = round(0.55 * height)
+        height = round(0.65 * height)
     return as_mask(image, round(height * image.width / image.height), height)
 
 
@@ -268,8 +268,8 @@ def draw_sign(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
 
 
 def draw_sum(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
-    """Two figures and an operator between them, such as 3x6, all of one colour."""
-    height = between(rng, 16, 20)
+    """Two figures and an operator between them, such as 3x6, or three figures, 306; all of one colour."""
+    height = between(rng, 16, 20 if scene.kind == "sum" else 18)  # three digits side by side take more room
     masks = [figure_mask(str(operand), height) for operand in scene.operands]
     colour = lit(scene.colour, rng)
     xs = line_up([mask.shape[1] for mask in masks], 2, rng)
@@ -290,7 +290,8 @@ def draw_creature(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
 
 ARRANGEMENTS = {
     "things": draw_things, "pair": draw_pair, "row": draw_row,
-    "sign": draw_sign, "sum": draw_sum, "creature": draw_creature,
+    "sign": draw_sign, "sum": draw_sum,
+    "number": draw_sum, "creature": draw_creature,
 }  # fmt: skip
 
 

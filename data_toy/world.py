@@ -1,12 +1,13 @@
 """The toy world: what exists in it, what can be seen in one picture, and what is kept back for the examination.
 
-A `Scene` says what a picture shows, as plain facts; `draw.py` paints it, `words.py` describes it. Six kinds:
+A `Scene` says what a picture shows, as plain facts; `draw.py` paints it, `words.py` describes it. Seven kinds:
 
     things    Scene("things",   colour="red", shape="circle", count=3, place="left")      three red circles at the left
     pair      Scene("pair",     things=(("red", "circle"), ("blue", "star")), relation="left of")
     row       Scene("row",      things=(three of them))                                  from left to right
     sign      Scene("sign",     colour="blue", word="taxi", place="top")                  a blue sign that says taxi
     sum       Scene("sum",      colour="green", operands=(3, "x", 6), place="top")        the figures 3x6 in green
+    number    Scene("number",   colour="green", operands=(8, 3, 6), place="top")          836 in green: reading practice
     creature  Scene("creature", name="flamingo")                                         an animal, drawn by rule
 
 **What is held out.** `held_out…` below are the only places where it is decided. A picture of a held-out case is seen
@@ -61,7 +62,7 @@ class Scene:
     things: tuple[tuple[str, str], ...] | None = None  # ((colour, shape), …) of a pair or a row
     relation: str | None = None
     word: str | None = None
-    operands: tuple[int, str, int] | None = None
+    operands: tuple[int, str | int, int] | None = None
     name: str | None = None
 
 
@@ -79,7 +80,7 @@ def held_out(scene: Scene | Video) -> bool:
     held out while "two red circles at the top" is not. Sums are held out by their figures alone; creatures never are."""
     if isinstance(scene, Scene) and scene.kind == "creature":
         return False
-    if isinstance(scene, Scene) and scene.kind == "sum":
+    if isinstance(scene, Scene) and scene.kind in ("sum", "number"):
         return held_out_operands(scene.operands[0], scene.operands[2])
     return zlib.crc32(repr(scene).encode()) % 8 == 0
 

@@ -116,9 +116,9 @@ def video(album: Album, rng: random.Random, n: int) -> list[Shot]:
     return [Shot(i, "Output:", " " + caption(album.scenes[i])) for i in ids]
 
 
-def captions(album: Album, rng: random.Random, n: int) -> list[Shot]:
-    kinds = rng.choices(("things", "pair", "row", "sign"), weights=(2, 2, 1, 1), k=n)
-    ids = [rng.choice(album.ids["kind", kind]) for kind in kinds]
+def captions(album: Album, rng: random.Random, n: int, kinds: tuple[str, ...] = ("things", "pair", "row")) -> list[Shot]:
+    """One to three things and how they stand; as image-text pairs for training, `kinds` may have signs and sums as well."""
+    ids = [rng.choice(album.ids["kind", rng.choice(kinds)]) for _ in range(n)]
     return [Shot(i, "Output:", " " + caption(album.scenes[i])) for i in ids]
 
 

@@ -4,14 +4,14 @@ A config is data: it can be compared, printed, saved as JSON and read back, and 
 
     >>> config = preset("tiny")
     >>> config.lm.d, config.resampler.n_latents, config.xattn_every
-    (128, 8, 1)
+    (96, 8, 1)
     >>> FlamingoConfig.from_dict(config.to_dict()) == config
     True
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 
 
 def one_of(owner: str, name: str, value: object, choices: tuple) -> None:
@@ -164,22 +164,25 @@ class FlamingoConfig:
             raise ValueError(f"this is no FlamingoConfig: {error}") from None
 
 
-def _toy(vocab_size: int, d: int, vision_layers: int, lm_layers: int, n_latents: int) -> FlamingoConfig:
-    """The toy models: one dial, the width `d`, and how deep."""
+def _toy(d: int, vision_layers: int, lm_layers: int, n_latents: int) -> FlamingoConfig:
+    """The toy models: one dial, the width `d` (heads of 16 channels everywhere), and how deep. 48 pixels, 16 patches."""
+    heads = d // 16
     return FlamingoConfig(
         vision=VisionConfig(
-            image_size=48, patch_size=12, d=d, layers=vision_layers, heads=d // 32,
+            image_size=48, patch_size=12, d=d, layers=vision_layers, heads=heads, d_ff=2 * d,
             stem="conv", class_token=False, pre_norm=False, post_norm=True,
         ),
-        resampler=ResamplerConfig(d=d, n_latents=n_latents, layers=2, heads=d // 32, d_head=32, n_time_embeddings=4),
-        lm=LMConfig(vocab_size=vocab_size, d=d, layers=lm_layers, heads=d // 32, conv_width=5, max_length=1024),
-        xattn_heads=d // 32, xattn_d_head=32,
+        resampler=ResamplerConfig(
+            d=d, n_latents=n_latents, layers=2, heads=heads, d_head=16, n_time_embeddings=4, ff_mult=2
+        ),
+        lm=LMConfig(vocab_size=512, d=d, layers=lm_layers, heads=heads, conv_width=8),
+        xattn_heads=heads, xattn_d_head=16, xattn_ff_mult=2,
     )  # fmt: skip
 
 
 PRESETS = {
-    "tiny": _toy(vocab_size=512, d=128, vision_layers=4, lm_layers=4, n_latents=8),
-    "small": _toy(vocab_size=512, d=256, vision_layers=6, lm_layers=6, n_latents=16),
+    "tiny": _toy(d=96, vision_layers=2, lm_layers=3, n_latents=8),
+    "small": _toy(d=192, vision_layers=4, lm_layers=6, n_latents=16),
 }
 
 
@@ -193,8 +196,3 @@ def preset(name: str, vocab_size: int | None = None) -> FlamingoConfig:
         raise ValueError(f"unknown preset {name!r}; there are: {', '.join(PRESETS)}")
     config = PRESETS[name]
     return config if vocab_size is None else replace(config, lm=replace(config.lm, vocab_size=vocab_size))
-
-
-def describe(config: object) -> str:
-    """One `name=value` line per field, for logs."""
-    return "\n".join(f"{f.name}={getattr(config, f.name)}" for f in fields(config))  # type: ignore[arg-type]

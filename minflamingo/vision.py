@@ -6,7 +6,7 @@ The paper's eye is an NFNet-F6 whose last 2-D grid of features is flattened to S
 CLIP ViT instead, and so do we. The config covers CLIP's ViT-B/32 … ViT-H/14 (class token, LayerNorm before the blocks,
 QuickGELU or GELU). Any other `nn.Module` that returns (B, S, D) can take its place: Flamingo asks for nothing more.
 
-For pictures of 48 pixels there is the convolutional stem (`stem="conv"`): patch 12 = 2·2·3 becomes three small
+For pictures of 48 pixels there is the convolutional stem (`stem="conv"`): patch 12 = 3·2·2 becomes small
 convolutions of these strides, which learn strokes and corners much sooner than one 12×12 matrix does (Xiao et al. 2021).
 
 Example: 48×48 pixels, patch 12 → a grid of 4×4 → features (B, 16, 128). With a class token the first of 17 is the class.
@@ -43,27 +43,28 @@ class EncoderBlock(nn.Module):
 
 
 def prime_factors(n: int) -> list[int]:
-    """12 → [2, 2, 3]."""
+    """12 → [3, 2, 2], the largest first."""
     for p in range(2, n + 1):
         if n % p == 0:
-            return [p, *prime_factors(n // p)]
+            return [*prime_factors(n // p), p]
     return []
 
 
 def conv_stem(patch_size: int, d: int) -> nn.Sequential:
     """Convolutions whose strides multiply to `patch_size`: (B, 3, H, W) → (B, d, H/patch, W/patch).
 
-    Patch 12 = 2·2·3: channels 3 → d/4 → d/2 → d/2 → d, the third step without a stride, so that letters are looked at once
-    more before the picture becomes a coarse grid. BatchNorm is what makes this quick: with it small figures are read after
-    200 steps, without any norm after thousands. The eye is frozen later, and its statistics with it.
+    Patch 12 = 3·2·2: channels 3 → d/3 → 2d/3 → 2d/3 → d, the third without a stride, so that letters are looked at once more
+    before the picture becomes a coarse grid. BatchNorm is what makes this quick: with it small figures are read after 200
+    steps, without any norm after thousands. The eye is frozen later, and its statistics with it.
     """
-    strides, layers, channels = prime_factors(patch_size), [], 3
-    widths = [d // 2 ** (len(strides) - 1 - i) for i in range(len(strides))]
+    strides = prime_factors(patch_size)
+    widths = [d // 3, *[2 * d // 3] * (len(strides) - 2), d][-len(strides) :]
     plan = list(zip(widths, strides))
-    plan.insert(-1, (plan[-1][0] // 2, 1))
+    plan.insert(-1, (2 * d // 3, 1))
+    layers, channels = [], 3
     for i, (width, stride) in enumerate(plan):
         kernel = max(5 if i == 0 else 3, stride)
-        conv = nn.Conv2d(channels, width, kernel, stride, padding=kernel // 2 if stride < 3 else 0, bias=False)
+        conv = nn.Conv2d(channels, width, kernel, stride, padding=(kernel - stride + 1) // 2, bias=False)
         layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
         channels = width
     return nn.Sequential(*layers, nn.Conv2d(d, d, kernel_size=1))
