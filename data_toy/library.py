@@ -24,6 +24,7 @@ from .words import attributes, caption, fact, questions, sum_text
 from .world import CREATURES, DIGITS, MADE_UP_NAMES, OPERATORS
 from .worlds import ASKED
 
+
 def nonsense(rng: random.Random, words: list[str], longest_filler: int, length: int) -> Sample:
     """One page of key–answer pairs, about `length` tokens: only answers whose key came before are scored.
 

@@ -2,12 +2,12 @@
 
     pairs.jsonl    40   a picture and its caption: every kind of picture
     videos.jsonl   12   a film and its caption
-    pages.jsonl    24   few-shot pages of 3, 4 and 5 shots of each world; with 5 shots, each text stands before its image
+    pages.jsonl    24   few-shot pages of 3, 4 and 5 shots of each world; those of 5 have each text before its image
     text.jsonl     24   pages of the library, which the language model reads
     images/             what the first three show: PNG, 48 × 48, one for each picture and each frame
 
-Training draws its pages as it goes. This sample is for looking, for trying a reader out, and for copying the format from.
-Nothing in it is held out. The same program writes the same files.
+Training draws its pages as it goes. This sample is to look at, to try a reader with, and to copy the format from. Nothing
+in it is held out. The same program writes the same files.
 """
 
 from __future__ import annotations

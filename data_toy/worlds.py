@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from minflamingo.data.sample import EOC, Sample, Unscored
 
 from .album import Album, distinct_things
-from .words import attributes, caption, fact, questions, sum_text
+from .words import attributes, caption, fact, questions
 from .world import CREATURES, HELD_OUT_CREATURES, MADE_UP_NAMES
 
 # What `task` may ask of each kind of picture. The kind is drawn first and then the attribute: so a single picture never

@@ -109,8 +109,8 @@ class Stage:
                     if parent is not None and not parent.is_alive():
                         raise SystemExit(f"{self.name}: the process that started this stage is gone")
 
-    def log(self, step: int, **numbers: float) -> None:
+    def log(self, step: int, **numbers: float | torch.Tensor) -> None:
         """A row for metrics.csv, and the numbers beside the progress bar."""
-        row = {k: round(float(v), 5) for k, v in numbers.items()}
+        row = {k: round(float(v.detach() if isinstance(v, torch.Tensor) else v), 5) for k, v in numbers.items()}
         self.rows.append({"stage": self.name, "step": step, **row})
         self.bar.set_postfix({k: f"{v:.3g}" for k, v in row.items() if k in ("loss", "accuracy")}, refresh=False)
