@@ -57,19 +57,19 @@ from minflamingo.vision import ViT
 class Recipe:
     """How long each lesson takes and how much it shows at a time."""
 
-    eye_steps: int = 600
+    eye_steps: int = 780
     eye_batch: int = 256
-    eye_lr: float = 3e-3
+    eye_lr: float = 2e-3
     nonsense_steps: int = 300  # of the tongue's steps, the first
     tongue_steps: int = 1300
     tongue_tokens: int = 2048  # per step
     tongue_lr: float = 3e-3
     album: int = 16_000  # pictures and films that the pages are made of
-    bridge_steps: int = 900
-    bridge_shots: int = 96  # pictures on the pages of one step
-    bridge_pairs: int = 128
+    bridge_steps: int = 1000
+    bridge_shots: int = 160  # pictures on the pages of one step
+    bridge_pairs: int = 64
     bridge_videos: int = 16
-    bridge_lr: float = 2e-3
+    bridge_lr: float = 3e-3
     exam: int = 200  # cases per task and number of shots
 
 
@@ -84,8 +84,8 @@ RECIPES = {
 
 # The mixture of the bridge's lessons. Each dataset m has its weight lambda_m in the loss (paper §2.4).
 PAGES = {
-    worlds.task: 3, worlds.binding: 3, worlds.naming: 1.5, worlds.vqa: 3, worlds.arithmetic: 2, worlds.ocr: 1,
-    worlds.captions: 1.5,
+    worlds.task: 2, worlds.binding: 4, worlds.naming: 2, worlds.vqa: 3, worlds.arithmetic: 2, worlds.ocr: 0.5,
+    worlds.captions: 1,
 }  # fmt: skip
 PAIR_KINDS = ("things", "things", "pair", "row", "sign", "sign", "sum", "sum")
 LAMBDA = {"pages": 1.0, "pairs": 1.0, "videos": 0.5}
@@ -125,12 +125,13 @@ def teach_the_eye(run: Run, line: int | None = None) -> Stage:
     """Contrastive pretraining: which caption belongs to which picture?"""
     recipe, config, tokenizer = run.recipe, run.config.vision, toy_tokenizer()
     torch.manual_seed(run.seed)
-    text = TextTower(tokenizer.vocab_size, d=96, layers=1, heads=6)
+    text = TextTower(tokenizer.vocab_size, d=96, layers=2, heads=6)
     pair = ContrastivePair(ViT(config), config.d, text, d_text=96).to(run.device)
     optimizer = torch.optim.AdamW(parameter_groups(pair.named_parameters(), recipe.eye_lr, 0.05), betas=(0.9, 0.98))
     stage = run.stage("vision", recipe.eye_steps, {"pair": pair}, optimizer, line)
     for step in stage.steps():
-        pictures, captions = contrastive_batch(run.rng("vision", step), recipe.eye_batch, tokenizer)
+        hard = step > 0.35 * recipe.eye_steps  # once it tells most pictures apart, only look-alikes teach it more
+        pictures, captions = contrastive_batch(run.rng("vision", step), recipe.eye_batch, tokenizer, hard)
         loss, right = pair(PREPARE(pictures).to(run.device), captions.to(run.device))
         optimizer.zero_grad()
         loss.backward()

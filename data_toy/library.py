@@ -70,7 +70,7 @@ def binding_page(rng: random.Random, chunks: int) -> Sample:
 
 
 def output_page(rng: random.Random, chunks: int) -> Sample:
-    """ "Output: red<EOC>Output: blue<EOC>": all answers are of one sort. On half of the pages a description stands before each."""
+    """ "Output: red<EOC>Output: blue<EOC>": all answers of one sort; on half of the pages a description stands before each."""
     kind = rng.choice(("things", "sign", "sum", "pair", "row", "video"))
     attribute = rng.choice(ASKED.get(kind, ("caption",)))
     described = rng.random() < 0.5 and attribute != "caption"

@@ -9,6 +9,9 @@ a sum comes to is not in its caption. To see "3 x 6" is the eye's task; to know 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,12 +19,12 @@ from torch import Tensor
 
 from minflamingo.tokenizer import Tokenizer
 
-from .album import SHARES, picture_scene
+from .album import SHARES, any_scene, picture_scene
 from .draw import draw
 from .words import caption
-from .world import Scene
+from .world import Scene, held_out
 
-KINDS = {**{kind: share for kind, share in SHARES.items() if kind != "video"}, "number": 4}
+KINDS = {**{kind: share for kind, share in SHARES.items() if kind != "video"}, "number": 6}
 
 
 def seen_caption(scene: Scene) -> str:
@@ -31,10 +34,31 @@ def seen_caption(scene: Scene) -> str:
     return caption(scene)
 
 
-def contrastive_batch(rng: random.Random, size: int, tokenizer: Tokenizer, split: str = "train") -> tuple[np.ndarray, Tensor]:
-    """Pictures of all kinds and the ids of their captions."""
-    kinds = rng.choices(list(KINDS), weights=list(KINDS.values()), k=size)
-    scenes = [picture_scene(rng, kind, split) for kind in kinds]
+def look_alikes(rng: random.Random, share: float = 0.6) -> Callable[[str], Scene]:
+    """A maker of scenes that agree, kind by kind, in a random part of their facts: hard negatives.
+
+    In a batch whose sums are all red and at the top, only the figures are left to tell them apart.
+    """
+    common: dict[str, dict] = {}
+
+    def make(kind: str) -> Scene:
+        if kind not in common:
+            model = any_scene(rng, kind)
+            facts = [fact for fact in ("colour", "count", "place", "relation") if getattr(model, fact) is not None]
+            common[kind] = {fact: getattr(model, fact) for fact in facts if rng.random() < share}
+        for _ in range(30):
+            scene = replace(any_scene(rng, kind), **common[kind])
+            if not held_out(scene):
+                return scene
+        return picture_scene(rng, kind)  # these facts leave hardly anything that is not held out
+
+    return make
+
+
+def contrastive_batch(rng: random.Random, size: int, tokenizer: Tokenizer, hard: bool = False) -> tuple[np.ndarray, Tensor]:
+    """Pictures of all kinds and the ids of their captions. `hard`: look-alikes, for an eye that already tells the rest."""
+    make = look_alikes(rng) if hard else partial(picture_scene, rng)
+    scenes = [make(kind) for kind in rng.choices(list(KINDS), weights=list(KINDS.values()), k=size)]
     ids = [tokenizer.encode(" " + seen_caption(scene)) for scene in scenes]
     captions = torch.zeros(size, max(map(len, ids)), dtype=torch.long)
     for row, caption_ids in zip(captions, ids):

@@ -30,7 +30,11 @@ from .world import CREATURES, HELD_OUT_CREATURES, MADE_UP_NAMES
 
 # What `task` may ask of each kind of picture. The kind is drawn first and then the attribute: so a single picture never
 # betrays what is wanted of it, and a guess without shots is right about three times in ten.
-ASKED = {"things": ("colour", "shape", "count", "place"), "sign": ("colour", "word", "place"), "sum": ("colour", "sum", "place")}
+ASKED = {
+    "things": ("colour", "shape", "count", "place"),
+    "sign": ("colour", "word", "place"),
+    "sum": ("colour", "sum", "place"),
+}
 
 
 @dataclass(frozen=True)

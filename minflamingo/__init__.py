@@ -1,7 +1,7 @@
 """minFlamingo: the Flamingo visual language model (Alayrac et al. 2022), to read, to train from nothing, and to use.
 
-In reading order: attention, layers, vision, resampler, gated_xattn, lm, flamingo, generate, tokenizer; then what stands around the
-model: data, training, evaluation, plots.
+In reading order: attention, layers, vision, resampler, gated_xattn, lm, flamingo, generate, tokenizer; then what stands
+around the model: data, training, evaluation, plots.
 """
 
 __version__ = "0.1.0"

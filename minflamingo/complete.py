@@ -55,12 +55,12 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> LoadedFlamin
     folder = Path(folder)
     for name in ("config.json", "tokenizer.json", "model.pt"):
         if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing: {folder} is no folder of a trained Flamingo (train_tiny.py writes one)")
+            raise FileNotFoundError(f"{folder / name} is missing: no folder of a trained Flamingo (train_tiny.py writes one)")
     content = load_json(folder / "config.json")
     try:
         config = FlamingoConfig.from_dict(content["flamingo"])
         prepare = ImagePreparation(**content["image"])
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} is not the config of a Flamingo: {error!r}") from None
     tokenizer = ToyTokenizer.load(folder / "tokenizer.json")
     if tokenizer.vocab_size != config.lm.vocab_size:
@@ -96,6 +96,8 @@ def complete(
         raise TypeError("complete: the prompt is a list, such as [image, 'Output: a cat', EOC, image, 'Output:']")
     if not prompt:
         raise ValueError("complete: the prompt is empty")
+    if beams < 1:
+        raise ValueError(f"complete: beams is {beams}; it must be at least 1")
     if beams > 1 and temperature > 0:
         raise ValueError("complete: beam search does not sample; use beams=1 or temperature=0")
     pieces = [

@@ -4,7 +4,7 @@
     RMSNorm      x / √(mean x² + ε) · w                  Llama
     FeedForward  out( act( up(x) ) )     or, gated,      out( act( gate(x) ) · up(x) )   (SwiGLU with act = SiLU)
 
-Example: FeedForward(128, 512, "sq_relu") maps (B, L, 128) → (B, L, 512) → (B, L, 128); at x = 3 squared ReLU gives 9, at −3 zero.
+Example: FeedForward(128, 512, "sq_relu") maps (B, L, 128) → (B, L, 512) → (B, L, 128). Squared ReLU of 3 is 9, of −3 zero.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ Flamingo needs two things of it beyond text. It takes *embeddings* (the rows of 
 calls `before_block(i, x)` in front of each block: that is where GATED XATTN-DENSE is inserted (paper §2.2, fig. 4). With no
 hook it is an ordinary language model; it stores nothing about images.
 
-The toy LM has one organ that is not in those families: a **causal depthwise convolution** over the last five tokens before
+The toy LM has one organ that is not in those families: a **causal depthwise convolution** over the last tokens before
 each attention (`conv_width`, cf. "canon layers", Allen-Zhu 2025). "circle dax … circle →?" is solved by finding the token that
 FOLLOWED the last "circle"; so each position must know its predecessor. Attention learns that slowly, a convolution has it.
 
@@ -208,7 +208,7 @@ class LM(nn.Module):
         B, L = sizes["B"], sizes["L"]
         past = cache.length if cache else 0
         if past + L > c.max_length:
-            raise ValueError(f"{past + L} tokens, but the language model's context is {c.max_length}: use fewer or shorter shots")
+            raise ValueError(f"{past + L} tokens, but the language model's context is {c.max_length}: use fewer shots")
 
         padded = attention_mask is not None and not bool(attention_mask.all())
         real = torch.ones(B, L, dtype=torch.bool, device=x.device) if attention_mask is None else attention_mask.bool()
@@ -244,13 +244,13 @@ class LM(nn.Module):
         return logits, LMCache(tuple(k for k, _ in kvs), tuple(v for _, v in kvs), tuple(tails), real)
 
     def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """Mean negative log-likelihood per labelled token. ids, labels (B, L); labels[l] belongs to ids[l]; −100: not counted."""
+        """Mean negative log-likelihood per labelled token. ids, labels (B, L); labels[l] is of ids[l]; −100: not counted."""
         logits, _ = self(self.embed(ids))
         return next_token_loss(logits, labels)
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Position l predicts label l + 1. logits (B, L, V), labels (B, L), −100 = not counted. No label at all gives 0, not NaN."""
+    """Position l predicts label l + 1. logits (B, L, V), labels (B, L), −100 = not counted. No label at all: 0, not NaN."""
     targets = labels[:, 1:].flatten()
     total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum")
     return total / (targets != -100).sum().clamp_min(1)

@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 
-from data_toy.draw import IMAGE_SIZE, ZOO, draw, draw_video, shape_mask, word_mask
+from data_toy.draw import IMAGE_SIZE, draw, draw_video, shape_mask, word_mask
 from data_toy.world import (
     COLOURS,
     COUNTS,
@@ -22,6 +22,7 @@ from data_toy.world import (
     Scene,
     Video,
 )
+from data_toy.zoo import ZOO
 
 ONE_OF_EACH_KIND = [
     Scene("things", colour="red", shape="circle", count=3, place="left"),

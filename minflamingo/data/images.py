@@ -27,24 +27,37 @@ def as_frames(medium: object, where: str = "image") -> np.ndarray:
     if isinstance(medium, list | tuple):
         if not medium:
             raise ValueError(f"{where}: a video of no frames")
-        frames = [as_frames(f, f"{where}, frame {t}")[0] for t, f in enumerate(medium)]
+        frames = [_one_frame(f, f"{where}, frame {t}") for t, f in enumerate(medium)]
         if len({f.shape for f in frames}) > 1:
             raise ValueError(f"{where}: frames of different sizes {sorted({f.shape[:2] for f in frames})}")
         return np.stack(frames)
     if isinstance(medium, Image.Image):
-        image = ImageOps.exif_transpose(medium)
+        if 0 in medium.size:
+            raise ValueError(f"{where}: an empty image of {medium.width}×{medium.height} pixels")
+        try:
+            image = ImageOps.exif_transpose(medium)
+        except (OSError, SyntaxError) as error:  # Pillow reads the file only now
+            raise ValueError(f"{where}: the image file is damaged ({error})") from None
         if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bit grey: PIL's own conversion would clip it
             grey = np.asarray(image, dtype=np.float64)
             return as_frames((grey / max(grey.max(), 65535 if image.mode.startswith("I") else 1)), where)
         if "A" in image.getbands() or "transparency" in image.info:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)  # see-through becomes white
-        return np.asarray(image.convert("RGB"))[None]
+        return np.array(image.convert("RGB"))[None]  # a copy: Pillow's own array is read-only
     if isinstance(medium, Tensor):
-        medium = medium.detach().cpu().numpy()
+        medium = medium.detach().cpu()
+        medium = (medium.float() if medium.is_floating_point() else medium).numpy()  # numpy has no bfloat16
     if not isinstance(medium, np.ndarray):
         raise TypeError(f"{where}: expected an image (PIL, array or tensor) or a list of frames, got {type(medium).__name__}")
     return _array_as_frames(medium, where)
+
+
+def _one_frame(frame: object, where: str) -> np.ndarray:
+    frames = as_frames(frame, where)
+    if len(frames) > 1:
+        raise ValueError(f"{where}: a frame is one image, this is a video of {len(frames)} frames")
+    return frames[0]
 
 
 def _array_as_frames(array: np.ndarray, where: str) -> np.ndarray:

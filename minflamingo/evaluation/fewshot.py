@@ -45,6 +45,8 @@ def few_shot_prompt(query: Query, shots: str) -> Sample:
         ValueError: the query's support has fewer examples.
     """
     n = N_TEXT_ONLY if shots == "0_text" else int(shots)
+    if n < 0:
+        raise ValueError(f"{shots} shots asked for; there are none below 0")
     if n > len(query.support):
         raise ValueError(f"{shots} shots asked for, but this query has {len(query.support)} support examples")
     pieces: list = []

@@ -31,7 +31,7 @@ def parameter_groups(
     gates = [p for n, p in named if "alpha_" in n]
     matrices = [p for n, p in named if "alpha_" not in n and decays(n, p)]
     others = [p for n, p in named if "alpha_" not in n and not decays(n, p)]
-    groups = [(matrices, lr, weight_decay), (others, lr, 0.0), (gates, gate_lr or lr, 0.0)]
+    groups = [(matrices, lr, weight_decay), (others, lr, 0.0), (gates, lr if gate_lr is None else gate_lr, 0.0)]
     return [{"params": ps, "lr": rate, "peak_lr": rate, "weight_decay": wd} for ps, rate, wd in groups if ps]
 
 
