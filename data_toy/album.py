@@ -5,7 +5,7 @@ pages are read, its features of an album are computed once (`encode`) and stand 
 
     album = draw_album(2000, seed=1)                  # training scenes; split="test" shows held-out cases only
     album.media[7]                                    # (1, 48, 48, 3) uint8; a film: (4, 48, 48, 3)
-    rng.choice(album.ids["attribute", "colour"])      # some picture whose colour may be asked for
+    rng.choice(album.having("attribute", "colour"))   # some picture whose colour may be asked for
 """
 
 from __future__ import annotations
@@ -86,24 +86,32 @@ class Album:
 
     scenes: list[Scene | Video]
     media: Sequence
-    ids: dict[tuple, list[int]] = field(default_factory=lambda: defaultdict(list))
+    ids: dict[tuple, list[int]] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.ids:
             return
+        found = defaultdict(list)
         for i, scene in enumerate(self.scenes):
             if isinstance(scene, Video):
-                self.ids["kind", "video"].append(i)
+                found["kind", "video"].append(i)
                 continue
-            self.ids["kind", scene.kind].append(i)
+            found["kind", scene.kind].append(i)
             for name in attributes(scene):
-                self.ids["attribute", name].append(i)
+                found["attribute", name].append(i)
             if questions(scene):
-                self.ids["question", scene.kind].append(i)
+                found["question", scene.kind].append(i)
             if scene.kind == "creature":
-                self.ids["creature", scene.name].append(i)
+                found["creature", scene.name].append(i)
             if scene.kind == "things" and scene.count == 1:
-                self.ids["single", (scene.colour, scene.shape)].append(i)
+                found["single", (scene.colour, scene.shape)].append(i)
+        self.ids = dict(found)
+
+    def having(self, *key: object) -> list[int]:
+        """Numbers of the pictures under a key. Raises ValueError where there is none."""
+        if key not in self.ids:
+            raise ValueError(f"this album of {len(self.scenes)} has no picture for {key}: draw a larger one")
+        return self.ids[key]
 
     def encode(self, eye: Callable) -> Album:
         """The same album with `eye(pixels (M, H, W, C) uint8) → (M, S, D)` in the place of the pixels, 256 frames at a time."""

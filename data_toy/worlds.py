@@ -12,7 +12,7 @@
 A training page is a row of shots; a few-shot prompt is the same row with the last answer missing. So there is one generator
 per world, and evaluation differs in the album it draws from (`split="test"`), its names and its seeds.
 
-    >>> shots = draw_shots("vqa", album, random.Random(0), n=3)
+    >>> shots = vqa(album, random.Random(0), n=3)
     >>> shots[0].prompt, shots[0].answer
     ('Question: How many circles? Answer:', ' 3')
 """
@@ -46,6 +46,7 @@ class Shot:
     answer: str
     known: bool = True  # False: nobody could know this answer yet (a name's first mention)
     ends: bool = True  # False: more could follow here, so no loss on the <EOC>
+    aside: tuple[int, str] | None = None  # training: another medium, and the text that goes on behind it
     choices: tuple[str, ...] | None = None  # close-ended: the answers to choose from
 
     @property
@@ -55,24 +56,26 @@ class Shot:
 
 def task(album: Album, rng: random.Random, n: int, attribute: str | None = None) -> list[Shot]:
     attribute = attribute or rng.choice(ASKED[rng.choice(list(ASKED))])
-    ids = rng.choices(album.ids["attribute", attribute], k=n)
+    ids = rng.choices(album.having("attribute", attribute), k=n)
     return [Shot(i, "Output:", " " + attributes(album.scenes[i])[attribute]) for i in ids]
 
 
 def binding(album: Album, rng: random.Random, n: int, ways: int | None = None, split: str = "train") -> list[Shot]:
     """Shots come in rounds: each round shows every one of the `ways` things once, in a new order."""
     ways = ways or rng.choice((2, 3, 4))
-    while True:  # a small or a held-out album does not show every thing
+    for _ in range(10_000):  # a small or a held-out album does not show every thing
         things = distinct_things(rng, ways)
-        if all(album.ids.get(("single", thing)) for thing in things):
+        if all(("single", thing) in album.ids for thing in things):
             break
+    else:
+        raise ValueError(f"this album of {len(album.scenes)} has no {ways} different single things: draw a larger one")
     names = rng.sample(MADE_UP_NAMES[split], ways)
     bare = rng.random() < 0.5
     order = [k for _ in range(-(-(n - 1) // ways)) for k in rng.sample(range(ways), ways)][: n - 1] + [rng.randrange(ways)]
     shots, mentioned = [], set()
     end = "" if bare else "."
     for k in order:
-        medium = rng.choice(album.ids["single", things[k]])
+        medium = rng.choice(album.having("single", things[k]))
         prompt, space = ("", "") if bare else ("This is a", " ")
         choices = tuple(f"{space}{name}{end}" for name in names)
         shots.append(Shot(medium, prompt, choices[k], k in mentioned, choices=choices))
@@ -84,16 +87,22 @@ def naming(album: Album, rng: random.Random, n: int, split: str = "train") -> li
     """Beside a picture a fact stands only for creatures that are not held out. In the test the QUERY is a held-out one.
 
     The held-out ones do appear in training, by name. What comes after their name is left open there (`ends=False`: no loss
-    on the <EOC>), lest the bridge learn that these have nothing more to say.
+    on the <EOC>), lest the bridge learn that these have nothing more to say. And on half of the training pages some other
+    picture stands between a name and its fact: a fact is to be remembered from the name, not read off the animal.
     """
+    interrupted = split == "train" and rng.random() < 0.5
     names = rng.choices(CREATURES if split == "train" else sorted(set(CREATURES) - set(HELD_OUT_CREATURES)), k=n)
     if split == "test":
         names[-1] = rng.choice(HELD_OUT_CREATURES)
     shots = []
     for name in names:
         told = split == "test" or name not in HELD_OUT_CREATURES
-        medium = rng.choice(album.ids["creature", name])
-        shots.append(Shot(medium, "This is a", f" {name}." + (fact(name) if told else ""), ends=told))
+        medium, answer, aside = rng.choice(album.having("creature", name)), f" {name}.", None
+        if told and interrupted:
+            aside = rng.choice(album.having("kind", rng.choice(("things", "sign")))), fact(name)
+        elif told:
+            answer += fact(name)
+        shots.append(Shot(medium, "This is a", answer, ends=told, aside=aside))
     return shots
 
 
@@ -101,7 +110,7 @@ def vqa(album: Album, rng: random.Random, n: int) -> list[Shot]:
     shots = []
     for _ in range(n):
         kind = rng.choice(("things", "things", "pair", "sign"))
-        i = rng.choice(album.ids["question", kind])
+        i = rng.choice(album.having("question", kind))
         question, answer = rng.choice(questions(album.scenes[i]))
         shots.append(Shot(i, f"Question: {question} Answer:", " " + answer))
     return shots
@@ -116,13 +125,13 @@ def arithmetic(album: Album, rng: random.Random, n: int) -> list[Shot]:
 
 
 def video(album: Album, rng: random.Random, n: int) -> list[Shot]:
-    ids = rng.choices(album.ids["kind", "video"], k=n)
+    ids = rng.choices(album.having("kind", "video"), k=n)
     return [Shot(i, "Output:", " " + caption(album.scenes[i])) for i in ids]
 
 
 def captions(album: Album, rng: random.Random, n: int, kinds: tuple[str, ...] = ("things", "pair", "row")) -> list[Shot]:
     """One to three things and how they stand; as image-text pairs for training, `kinds` may have signs and sums as well."""
-    ids = [rng.choice(album.ids["kind", rng.choice(kinds)]) for _ in range(n)]
+    ids = [rng.choice(album.having("kind", rng.choice(kinds))) for _ in range(n)]
     return [Shot(i, "Output:", " " + caption(album.scenes[i])) for i in ids]
 
 
@@ -137,6 +146,8 @@ def page(shots: list[Shot], album: Album, attend_next: bool = False) -> Sample:
         said = [shot.text] if shot.known else [shot.prompt, Unscored(shot.answer)]
         said = [s for s in said if s]
         medium = album.media[shot.medium]
+        if shot.aside:
+            said += [album.media[shot.aside[0]], shot.aside[1]]
         said.append(EOC if shot.ends else Unscored(EOC))
         pieces += [*said, medium] if attend_next else [medium, *said]
     return Sample(pieces, attend_next=attend_next)

@@ -146,7 +146,8 @@ def test_a_pickle_that_would_run_code_is_refused_and_nothing_of_it_runs(tmp_path
 def test_json_that_is_none_is_refused_by_name(tmp_path):
     """Broken off, binary, or a list where an object should be."""
     path = tmp_path / "config.json"
-    for content, said in ((b'{"d": 9', "is not JSON"), (b"\xff\xfe\x00", "is not JSON"), (b"[1, 2]", "JSON object, found list")):
+    wrong = {b'{"d": 9': "is not JSON", b"\xff\xfe\x00": "is not JSON", b"[1, 2]": "expected a JSON object, found list"}
+    for content, said in wrong.items():
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"config\.json.*{said}"):
             load_json(path)

@@ -165,8 +165,9 @@ WRONG = {
 @pytest.mark.parametrize("medium, error, said", WRONG.values(), ids=WRONG)
 def test_what_is_no_image_is_refused_with_its_place_and_the_reason(medium, error, said):
     """Errors say what was wrong and where: `where` stands first."""
+    of_a_frame = said.startswith("frame ")  # then the frame's number belongs to the place
     for read in (as_frames, ImagePreparation(4)):
-        with pytest.raises(error, match=f"^prompt, piece 3[,:] {said}" if said.startswith("frame") else f"^prompt, piece 3: .*{said}"):
+        with pytest.raises(error, match=f"^prompt, piece 3{', ' if of_a_frame else ': .*'}{said}"):
             read(medium, "prompt, piece 3")
 
 

@@ -10,6 +10,7 @@ from conftest import EOC, batch_of, close, picture, tiny_flamingo, tiny_lm
 from torch import nn
 
 from minflamingo.training.optim import (
+    accumulate_gradients,
     datasets_of_step,
     decays,
     learning_rate_factor,
@@ -118,23 +119,58 @@ def test_all_datasets_take_part_in_each_step_or_in_turn_one():
     assert turns == [["pages"], ["pairs"], ["videos"], ["pages"], ["pairs"]]
 
 
-def test_accumulated_gradients_are_the_gradient_of_the_weighted_sum():
-    """§2.4: L = Σ lambda_m · L_m. One backward per dataset, no zeroing between, against one backward of the sum."""
-    weights = {"pages": 1.0, "pairs": 0.2, "videos": 0.03}
-    batches = {
-        "pages": batch_of([picture(1), "ab", EOC, picture(2), "ba", EOC], ["c", picture(3), "d", EOC]),
-        "pairs": batch_of([picture(4), "cd", EOC]),
-        "videos": batch_of([picture(5, frames=3), "efg", EOC]),
-    }
+WEIGHTS = {"pages": 1.0, "pairs": 0.2, "videos": 0.03, "text": 0.5}
+BATCHES = {
+    "pages": batch_of([picture(1), "ab", EOC, picture(2), "ba", EOC], ["c", picture(3), "d", EOC]),
+    "pairs": batch_of([picture(4), "cd", EOC]),
+    "videos": batch_of([picture(5, frames=3), "efg", EOC]),
+    "text": batch_of(["hgf", EOC]),
+}
+
+
+def accumulated(flamingo, names=tuple(BATCHES), workers: int = 1) -> tuple[dict, dict]:
+    """The losses, and per name the gradients, of one step over the datasets `names`."""
+    named = dict(flamingo.bridge_parameters())
+    losses = {m: lambda m=m: flamingo(BATCHES[m])[1] for m in names}
+    losses = accumulate_gradients(losses, WEIGHTS, list(named.values()), workers)
+    return losses, {name: p.grad for name, p in named.items()}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_accumulated_gradients_are_the_gradient_of_the_weighted_sum(workers):
+    """§2.4: L = Σ lambda_m · L_m over datasets of all kinds, against one backward of the sum; alone or side by side."""
     one, other = tiny_flamingo(), tiny_flamingo()
-    for m in datasets_of_step(list(batches), step=0):
-        (weights[m] * one(batches[m])[1]).backward()
-    sum(weights[m] * other(batch)[1] for m, batch in batches.items()).backward()
-    moved = 0
-    for (name, p), q in zip(one.named_parameters(), other.parameters()):
+    losses, gradients = accumulated(one, workers=workers)
+    expected = {m: other(batch)[1] for m, batch in BATCHES.items()}
+    sum(WEIGHTS[m] * loss for m, loss in expected.items()).backward()
+    assert list(losses) == list(BATCHES)
+    for m, loss in losses.items():
+        assert close(loss, expected[m].detach()) and not loss.requires_grad
+    for name, p in other.named_parameters():
         if p.requires_grad:
-            assert close(p.grad, q.grad, 1e-5), name
-            moved += float(p.grad.abs().sum())
-        else:
-            assert p.grad is None
-    assert moved > 1
+            assert close(gradients[name], p.grad, 1e-5), name
+    assert sum(float(g.abs().sum()) for g in gradients.values()) > 1
+    assert all(p.grad is None for p in one.parameters() if not p.requires_grad)
+
+
+def test_each_step_starts_from_no_gradient_and_ends_the_same_with_any_number_of_workers():
+    """Bit for bit: a run may go on with more threads. What a dataset does not reach gets zero of it, not nothing."""
+    flamingo = tiny_flamingo()
+    _, first = accumulated(flamingo)
+    for workers in (1, 3):
+        _, again = accumulated(flamingo, workers=workers)
+        assert all(torch.equal(first[name], again[name]) for name in first)
+    _, text = accumulated(flamingo, names=("text",))
+    assert (text["resampler.latents"] == 0).all() and (text["xattn_layers.0.ff.up.weight"] != 0).any()
+
+
+def test_an_error_in_one_dataset_is_not_lost_in_its_thread():
+    """The message comes through."""
+
+    def broken():
+        raise ValueError("3 <image> tokens but 2 images in sample 5")
+
+    p = nn.Parameter(torch.ones(1))
+    for workers in (1, 2):
+        with pytest.raises(ValueError, match="in sample 5"):
+            accumulate_gradients({"a": lambda: p.sum(), "b": broken}, {"a": 1.0, "b": 1.0}, [p], workers)

@@ -18,8 +18,14 @@ from ..gated_xattn import media_index, xattn_mask
 
 @torch.no_grad()
 def patch_attention(flamingo: Flamingo, batch: Batch) -> Tensor:
-    """For a batch of still images: (B, L, N, S), how much token l looks at patch s of image n. Zero but at n = phi(l)."""
+    """For a batch of still images: (B, L, N, S), how much token l looks at patch s of image n. Zero but at n = phi(l).
+
+    Raises:
+        ValueError: there is no image, or a video among them.
+    """
     media = batch.media
+    if media is None or media.shape[2] != 1:
+        raise ValueError("patch_attention follows the looks to still images: this batch has none, or it has videos (T > 1)")
     B, N = media.shape[:2]
     features = flamingo.vision(media.flatten(0, 2)) if media.dim() == 6 else media.flatten(0, 2)  # (B·N, S, D)
     S, R = features.shape[1], flamingo.config.resampler.n_latents

@@ -9,9 +9,11 @@ table 3 finds worse: `accumulate=False` in `datasets_of_step`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
@@ -51,6 +53,33 @@ def set_learning_rate(optimizer, factor: float) -> None:
     """lr = peak_lr · factor in every group."""
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
+
+
+def accumulate_gradients(
+    losses: Mapping[str, Callable[[], Tensor]], weights: Mapping[str, float], parameters: Sequence[nn.Parameter], workers: int = 1
+) -> dict[str, Tensor]:
+    """Set every parameter's `.grad` to Σ_m lambda_m ∇ L_m, and return the losses.
+
+    Args:
+        losses: per dataset m a function that computes its loss (and so need not be computed before its turn).
+        weights: lambda_m.
+        workers: how many datasets are worked on at once, each in a thread of its own. Small models do not fill the cores of
+            a CPU with one batch; two batches do. The sum is taken in the order of `losses`, so it is the same every time.
+    """
+
+    def one(name: str) -> tuple[Tensor, tuple[Tensor, ...]]:
+        loss = losses[name]()
+        gradients = torch.autograd.grad(weights[name] * loss, parameters, allow_unused=True, materialize_grads=True)
+        return loss.detach(), gradients
+
+    if workers == 1:
+        done = [one(name) for name in losses]
+    else:
+        with ThreadPoolExecutor(workers) as pool:
+            done = list(pool.map(one, losses))
+    for i, parameter in enumerate(parameters):
+        parameter.grad = torch.stack([gradients[i] for _, gradients in done]).sum(0)
+    return {name: loss for name, (loss, _) in zip(losses, done)}
 
 
 def datasets_of_step(names: Sequence[str], step: int, accumulate: bool = True) -> list[str]:
