@@ -23,7 +23,7 @@ import shutil
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,7 @@ from minflamingo.plots import plot_attention, plot_gates, plot_loss, plot_prompt
 from minflamingo.training.checkpoint import save_json, write_atomically
 from minflamingo.training.contrastive import ContrastivePair, TextTower
 from minflamingo.training.optim import accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate
-from minflamingo.training.stage import Stage
+from minflamingo.training.stage import SettingsDiffer, Stage
 from minflamingo.vision import ViT
 
 
@@ -57,30 +57,32 @@ from minflamingo.vision import ViT
 class Recipe:
     """How long each lesson takes and how much it shows at a time."""
 
-    eye_steps: int = 850
+    eye_steps: int = 730
     eye_batch: int = 256
     eye_lr: float = 2e-3
-    nonsense_steps: int = 300  # of the tongue's steps, the first
     tongue_steps: int = 1400
+    tongue_nonsense_steps: int = 300  # of these, the first
     tongue_tokens: int = 2048  # per step
     tongue_lr: float = 3e-3
-    album: int = 16_000  # pictures and films that the pages are made of
-    bridge_steps: int = 1100
-    bridge_shots: int = 160  # pictures on the pages of one step
-    bridge_pairs: int = 64
-    bridge_videos: int = 16
-    bridge_lr: float = 4e-3
+    album: int = 40_000  # pictures and films that the pages are made of
+    bridge_steps: int = 1150
+    bridge_shots: int = 112  # pictures on the pages of one step
+    bridge_pairs: int = 48
+    bridge_videos: int = 12
+    bridge_lr: float = 3e-3
     exam: int = 200  # cases per task and number of shots
 
 
 RECIPES = {
     "tiny": Recipe(),
-    "small": Recipe(eye_steps=4000, tongue_steps=6000, nonsense_steps=600, bridge_steps=6000, album=40_000, exam=500),
+    "small": Recipe(eye_steps=4000, tongue_steps=6000, tongue_nonsense_steps=600, bridge_steps=6000, album=120_000, exam=500),
     "quick": Recipe(
-        eye_steps=6, eye_batch=32, nonsense_steps=3, tongue_steps=6, tongue_tokens=512,
+        eye_steps=6, eye_batch=32, tongue_nonsense_steps=3, tongue_steps=6, tongue_tokens=512,
         album=600, bridge_steps=6, bridge_shots=24, bridge_pairs=4, bridge_videos=4, exam=4,
     ),
 }  # fmt: skip
+
+LESSON = {"vision": "eye", "language": "tongue"}
 
 # The mixture of the bridge's lessons. Each dataset m has its weight lambda_m in the loss (paper §2.4).
 PAGES = {
@@ -111,7 +113,10 @@ class Run:
         return random.Random(" ".join(map(str, (self.seed, *words))))
 
     def stage(self, name: str, total: int, modules: dict, optimizer, line: int | None = None) -> Stage:
-        settings = {"size": self.size, "seed": self.seed, "config": repr(self.config), "recipe": repr(self.recipe)}
+        recipe = {key: value for key, value in asdict(self.recipe).items() if key != "exam"}
+        if name != "flamingo":  # what is taught later does not matter to an eye or a tongue
+            recipe = {key: value for key, value in recipe.items() if key.startswith(LESSON[name])}
+        settings = {"seed": self.seed, "config": repr(self.config), **recipe}
         return Stage(name, self.out / "stages", total, modules, optimizer, settings, line=line)
 
 
@@ -156,9 +161,10 @@ def teach_the_tongue(run: Run, line: int | None = None) -> Stage:
     words = [*tokenizer.words, *"abcdefghijklmnopqrstuvwxyz "]
     for step in stage.steps():
         rng = run.rng("language", step)
-        if step < recipe.nonsense_steps or rng.random() < 0.12:
+        practice = step >= recipe.tongue_nonsense_steps and rng.random() < 0.12  # of what was learned first
+        if step < recipe.tongue_nonsense_steps or practice:
             length = rng.choice((64, 128))
-            filler = 0 if step < recipe.nonsense_steps * 2 // 3 else 5
+            filler = 0 if step < recipe.tongue_nonsense_steps * 2 // 3 else 5
             pages = lambda: nonsense(rng, words, filler, length)  # noqa: B023, E731
         else:
             length = rng.choice((64, 128, 256, 512))
@@ -170,7 +176,7 @@ def teach_the_tongue(run: Run, line: int | None = None) -> Stage:
         torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
         set_learning_rate(optimizer, learning_rate_factor(step, 30, recipe.tongue_steps, cooldown=0.3))
         optimizer.step()
-        if step % 10 == 0:
+        if step % 10 == 0 and not practice:
             stage.log(step, loss=loss)
     return stage
 
@@ -178,11 +184,12 @@ def teach_the_tongue(run: Run, line: int | None = None) -> Stage:
 # ----------------------------------------------------------------------------------------------- 4  freeze, and bridge
 
 
-def half_the_cores_each() -> int:
-    """Two batches at a time, each with half of the cores, where there are two: → how many at a time."""
+def two_at_a_time(device: str) -> ThreadPoolExecutor:
+    """Threads for two batches at a time, each with half of a CPU's cores: quicker than all cores for one small batch."""
     cores = os.cpu_count() or 1
-    torch.set_num_threads(max(1, cores // 2))
-    return min(2, cores)
+    threads = max(1, cores // 2)
+    workers = min(2, cores) if device == "cpu" else 1
+    return ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(threads,))
 
 
 def encode_album(flamingo: Flamingo, album: Album) -> Album:
@@ -197,7 +204,7 @@ def encode_album(flamingo: Flamingo, album: Album) -> Album:
 
 
 def draw_pages(album: Album, rng: random.Random, shots: int) -> list[Sample]:
-    """Interleaved pages of 3 to 8 pictures each, `shots` pictures on all of them together. [N > 1, T = 1]"""
+    """Interleaved pages of 3 to 8 shots each, `shots` on all of them together. [N > 1, T = 1]"""
     n = rng.randint(3, 8)  # the same on all pages of a step: little padding
     drawn = rng.choices(list(PAGES), weights=list(PAGES.values()), k=shots // n)
     return [worlds.page(world(album, rng, n), album, attend_next=rng.random() < P_NEXT) for world in drawn]
@@ -235,7 +242,7 @@ def build_the_bridge(run: Run, eye: Stage, tongue: Stage) -> tuple[Stage, Flamin
         return stage, flamingo
     album = encode_album(flamingo, draw_album(recipe.album, run.seed))
     parameters = [parameter for _, parameter in flamingo.bridge_parameters()]
-    workers = half_the_cores_each() if run.device == "cpu" else 1
+    pool = two_at_a_time(run.device)
     flamingo.train()
     for step in stage.steps():
         batches = draw_batches(album, run.rng("flamingo", step), recipe)
@@ -244,9 +251,9 @@ def build_the_bridge(run: Run, eye: Stage, tongue: Stage) -> tuple[Stage, Flamin
             for kind, samples in batches.items()
         }
         # The gradients of all datasets are added up, each times its lambda_m, before one update is made.
-        losses = accumulate_gradients(forward, LAMBDA, parameters, workers)
+        losses = accumulate_gradients(forward, LAMBDA, parameters, pool)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        set_learning_rate(optimizer, learning_rate_factor(step, 50, recipe.bridge_steps, cooldown=0.3))
+        set_learning_rate(optimizer, learning_rate_factor(step, 50, recipe.bridge_steps, cooldown=0.4))
         optimizer.step()
         if step % 10 == 0:
             total = sum(LAMBDA[kind] * loss for kind, loss in losses.items())
@@ -263,10 +270,9 @@ def examine(run: Run, flamingo: Flamingo) -> dict[str, dict]:
     flamingo.eval()
     album = encode_album(flamingo, draw_album(3000, run.seed, split="test"))
     tasks: dict[str, dict] = {}
-    workers = half_the_cores_each() if run.device == "cpu" else 1
     with (
         tqdm(total=len(ROWS) * len(SHOTS), desc="      exam", file=sys.stderr, dynamic_ncols=True) as bar,
-        ThreadPoolExecutor(workers) as pool,
+        two_at_a_time(run.device) as pool,
     ):
         for task in ROWS:
             cases = queries(task, album, n, run.seed)
@@ -384,8 +390,11 @@ def main(arguments: list[str] | None = None) -> dict:
         raise SystemExit(f"cannot write to {run.out}: {error.strerror}. Choose another folder with --out") from None
 
     began = time.monotonic()
-    eye, tongue = teach_eye_and_tongue(run)
-    stage, flamingo = build_the_bridge(run, eye, tongue)
+    try:
+        eye, tongue = teach_eye_and_tongue(run)
+        stage, flamingo = build_the_bridge(run, eye, tongue)
+    except SettingsDiffer as error:
+        raise SystemExit(str(error)) from None
     minflamingo.save(LoadedFlamingo(flamingo, toy_tokenizer(), PREPARE), run.out)
     rows = eye.rows + tongue.rows + stage.rows
     write_metrics(rows, run.out / "metrics.csv")
@@ -393,7 +402,6 @@ def main(arguments: list[str] | None = None) -> dict:
     tasks = examine(run, flamingo)
     results = {
         "seed": run.seed,
-        "size": run.size,
         "device": device_name(run.device),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "minflamingo": minflamingo.__version__},
         "seconds": {

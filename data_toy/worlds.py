@@ -46,7 +46,7 @@ class Shot:
     answer: str
     known: bool = True  # False: nobody could know this answer yet (a name's first mention)
     ends: bool = True  # False: more could follow here, so no loss on the <EOC>
-    aside: tuple[int, str] | None = None  # training: another medium, and the text that goes on behind it
+    aside: tuple[int, str] | None = None  # training: another medium, and the text behind it (in the plain layout only)
     choices: tuple[str, ...] | None = None  # close-ended: the answers to choose from
 
     @property
@@ -146,7 +146,7 @@ def page(shots: list[Shot], album: Album, attend_next: bool = False) -> Sample:
         said = [shot.text] if shot.known else [shot.prompt, Unscored(shot.answer)]
         said = [s for s in said if s]
         medium = album.media[shot.medium]
-        if shot.aside:
+        if shot.aside and not attend_next:
             said += [album.media[shot.aside[0]], shot.aside[1]]
         said.append(EOC if shot.ends else Unscored(EOC))
         pieces += [*said, medium] if attend_next else [medium, *said]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from itertools import product
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ PREPARE = ImagePreparation(8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3))
 CAT, DOG, FILM = picture(1), picture(2), [Image.fromarray(f) for f in picture(3, frames=3)]
 
 
-def make(seed: int = 0, words: tuple[str, ...] = (), **changes) -> LoadedFlamingo:
+def make(seed: int = 0, words: tuple[str, ...] = (), **lm) -> LoadedFlamingo:
     """A tiny Flamingo, alive, that speaks words and printable letters: the ids of other bytes are talked out of it."""
     tokenizer = ToyTokenizer([*TOKENIZER.words, *words])
-    model = tiny_flamingo(seed, lm={"vocab_size": tokenizer.vocab_size}, **changes)
+    model = tiny_flamingo(seed, lm={"vocab_size": tokenizer.vocab_size, **lm})
     with torch.no_grad():
         quiet = torch.ones(tokenizer.vocab_size, dtype=torch.bool)
         quiet[[tokenizer.eoc_id, *range(259, tokenizer.vocab_size), *tokenizer.encode("abcdefghijkl .,")]] = False
@@ -138,6 +139,23 @@ def test_beams_search_for_the_likeliest_answer(flamingo):
     ids = [BOS, IMG, *A_CAT, END, IMG, A_CAT[0]]
     answer = complete(flamingo, [CAT, " a cat", EOC, DOG, " a"], beams=3, max_new_tokens=5)
     assert answer == TOKENIZER.decode(beam_search(flamingo.model, by_hand(ids, CAT, DOG), END, 3, 5)[0])
+
+
+def test_an_answer_ends_before_the_first_eoc(monkeypatch):
+    """Appendix of the paper: what would come behind <EOC> is another chunk. It is not even read: one reading a token."""
+    flamingo, lengths, readings = make(), set(), []
+    read_on = flamingo.model.read_on
+    monkeypatch.setattr(flamingo.model, "read_on", lambda *given: readings.append(given) or read_on(*given))
+    for seed, push in product(range(3), (0.0, 1.0, 2.0, 100.0)):
+        with torch.no_grad():
+            flamingo.model.lm.head.bias[END] = push
+        readings.clear()
+        answer = complete(flamingo, [picture(seed), "Output:"], max_new_tokens=8)
+        assert answer == greedy(flamingo, [BOS, IMG, TOKENIZER.word_id["Output"], COLON], picture(seed), n=8)
+        n = len(TOKENIZER.encode(answer))
+        assert len(readings) == min(n, 7)
+        lengths.add(n)
+    assert 0 in lengths and lengths & {1, 2, 3, 4, 5, 6, 7}
 
 
 def test_max_new_tokens_and_the_context_bound_the_answer():

@@ -107,6 +107,22 @@ def _steps(stage, model):
         yield step
 
 
+def test_a_checkpoint_in_the_middle_of_a_step_takes_that_step_again(tmp_path, straight):
+    """A step counts when the loop asks for the next one, not before."""
+
+    def save_and_stop(stage, step):
+        assert stage.step == step
+        if step == 4:
+            stage.save()
+            raise RuntimeError("stopped")
+
+    with pytest.raises(RuntimeError, match="stopped"):
+        train(tmp_path, before=save_and_stop)
+    assert saved(tmp_path)["step"] == 4
+    train(tmp_path)
+    assert equal(saved(tmp_path), straight)
+
+
 @pytest.mark.parametrize("place", ["before", "after"])
 def test_an_error_in_the_loop_costs_the_steps_since_the_last_checkpoint_and_no_more(tmp_path, straight, place):
     """Checkpoints are rare here: one behind step 2, the error in step 6; steps 3, 4 and 5 are taken again."""

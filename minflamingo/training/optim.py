@@ -10,7 +10,7 @@ table 3 finds worse: `accumulate=False` in `datasets_of_step`.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 
 import torch
 from torch import Tensor, nn
@@ -56,15 +56,18 @@ def set_learning_rate(optimizer, factor: float) -> None:
 
 
 def accumulate_gradients(
-    losses: Mapping[str, Callable[[], Tensor]], weights: Mapping[str, float], parameters: Sequence[nn.Parameter], workers: int = 1
+    losses: Mapping[str, Callable[[], Tensor]],
+    weights: Mapping[str, float],
+    parameters: Sequence[nn.Parameter],
+    pool: Executor | None = None,
 ) -> dict[str, Tensor]:
     """Set every parameter's `.grad` to Σ_m lambda_m ∇ L_m, and return the losses.
 
     Args:
         losses: per dataset m a function that computes its loss (and so need not be computed before its turn).
         weights: lambda_m.
-        workers: how many datasets are worked on at once, each in a thread of its own. Small models do not fill the cores of
-            a CPU with one batch; two batches do. The sum is taken in the order of `losses`, so it is the same every time.
+        pool: threads that work on several datasets at once (None: one after the other). Small models do not fill the cores
+            of a CPU with one batch; two batches do. The sum is taken in the order of `losses`: it is the same every time.
     """
 
     def one(name: str) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -72,11 +75,7 @@ def accumulate_gradients(
         gradients = torch.autograd.grad(weights[name] * loss, parameters, allow_unused=True, materialize_grads=True)
         return loss.detach(), gradients
 
-    if workers == 1:
-        done = [one(name) for name in losses]
-    else:
-        with ThreadPoolExecutor(workers) as pool:
-            done = list(pool.map(one, losses))
+    done = list((pool.map if pool else map)(one, losses))
     for i, parameter in enumerate(parameters):
         parameter.grad = torch.stack([gradients[i] for _, gradients in done]).sum(0)
     return {name: loss for name, (loss, _) in zip(losses, done)}

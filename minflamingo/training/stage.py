@@ -25,6 +25,10 @@ from tqdm import tqdm
 from .checkpoint import load_tensors, load_weights, save_tensors
 
 
+class SettingsDiffer(ValueError):
+    """The checkpoint of a stage belongs to a run with other settings."""
+
+
 class Stage:
     """Bookkeeping around a training loop; the loop itself stays with whoever trains.
 
@@ -65,7 +69,7 @@ class Stage:
     def _resume(self) -> None:
         state = load_tensors(self.path)
         if state.get("settings") != self.settings:
-            raise ValueError(
+            raise SettingsDiffer(
                 f"{self.path} was made with other settings ({state.get('settings')}, now {self.settings}): "
                 "start over with --fresh, or write to another folder with --out"
             )
