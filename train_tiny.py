@@ -46,7 +46,7 @@ from minflamingo.evaluation.looking import patch_attention
 from minflamingo.flamingo import Flamingo
 from minflamingo.lm import LM
 from minflamingo.plots import plot_attention, plot_gates, plot_loss, plot_prompts, plot_shots, plot_world
-from minflamingo.training.checkpoint import save_json, write_atomically
+from minflamingo.training.checkpoint import load_tensors, save_json, write_atomically
 from minflamingo.training.contrastive import ContrastivePair, TextTower
 from minflamingo.training.optim import accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate
 from minflamingo.training.stage import SettingsDiffer, Stage
@@ -57,20 +57,20 @@ from minflamingo.vision import ViT
 class Recipe:
     """How long each lesson takes and how much it shows at a time."""
 
-    eye_steps: int = 730
+    eye_steps: int = 690
     eye_batch: int = 256
     eye_lr: float = 2e-3
-    tongue_steps: int = 1400
+    tongue_steps: int = 1300
     tongue_nonsense_steps: int = 300  # of these, the first
     tongue_tokens: int = 2048  # per step
     tongue_lr: float = 3e-3
-    album: int = 40_000  # pictures and films that the pages are made of
-    bridge_steps: int = 1150
-    bridge_shots: int = 112  # pictures on the pages of one step
-    bridge_pairs: int = 48
-    bridge_videos: int = 12
+    album: int = 16_000  # pictures and films that the pages are made of
+    bridge_steps: int = 880
+    bridge_shots: int = 160  # pictures on the pages of one step
+    bridge_pairs: int = 64
+    bridge_videos: int = 16
     bridge_lr: float = 3e-3
-    exam: int = 200  # cases per task and number of shots
+    exam: int = 160  # cases per task and number of shots
 
 
 RECIPES = {
@@ -253,7 +253,7 @@ def build_the_bridge(run: Run, eye: Stage, tongue: Stage) -> tuple[Stage, Flamin
         # The gradients of all datasets are added up, each times its lambda_m, before one update is made.
         losses = accumulate_gradients(forward, LAMBDA, parameters, pool)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        set_learning_rate(optimizer, learning_rate_factor(step, 50, recipe.bridge_steps, cooldown=0.4))
+        set_learning_rate(optimizer, learning_rate_factor(step, 50, recipe.bridge_steps, cooldown=0.35))
         optimizer.step()
         if step % 10 == 0:
             total = sum(LAMBDA[kind] * loss for kind, loss in losses.items())
@@ -359,6 +359,13 @@ def teach_eye_and_tongue(run: Run) -> tuple[Stage, Stage]:
     return teach_the_eye(run), teach_the_tongue(run)  # finished ones are only read from their checkpoints
 
 
+def seconds_of_earlier_calls(run: Run) -> float:
+    """What a resumed run has behind it already (eye and tongue are taught at the same time)."""
+    files = [run.out / "stages" / f"{name}.pt" for name in ("vision", "language", "flamingo")]
+    eye, tongue, bridge = (load_tensors(file)["seconds"] if file.exists() else 0.0 for file in files)
+    return max(eye, tongue) + bridge
+
+
 def write_metrics(rows: list[dict], path: Path) -> None:
     columns = list(dict.fromkeys(key for row in rows for key in row))
 
@@ -389,7 +396,7 @@ def main(arguments: list[str] | None = None) -> dict:
     except OSError as error:
         raise SystemExit(f"cannot write to {run.out}: {error.strerror}. Choose another folder with --out") from None
 
-    began = time.monotonic()
+    began, earlier = time.monotonic(), seconds_of_earlier_calls(run)
     try:
         eye, tongue = teach_eye_and_tongue(run)
         stage, flamingo = build_the_bridge(run, eye, tongue)
@@ -411,7 +418,6 @@ def main(arguments: list[str] | None = None) -> dict:
         "tasks": tasks,
     }  # fmt: skip
     draw_figures(run, flamingo, results, rows)
-    earlier = eye.seconds_before + tongue.seconds_before + stage.seconds_before
     results["seconds"]["total"] = round(earlier + time.monotonic() - began, 1)
     save_json(results, run.out / "results.json")
     report(results, run.out)

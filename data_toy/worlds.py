@@ -146,8 +146,8 @@ def page(shots: list[Shot], album: Album, attend_next: bool = False) -> Sample:
         said = [shot.text] if shot.known else [shot.prompt, Unscored(shot.answer)]
         said = [s for s in said if s]
         medium = album.media[shot.medium]
-        if shot.aside and not attend_next:
-            said += [album.media[shot.aside[0]], shot.aside[1]]
+        if shot.aside:  # beside the next image there is no room for another one
+            said += [shot.aside[1]] if attend_next else [album.media[shot.aside[0]], shot.aside[1]]
         said.append(EOC if shot.ends else Unscored(EOC))
         pieces += [*said, medium] if attend_next else [medium, *said]
     return Sample(pieces, attend_next=attend_next)

@@ -4,7 +4,7 @@ A config is data: it can be compared, printed, saved as JSON and read back, and 
 
     >>> config = preset("tiny")
     >>> config.lm.d, config.resampler.n_latents, config.xattn_every
-    (96, 16, 1)
+    (96, 8, 1)
     >>> FlamingoConfig.from_dict(config.to_dict()) == config
     True
 """
@@ -165,7 +165,7 @@ class FlamingoConfig:
 
 
 def _toy(d: int, vision_layers: int, lm_layers: int, n_latents: int) -> FlamingoConfig:
-    """The toy models: one dial, the width `d`, and how deep. 48 pixels, 16 patches; heads of 16 channels, in the LM of 32."""
+    """The toy models: one dial, the width `d`, and how deep. 48 pixels, 16 patches; heads of 16 channels everywhere."""
     heads = d // 16
     return FlamingoConfig(
         vision=VisionConfig(
@@ -175,7 +175,7 @@ def _toy(d: int, vision_layers: int, lm_layers: int, n_latents: int) -> Flamingo
         resampler=ResamplerConfig(
             d=d, n_latents=n_latents, layers=2, heads=heads, d_head=16, n_time_embeddings=4, ff_mult=2
         ),
-        lm=LMConfig(vocab_size=512, d=d, layers=lm_layers, heads=d // 32, conv_width=8),
+        lm=LMConfig(vocab_size=512, d=d, layers=lm_layers, heads=heads, conv_width=8),
         xattn_heads=heads, xattn_d_head=16, xattn_ff_mult=2,
     )  # fmt: skip
 

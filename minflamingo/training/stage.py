@@ -57,7 +57,7 @@ class Stage:
         self.path = Path(folder) / f"{name}.pt"
         self.settings = {"total": total, **(settings or {})}
         self.save_every, self.line = save_every, line
-        self.step, self.seconds, self.seconds_before, self.rows = 0, 0.0, 0.0, []  # seconds_before: of earlier calls
+        self.step, self.seconds, self.rows = 0, 0.0, []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             self._resume()
@@ -77,7 +77,6 @@ class Stage:
             load_weights(module, state["modules"][key], f"{self.path}, {key}")
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.rows = state["step"], state["seconds"], state["rows"]
-        self.seconds_before = self.seconds
 
     def save(self) -> None:
         save_tensors(
