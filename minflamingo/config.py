@@ -182,7 +182,7 @@ def _toy(d: int, vision_layers: int, lm_layers: int, n_latents: int) -> Flamingo
 
 PRESETS = {
     "tiny": _toy(d=96, vision_layers=2, lm_layers=3, n_latents=8),
-    "small": _toy(d=192, vision_layers=4, lm_layers=6, n_latents=8),
+    "small": _toy(d=192, vision_layers=4, lm_layers=6, n_latents=16),
 }
 
 
