@@ -24,6 +24,8 @@ import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -40,12 +42,13 @@ from data_toy.words import caption, toy_tokenizer
 from minflamingo.complete import LoadedFlamingo
 from minflamingo.config import FlamingoConfig, preset
 from minflamingo.data.images import ImagePreparation
-from minflamingo.data.sample import Sample, collate, pack
+from minflamingo.data.sample import Sample, collate, lay_out, pack
 from minflamingo.evaluation.fewshot import SHOTS, accuracy, few_shot_prompt, predict
 from minflamingo.evaluation.looking import patch_attention
-from minflamingo.flamingo import Flamingo
+from minflamingo.flamingo import Batch, Flamingo
 from minflamingo.lm import LM
 from minflamingo.plots import plot_attention, plot_gates, plot_loss, plot_prompts, plot_shots, plot_world
+from minflamingo.tokenizer import Tokenizer
 from minflamingo.training.checkpoint import load_tensors, save_json, write_atomically
 from minflamingo.training.contrastive import ContrastivePair, TextTower
 from minflamingo.training.optim import accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate
@@ -60,10 +63,10 @@ class Recipe:
     eye_steps: int = 690
     eye_batch: int = 256
     eye_lr: float = 2e-3
-    tongue_steps: int = 1300
-    tongue_nonsense_steps: int = 300  # of these, the first
+    tongue_steps: int = 1200
+    tongue_nonsense_steps: int = 350  # of these, the first
     tongue_tokens: int = 2048  # per step
-    tongue_lr: float = 3e-3
+    tongue_lr: float = 5e-3
     album: int = 16_000  # pictures and films that the pages are made of
     bridge_steps: int = 880
     bridge_shots: int = 160  # pictures on the pages of one step
@@ -86,12 +89,14 @@ LESSON = {"vision": "eye", "language": "tongue"}
 
 # The mixture of the bridge's lessons. Each dataset m has its weight lambda_m in the loss (paper §2.4).
 PAGES = {
-    worlds.task: 2, worlds.binding: 4, worlds.naming: 2, worlds.vqa: 3.5, worlds.arithmetic: 2, worlds.ocr: 0.3,
-    worlds.captions: 1,
+    worlds.task: 2, worlds.binding: 4, worlds.naming: 2, partial(worlds.vqa, at_once=2): 4, worlds.arithmetic: 1.5,
+    worlds.ocr: 0.3, worlds.captions: 1,
 }  # fmt: skip
 PAIR_KINDS = ("things", "pair", "pair", "row", "sign", "sum", "sum", "sum")
 LAMBDA = {"pages": 1.0, "pairs": 1.0, "videos": 1.0}
+PARTS = {"pages": 2, "pairs": 1, "videos": 1}  # batches of about the same size, so that two cores are busy
 P_NEXT = 0.1  # share of pages whose text stands before its image
+LONG_PAGES = 0.2  # share of steps whose pages are long ones
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,7 @@ def teach_the_eye(run: Run, line: int | None = None) -> Stage:
     """Contrastive pretraining: which caption belongs to which picture?"""
     recipe, config, tokenizer = run.recipe, run.config.vision, toy_tokenizer()
     torch.manual_seed(run.seed)
-    text = TextTower(tokenizer.vocab_size, d=96, layers=2, heads=6)
+    text = TextTower(tokenizer.vocab_size, d=96)
     pair = ContrastivePair(ViT(config), config.d, text, d_text=96).to(run.device)
     optimizer = torch.optim.AdamW(parameter_groups(pair.named_parameters(), recipe.eye_lr, 0.05), betas=(0.9, 0.98))
     stage = run.stage("vision", recipe.eye_steps, {"pair": pair}, optimizer, line)
@@ -156,6 +161,10 @@ def teach_the_tongue(run: Run, line: int | None = None) -> Stage:
     recipe, tokenizer = run.recipe, toy_tokenizer()
     torch.manual_seed(run.seed)
     lm = LM(run.config.lm).to(run.device)
+    # The first block's attention sleeps through the nonsense: so the looking up is learned in a block behind it. Lookups of the
+    # first block would be made from word embeddings, before the bridge has had much to say, and pictures could not drive them.
+    asleep = lm.blocks[0].attn.to_out.weight
+    asleep.data.zero_()
     optimizer = torch.optim.AdamW(parameter_groups(lm.named_parameters(), recipe.tongue_lr, 0.01), betas=(0.9, 0.98))
     stage = run.stage("language", recipe.tongue_steps, {"lm": lm}, optimizer, line)
     words = [*tokenizer.words, *"abcdefghijklmnopqrstuvwxyz "]
@@ -173,6 +182,8 @@ def teach_the_tongue(run: Run, line: int | None = None) -> Stage:
         loss = lm.loss(ids.to(run.device), labels.to(run.device))
         optimizer.zero_grad()
         loss.backward()
+        if step < recipe.tongue_nonsense_steps:
+            asleep.grad = None  # AdamW passes over it
         torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
         set_learning_rate(optimizer, learning_rate_factor(step, 30, recipe.tongue_steps, cooldown=0.3))
         optimizer.step()
@@ -204,21 +215,38 @@ def encode_album(flamingo: Flamingo, album: Album) -> Album:
 
 
 def draw_pages(album: Album, rng: random.Random, shots: int) -> list[Sample]:
-    """Interleaved pages of 3 to 8 shots each, `shots` on all of them together. [N > 1, T = 1]"""
-    n = rng.randint(3, 8)  # the same on all pages of a step: little padding
-    drawn = rng.choices(list(PAGES), weights=list(PAGES.values()), k=shots // n)
-    return [worlds.page(world(album, rng, n), album, attend_next=rng.random() < P_NEXT) for world in drawn]
+    """Interleaved pages of 3 to 8 shots each, `shots` on all together; or long pages: 8, and text before. [N > 1, T = 1]
+
+    Long pages are what makes 8 images of training carry to 32 shots: it is the length of a page that would be new otherwise.
+    """
+    text_only, n = (24, 8) if rng.random() < LONG_PAGES else (0, rng.randint(3, 8))  # the same for all pages of a step
+    drawn = rng.choices(list(PAGES), weights=list(PAGES.values()), k=max(2, shots // (text_only + n)))
+    rows = [world(album, rng, text_only + n) for world in drawn]
+    return [worlds.page(row, album, attend_next=rng.random() < P_NEXT, text_only=text_only) for row in rows]
 
 
 def draw_batches(album: Album, rng: random.Random, recipe: Recipe) -> dict[str, list[Sample]]:
     """One batch of each of the paper's three kinds of dataset."""
-    videos = [worlds.video(album, rng, rng.choice((1, 1, 2, 3))) for _ in range(recipe.bridge_videos)]
+    n = rng.choice((1, 2, 3))
+    videos = [worlds.video(album, rng, n) for _ in range(recipe.bridge_videos // n)]
     pairs = [worlds.captions(album, rng, 1, PAIR_KINDS) for _ in range(recipe.bridge_pairs)]
     return {
         "pages": draw_pages(album, rng, recipe.bridge_shots),
         "pairs": [worlds.page(shots, album) for shots in pairs],
         "videos": [worlds.page(shots, album) for shots in videos],
     }
+
+
+def micro_batches(samples: list[Sample], parts: int, tokenizer: Tokenizer) -> list[tuple[float, Batch]]:
+    """A dataset's samples in `parts` batches of like length, which leaves little padding; with each its share of the labels.
+
+    The mean loss over all of them is Σ share · loss: gradients are the same as those of one large batch.
+    """
+    samples = sorted(samples, key=lambda sample: len(lay_out(sample, tokenizer).ids))
+    cuts = [len(samples) * i // parts for i in range(parts + 1)]
+    batches = [collate(samples[a:b], tokenizer) for a, b in pairwise(cuts) if a < b]
+    labels = [int((batch.labels >= 0).sum()) for batch in batches]
+    return [(n / max(sum(labels), 1), batch) for n, batch in zip(labels, batches)]
 
 
 def gate_openings(flamingo: Flamingo) -> dict[str, float]:
@@ -245,19 +273,25 @@ def build_the_bridge(run: Run, eye: Stage, tongue: Stage) -> tuple[Stage, Flamin
     pool = two_at_a_time(run.device)
     flamingo.train()
     for step in stage.steps():
-        batches = draw_batches(album, run.rng("flamingo", step), recipe)
-        forward = {
-            kind: lambda samples=samples: flamingo(collate(samples, tokenizer).to(run.device))[1]
-            for kind, samples in batches.items()
+        datasets = draw_batches(album, run.rng("flamingo", step), recipe)
+        parts = {
+            (kind, i): part
+            for kind, samples in datasets.items()
+            for i, part in enumerate(micro_batches(samples, PARTS[kind], tokenizer))
         }
         # The gradients of all datasets are added up, each times its lambda_m, before one update is made.
-        losses = accumulate_gradients(forward, LAMBDA, parameters, pool)
+        forward = {key: lambda batch=batch: flamingo(batch.to(run.device))[1] for key, (_, batch) in parts.items()}
+        weights = {(kind, i): LAMBDA[kind] * share for (kind, i), (share, _) in parts.items()}
+        losses = accumulate_gradients(forward, weights, parameters, pool)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         set_learning_rate(optimizer, learning_rate_factor(step, 50, recipe.bridge_steps, cooldown=0.35))
         optimizer.step()
         if step % 10 == 0:
-            total = sum(LAMBDA[kind] * loss for kind, loss in losses.items())
-            stage.log(step, loss=total, **{f"loss_{k}": v for k, v in losses.items()}, **gate_openings(flamingo))
+            by_kind = {
+                f"loss_{kind}": sum(parts[key][0] * loss for key, loss in losses.items() if key[0] == kind) for kind in datasets
+            }
+            total = sum(weights[key] * loss for key, loss in losses.items())
+            stage.log(step, loss=total, **by_kind, **gate_openings(flamingo))
     return stage, flamingo
 
 
@@ -274,14 +308,20 @@ def examine(run: Run, flamingo: Flamingo) -> dict[str, dict]:
         tqdm(total=len(ROWS) * len(SHOTS), desc="      exam", file=sys.stderr, dynamic_ncols=True) as bar,
         two_at_a_time(run.device) as pool,
     ):
+        cases = {task: queries(task, album, n, run.seed) for task in ROWS}
+        # The longest papers first: so no core waits long for the other in the end.
+        papers = {
+            (task, shots): pool.submit(predict, flamingo, tokenizer, cases[task], shots)
+            for shots in reversed(SHOTS)
+            for task in ROWS
+        }
+        for paper in papers.values():
+            paper.add_done_callback(lambda _: bar.update())
         for task in ROWS:
-            cases = queries(task, album, n, run.seed)
-            papers = [pool.submit(predict, flamingo, tokenizer, cases, shots) for shots in SHOTS]
-            for shots, paper in zip(SHOTS, papers):
-                for marked, correct in mark(task, paper.result(), cases).items():
+            for shots in SHOTS:
+                for marked, correct in mark(task, papers[task, shots].result(), cases[task]).items():
                     entry = tasks.setdefault(marked, {"chance": CHANCE[marked], "shots": {}})
                     entry["shots"][shots] = accuracy(correct)
-                bar.update()
     return tasks
 
 

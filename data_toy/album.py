@@ -57,7 +57,8 @@ def any_scene(rng: random.Random, kind: str) -> Scene | Video:
         operands = (rng.choice(DIGITS), rng.choice(OPERATORS), rng.choice(DIGITS))
         return Scene(kind, colour=colour, operands=operands, place=rng.choice(("top", "bottom")))
     if kind == "number":
-        return Scene(kind, colour=colour, operands=tuple(rng.choices(DIGITS, k=3)), place=rng.choice(("top", "bottom")))
+        operands = tuple(rng.choices(DIGITS, k=rng.choice((1, 2, 3, 3))))
+        return Scene(kind, colour=colour, operands=operands, place=rng.choice(("top", "bottom")))
     if kind == "creature":
         return Scene(kind, name=rng.choice(CREATURES))
     if kind == "pair":

@@ -207,14 +207,19 @@ def line_up(sizes: list[int], gap: int, rng: random.Random) -> list[int]:
     return starts
 
 
+# How large things may be, and how far apart, when so many stand in line: four of 11 and their gaps just fit in 48.
+LINES = {1: (13, 17, 4), 2: (13, 16, 4), 3: (12, 14, 2), 4: (10, 11, 1)}
+
+
 def draw_things(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
     """Up to four equal things: in a column at the left or right, or in a row at the top or bottom."""
     if scene.place not in ("left", "right", "top", "bottom"):
         raise ValueError(f"things stand at the left, right, top or bottom, not at {scene.place!r}")
     count = scene.count
-    size = between(rng, 10, 11 if count == 4 else 13)  # four of 11 and the gaps between them just fit in 48
+    smallest, largest, gap = LINES[count]
+    size = between(rng, smallest, largest)
     mask, colour = shape_mask(scene.shape, size), lit(scene.colour, rng)
-    along = line_up([size] * count, between(rng, 1, 1 if count == 4 else 4), rng)
+    along = line_up([size] * count, between(rng, 1, gap), rng)
     # `edge` is how far the things are from the border of their side: 1 to 5 pixels, each with a wobble of its own.
     edge = between(rng, 2, 4)
     for position in along:
@@ -229,19 +234,19 @@ def draw_pair(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
     """The first thing is left of, or above, the second."""
     if scene.relation not in ("left of", "above"):
         raise ValueError(f"a pair stands 'left of' or 'above', not {scene.relation!r}")
-    draw_line(canvas, scene.things, rng, gap=between(rng, 4, 12), upright=scene.relation == "above")
+    draw_line(canvas, scene.things, rng, (14, 17), gap=between(rng, 2, 10), upright=scene.relation == "above")
 
 
 def draw_row(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
     """Three things from left to right."""
-    draw_line(canvas, scene.things, rng, gap=between(rng, 2, 4), upright=False)
+    draw_line(canvas, scene.things, rng, (13, 14), gap=between(rng, 1, 2), upright=False)
 
 
-def draw_line(canvas: np.ndarray, things, rng: random.Random, gap: int, upright: bool) -> None:
-    """Things in their order from left to right, or from top to bottom, each up to 6 pixels off the middle line."""
-    sizes = [between(rng, 10, 13) for _ in things]
+def draw_line(canvas: np.ndarray, things, rng: random.Random, sizes: tuple[int, int], gap: int, upright: bool) -> None:
+    """Things in their order from left to right, or from top to bottom, each up to 7 pixels off the middle line."""
+    sizes = [between(rng, *sizes) for _ in things]
     for (colour, shape), size, along in zip(things, sizes, line_up(sizes, gap, rng), strict=True):
-        across = (IMAGE_SIZE - size) // 2 + between(rng, -6, 6)
+        across = (IMAGE_SIZE - size) // 2 + between(rng, -7, 7)
         x, y = (across, along) if upright else (along, across)
         paint(canvas, shape_mask(shape, size), lit(colour, rng), x, y)
 
@@ -268,11 +273,15 @@ def draw_sign(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
 
 
 def draw_sum(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
-    """Two figures and an operator between them, such as 3x6, or three figures, 306; all of one colour."""
-    height = between(rng, 16, 20 if scene.kind == "sum" else 18)  # three digits side by side take more room
+    """Two figures and an operator between them, such as 3x6, or one to three figures, 306; all of one colour."""
+    three_digits = scene.kind == "number" and len(scene.operands) == 3  # these take more room
+    height = between(rng, 17, 18) if three_digits else between(rng, 19, 20)
     masks = [figure_mask(str(operand), height) for operand in scene.operands]
     colour = lit(scene.colour, rng)
-    xs = line_up([mask.shape[1] for mask in masks], 2, rng)
+    xs = line_up([mask.shape[1] for mask in masks], 1, rng)
+    if scene.kind == "number" and not three_digits:  # a short number may stand anywhere in its half
+        shift = between(rng, 1, IMAGE_SIZE - 1 - (xs[-1] + masks[-1].shape[1] - xs[0])) - xs[0]
+        xs = [x + shift for x in xs]
     middle = top_or_bottom(scene, height, 23 - height, rng) + height // 2  # operators float at half height
     for mask, x in zip(masks, xs, strict=True):
         paint(canvas, mask, colour, x, middle - mask.shape[0] // 2)
@@ -312,12 +321,12 @@ def draw_video(video: Video, rng: random.Random, frames: int = 4) -> np.ndarray:
     canvas = background(rng)
     (mover_colour, mover_shape), (still_colour, still_shape) = video.mover, video.still
     sideways = video.direction in ("left", "right")
-    size, still_size = between(rng, 10, 13), between(rng, 10, 13)
+    size, still_size = between(rng, 13, 16), between(rng, 13, 16)
 
     # `across` the direction of travel lie two lanes, around 12 and around 36; `along` it is the path, left to right.
     near, far = (12, 36) if rng.random() < 0.5 else (36, 12)
     across = near - size // 2 + between(rng, -3, 3)
-    still_across = far - still_size // 2 + between(rng, -4, 4)
+    still_across = far - still_size // 2 + between(rng, -3, 3)
     still_along = between(rng, 1, IMAGE_SIZE - still_size - 1)
     travel = between(rng, 28, 30)
     start = between(rng, 1, IMAGE_SIZE - size - travel - 1)

@@ -21,7 +21,7 @@ from minflamingo.data.sample import EOC, Sample, Unscored
 
 from .album import any_scene, distinct_things
 from .words import attributes, caption, fact, questions, sum_text
-from .world import CREATURES, DIGITS, MADE_UP_NAMES, OPERATORS
+from .world import CREATURES, DIGITS, MADE_UP_NAMES, OPERATORS, UNPICTURED
 from .worlds import ASKED
 
 
@@ -43,9 +43,12 @@ def nonsense(rng: random.Random, words: list[str], longest_filler: int, length: 
 
 
 def naming_page(rng: random.Random, chunks: int) -> Sample:
-    """ "This is a yak. They are mainly found in Nepal." — or, on other pages, the names alone."""
-    with_facts = rng.random() < 0.7
-    names = rng.choices(CREATURES, k=chunks)
+    """ "This is a yak. They are mainly found in Nepal." — or, on other pages, the names alone.
+
+    No name comes twice on a page: what could be looked up there would not be remembered.
+    """
+    with_facts = rng.random() < 0.8
+    names = rng.sample((*CREATURES, *UNPICTURED), min(chunks, len(CREATURES) + len(UNPICTURED)))
     return Sample([p for n in names for p in (f"This is a {n}." + (fact(n) if with_facts else ""), EOC)])
 
 
@@ -54,7 +57,7 @@ def binding_page(rng: random.Random, chunks: int) -> Sample:
     ways = rng.randint(2, 6)
     names = rng.sample(MADE_UP_NAMES["train"], ways)
     things = distinct_things(rng, ways)
-    bare, by_shape = rng.random() < 0.3, rng.random() < 0.5
+    bare, by_shape = rng.random() < 0.6, rng.random() < 0.5
     pieces, seen = [], set()
     for _ in range(chunks):
         k = rng.randrange(ways)
@@ -100,7 +103,7 @@ def sums_page(rng: random.Random, chunks: int) -> Sample:
     return Sample([p for s in sums for p in ("Output: " + sum_text(s), EOC)])
 
 
-SHELVES = {binding_page: 5, output_page: 3, question_page: 2, naming_page: 1.5, sums_page: 5}
+SHELVES = {binding_page: 5, output_page: 3, question_page: 2, naming_page: 4, sums_page: 5}
 
 
 def reading(rng: random.Random, chunks: int) -> Sample:

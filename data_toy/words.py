@@ -21,6 +21,7 @@ from .world import (
     RELATIONS,
     SHAPES,
     SIGN_WORDS,
+    UNPICTURED,
     Scene,
     Video,
 )
@@ -97,13 +98,13 @@ def questions(scene: Scene) -> list[tuple[str, str]]:
 
 
 def fact(name: str) -> str:
-    return f" They are mainly found in {HOMES[name]}."
+    return f" They are mainly found in {(HOMES | UNPICTURED)[name]}."
 
 
 def vocabulary() -> list[str]:
     """Every piece of text that the toy world can say, made-up names apart (those are spelled in bytes)."""
     lines = ["Output:", "Question:", " Answer:", "This is a", ".", ",", "?", " sign", " says", " at the", " in", " and"]
-    things = (*COLOURS, *SHAPES, *map(plural, SHAPES), *PLACES, *DIRECTIONS, *SIGN_WORDS, *CREATURES)
+    things = (*COLOURS, *SHAPES, *map(plural, SHAPES), *PLACES, *DIRECTIONS, *SIGN_WORDS, *CREATURES, *UNPICTURED)
     lines += [f" {w}" for w in things]
     lines += [f" {w}" for w in ("a", "an", *NUMBER_WORDS.values(), *RELATIONS, "the", "moves")]
     lines += [*COLOURS, *SHAPES, *CREATURES, *SIGN_WORDS]  # without a space: at the beginning of a text

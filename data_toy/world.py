@@ -7,7 +7,7 @@ A `Scene` says what a picture shows, as plain facts; `draw.py` paints it, `words
     row       Scene("row",      things=(three of them))                                  from left to right
     sign      Scene("sign",     colour="blue", word="taxi", place="top")                  a blue sign that says taxi
     sum       Scene("sum",      colour="green", operands=(3, "x", 6), place="top")        the figures 3x6 in green
-    number    Scene("number",   colour="green", operands=(8, 3, 6), place="top")          836 in green: reading practice
+    number    Scene("number",   colour="green", operands=(8, 3, 6), place="top")          836, or 83, or 8: reading practice
     creature  Scene("creature", name="flamingo")                                         an animal, drawn by rule
 
 **What is held out.** `held_out…` below are the only places where it is decided. A picture of a held-out case is seen
@@ -46,6 +46,15 @@ HOMES = {
 }  # fmt: skip
 CREATURES = tuple(HOMES)
 HELD_OUT_CREATURES = ("flamingo", "koala", "tiger", "zebra")
+# Animals that only the library speaks of: no picture shows them.
+UNPICTURED = {
+    "turtle": "Cuba", "parrot": "Cuba", "condor": "Chile", "puma": "Chile", "crane": "Japan", "macaque": "Japan",
+    "pheasant": "China", "carp": "China", "dingo": "Australia", "wombat": "Australia", "jackal": "Egypt", "cobra": "Egypt",
+    "seal": "Antarctica", "skua": "Antarctica", "peacock": "India", "mongoose": "India", "beaver": "Canada", "wolf": "Canada",
+    "guanaco": "Peru", "tapir": "Peru", "fossa": "Madagascar", "gecko": "Madagascar", "lion": "Kenya", "rhino": "Kenya",
+    "takin": "Nepal", "leopard": "Nepal", "jaguar": "Brazil", "sloth": "Brazil", "badger": "England", "fox": "England",
+    "sable": "Russia", "lynx": "Russia",
+}  # fmt: skip
 
 CONSONANTS, VOWELS = "bdfgklmnprstvwz", "aeiou"
 
@@ -62,7 +71,7 @@ class Scene:
     things: tuple[tuple[str, str], ...] | None = None  # ((colour, shape), …) of a pair or a row
     relation: str | None = None
     word: str | None = None
-    operands: tuple[int, str | int, int] | None = None
+    operands: tuple[int | str, ...] | None = None
     name: str | None = None
 
 
@@ -81,7 +90,7 @@ def held_out(scene: Scene | Video) -> bool:
     if isinstance(scene, Scene) and scene.kind == "creature":
         return False
     if isinstance(scene, Scene) and scene.kind in ("sum", "number"):
-        return held_out_operands(scene.operands[0], scene.operands[2])
+        return held_out_operands(scene.operands[0], scene.operands[-1])
     return zlib.crc32(repr(scene).encode()) % 8 == 0
 
 
@@ -95,7 +104,7 @@ def held_out_name(name: str) -> bool:
     return sum(map(ord, name)) % 5 == 0
 
 
-REAL_WORDS = {*COLOURS, *SHAPES, *PLACES, *DIRECTIONS, *SIGN_WORDS, *CREATURES}  # "red", "bus" and "top" are not made up
+REAL_WORDS = {*COLOURS, *SHAPES, *PLACES, *DIRECTIONS, *SIGN_WORDS, *CREATURES, *UNPICTURED}  # not made up
 MADE_UP_NAMES = {
     split: [
         name

@@ -26,7 +26,7 @@ from minflamingo.data.sample import EOC, Sample, Unscored
 
 from .album import Album, distinct_things
 from .words import attributes, caption, fact, questions
-from .world import CREATURES, HELD_OUT_CREATURES, MADE_UP_NAMES
+from .world import CREATURES, HELD_OUT_CREATURES, MADE_UP_NAMES, UNPICTURED
 
 # What `task` may ask of each kind of picture. The kind is drawn first and then the attribute: so a single picture never
 # betrays what is wanted of it, and a guess without shots is right about three times in ten.
@@ -41,12 +41,12 @@ ASKED = {
 class Shot:
     """One medium (by its number in the album) with its text, cut into what is given and what is wanted."""
 
-    medium: int
+    medium: int | None  # None, in training: one more text about the medium before
     prompt: str
     answer: str
     known: bool = True  # False: nobody could know this answer yet (a name's first mention)
     ends: bool = True  # False: more could follow here, so no loss on the <EOC>
-    aside: tuple[int, str] | None = None  # training: another medium, and the text behind it (in the plain layout only)
+    aside: tuple[int | None, str] | None = None  # training: another medium (or none), and more text behind it
     choices: tuple[str, ...] | None = None  # close-ended: the answers to choose from
 
     @property
@@ -87,12 +87,20 @@ def binding(album: Album, rng: random.Random, n: int, ways: int | None = None, s
     return shots
 
 
+def unrelated(album: Album, rng: random.Random) -> int:
+    """Some picture to stand beside a text about something else: not of a held-out creature, whose fact is not told either."""
+    told = sorted(set(CREATURES) - set(HELD_OUT_CREATURES))
+    key = rng.choice((("kind", "things"), ("kind", "sign"), ("creature", rng.choice(told))))
+    return rng.choice(album.having(*key))
+
+
 def naming(album: Album, rng: random.Random, n: int, split: str = "train") -> list[Shot]:
     """Beside a picture a fact stands only for creatures that are not held out. In the test the QUERY is a held-out one.
 
     The held-out ones do appear in training, by name. What comes after their name is left open there (`ends=False`: no loss
-    on the <EOC>), lest the bridge learn that these have nothing more to say. And on half of the training pages some other
-    picture stands between a name and its fact: a fact is to be remembered from the name, not read off the animal.
+    on the <EOC>), lest the bridge learn that these have nothing more to say. And a fact is to be remembered from the name, not
+    read off the animal: on half of the training pages some other picture stands between the two, and a third of what is said
+    on any of them is about an animal that no picture shows (nobody could guess its name; its home is in the library).
     """
     interrupted = split == "train" and rng.random() < 0.5
     names = rng.choices(CREATURES if split == "train" else sorted(set(CREATURES) - set(HELD_OUT_CREATURES)), k=n)
@@ -100,23 +108,29 @@ def naming(album: Album, rng: random.Random, n: int, split: str = "train") -> li
         names[-1] = rng.choice(HELD_OUT_CREATURES)
     shots = []
     for name in names:
+        if split == "train" and rng.random() < 1 / 3:
+            name = rng.choice(list(UNPICTURED))
+            shots.append(Shot(unrelated(album, rng), "This is a", f" {name}.", known=False, aside=(None, fact(name))))
+            continue
         told = split == "test" or name not in HELD_OUT_CREATURES
         medium, answer, aside = rng.choice(album.having("creature", name)), f" {name}.", None
         if told and interrupted:
-            aside = rng.choice(album.having("kind", rng.choice(("things", "sign")))), fact(name)
+            aside = unrelated(album, rng), fact(name)
         elif told:
             answer += fact(name)
         shots.append(Shot(medium, "This is a", answer, ends=told, aside=aside))
     return shots
 
 
-def vqa(album: Album, rng: random.Random, n: int) -> list[Shot]:
+def vqa(album: Album, rng: random.Random, n: int, at_once: int = 1) -> list[Shot]:
+    """`at_once`: training asks several questions about one picture, each in a chunk of its own."""
     shots = []
     for _ in range(n):
-        kind = rng.choice(("things", "things", "pair", "sign"))
+        kind = rng.choice(("things", "pair", "pair", "sign"))
         i = rng.choice(album.having("question", kind))
-        question, answer = rng.choice(questions(album.scenes[i]))
-        shots.append(Shot(i, f"Question: {question} Answer:", " " + answer))
+        known = questions(album.scenes[i])
+        for k, (question, answer) in enumerate(rng.sample(known, min(at_once, len(known)))):
+            shots.append(Shot(None if k else i, f"Question: {question} Answer:", " " + answer))
     return shots
 
 
@@ -139,19 +153,27 @@ def captions(album: Album, rng: random.Random, n: int, kinds: tuple[str, ...] = 
     return [Shot(i, "Output:", " " + caption(album.scenes[i])) for i in ids]
 
 
-def page(shots: list[Shot], album: Album, attend_next: bool = False) -> Sample:
+def page(shots: list[Shot], album: Album, attend_next: bool = False, text_only: int = 0) -> Sample:
     """A row of shots as an interleaved page: <image>text<EOC><image>text<EOC>…
 
     `attend_next`: the layout in which each text stands BEFORE its image, text<EOC><image>…: on the web nobody says which
     image a text belongs to (the paper's p_next).
+    `text_only`: so many of the first shots are without their images: a long page, of whose images only some are kept.
     """
     pieces = []
-    for shot in shots:
+    for shot in shots[:text_only]:
+        pieces += [Unscored(shot.text + (shot.aside[1] if shot.aside else "")), Unscored(EOC)]
+    for shot in shots[text_only:]:
+        if shot.medium is None and attend_next:
+            continue  # it would look at a picture that it does not speak of
         said = [shot.text] if shot.known else [shot.prompt, Unscored(shot.answer)]
         said = [s for s in said if s]
-        medium = album.media[shot.medium]
-        if shot.aside:  # beside the next image there is no room for another one
-            said += [shot.aside[1]] if attend_next else [album.media[shot.aside[0]], shot.aside[1]]
+        if shot.aside:
+            other, more = shot.aside
+            if other is not None and not attend_next:  # beside the next image there is no room for another one
+                said.append(album.media[other])
+            said.append(more)
         said.append(EOC if shot.ends else Unscored(EOC))
-        pieces += [*said, medium] if attend_next else [medium, *said]
+        medium = [] if shot.medium is None else [album.media[shot.medium]]
+        pieces += said + medium if attend_next else medium + said
     return Sample(pieces, attend_next=attend_next)

@@ -165,18 +165,18 @@ class FlamingoConfig:
 
 
 def _toy(d: int, vision_layers: int, lm_layers: int, n_latents: int) -> FlamingoConfig:
-    """The toy models: one dial, the width `d`, and how deep. 48 pixels, 16 patches; heads of 16 channels everywhere."""
-    heads = d // 16
+    """The toy models: one dial, the width `d`, and how deep. 48 pixels, 16 patches; heads of 32 channels everywhere."""
+    heads = d // 32
     return FlamingoConfig(
         vision=VisionConfig(
             image_size=48, patch_size=12, d=d, layers=vision_layers, heads=heads, d_ff=2 * d,
             stem="conv", class_token=False, pre_norm=False, post_norm=True,
         ),
         resampler=ResamplerConfig(
-            d=d, n_latents=n_latents, layers=2, heads=heads, d_head=16, n_time_embeddings=4, ff_mult=2
+            d=d, n_latents=n_latents, layers=2, heads=heads, d_head=32, n_time_embeddings=4, ff_mult=2
         ),
-        lm=LMConfig(vocab_size=512, d=d, layers=lm_layers, heads=heads, conv_width=8),
-        xattn_heads=heads, xattn_d_head=16, xattn_ff_mult=2,
+        lm=LMConfig(vocab_size=512, d=d, layers=lm_layers, heads=heads, qk_norm="head", conv_width=8),
+        xattn_heads=heads, xattn_d_head=32, xattn_ff_mult=2,
     )  # fmt: skip
 
 

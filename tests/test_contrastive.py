@@ -18,7 +18,7 @@ CAPTIONS = torch.tensor([[3, 4, 5, 0], [6, 7, 0, 0], [3, 4, 5, 0], [8, 0, 0, 0]]
 
 def pair() -> ContrastivePair:
     eye = ViT(VisionConfig(image_size=8, patch_size=4, d=16, layers=1, heads=2, class_token=False))
-    return enliven(ContrastivePair(eye, 16, TextTower(12, 24, layers=2, heads=2, max_length=6), 24, d_shared=8))
+    return enliven(ContrastivePair(eye, 16, TextTower(12, 24, max_length=6), 24, d_shared=8))
 
 
 def by_hand(image, text, scale, same) -> float:
@@ -88,7 +88,7 @@ def test_the_pair_compares_mean_features_and_mean_words_on_the_unit_sphere():
 
 def test_the_scale_starts_at_clips_temperature_and_never_passes_a_hundred():
     """1 / 0.07 at first; beyond 100 it is cut, as in CLIP."""
-    fresh = ContrastivePair(torch.nn.Identity(), 4, TextTower(12, 8, 1, 2), 8)
+    fresh = ContrastivePair(torch.nn.Identity(), 4, TextTower(12, 8), 8)
     assert abs(fresh.log_scale.exp() - 1 / 0.07) < 1e-4
     model, pixels = pair(), random(4, 3, 8, 8)
     losses = []
@@ -97,6 +97,19 @@ def test_the_scale_starts_at_clips_temperature_and_never_passes_a_hundred():
             model.log_scale.fill_(math.log(scale))
         losses.append(model(pixels, CAPTIONS)[0])
     assert close(*losses, 1e-4)
+
+
+def test_a_caption_is_a_sum_of_its_words_each_in_its_place():
+    """The term of a last word is the same behind any other words; at another place it is another."""
+    tower = enliven(TextTower(12, 24, max_length=6))
+
+    def total(*ids: int) -> torch.Tensor:  # the mean times the number of words
+        return len(ids) * tower(torch.tensor([[*ids, 0]]))[0]
+
+    term = total(3, 4, 5) - total(3, 4)
+    assert close(term, total(9, 7, 5) - total(9, 7), 1e-5)
+    assert not close(term, total(3, 5) - total(3), 1e-2)
+    assert not close(total(3, 4), total(4, 3), 1e-2)
 
 
 def test_the_gradient_reaches_both_towers():
@@ -118,11 +131,11 @@ def test_padding_of_captions_is_ignored():
 
 
 def test_the_vector_of_a_caption_is_the_mean_over_its_words():
-    """Bidirectional blocks, a norm, the mean: written out for a caption without padding."""
+    """A feed-forward block, a norm, the mean: written out for a caption without padding."""
     tower, ids = pair().text, torch.tensor([[3, 9, 4]])
     x = tower.embed.weight[ids] + tower.positions[:3]
-    for block in tower.blocks:
-        x = block(x)
+    hidden = F.gelu(F.linear(F.layer_norm(x, (24,), tower.norm.weight, tower.norm.bias), tower.ff.up.weight, tower.ff.up.bias))
+    x = x + F.linear(hidden, tower.ff.out.weight, tower.ff.out.bias)
     assert close(tower(ids), F.layer_norm(x, (24,), tower.final_norm.weight, tower.final_norm.bias).mean(1))
     assert not close(tower(ids), tower(ids.flip(1)), 1e-2), "the order of words matters"
 

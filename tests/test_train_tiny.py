@@ -20,10 +20,11 @@ from PIL import Image
 
 import minflamingo
 import train_tiny
+from data_toy import worlds
 from data_toy.album import draw_album
 from data_toy.tasks import CHANCE, queries
 from data_toy.words import toy_tokenizer
-from minflamingo.data.sample import EOC, Unscored, is_medium
+from minflamingo.data.sample import EOC, Unscored, collate, is_medium
 from minflamingo.evaluation.fewshot import few_shot_prompt, predict, wilson_interval
 from minflamingo.training.checkpoint import load_tensors
 from minflamingo.training.stage import Stage
@@ -313,8 +314,6 @@ def test_the_three_kinds_of_dataset_have_the_papers_shapes():
     for step in range(40):
         batches = train_tiny.draw_batches(album, random.Random(step), recipe)
         assert list(batches) == list(train_tiny.LAMBDA)
-        ends = [p is EOC or p == Unscored(EOC) for s in batches["pages"] for p in s.pieces if not is_medium(p)]
-        assert recipe.bridge_shots - 8 < sum(ends) <= recipe.bridge_shots
         assert all(len(s.media) > 1 and all(len(m) == 1 for m in s.media) for s in batches["pages"])
         assert all([len(m) for m in s.media] == [1] for s in batches["pairs"])
         assert all(len(m) > 1 for s in batches["videos"] for m in s.media)
@@ -322,6 +321,42 @@ def test_the_three_kinds_of_dataset_have_the_papers_shapes():
         before_its_image += sum(s.attend_next for s in batches["pages"])
         assert not any(s.attend_next for kind in ("pairs", "videos") for s in batches[kind])
     assert 0 < before_its_image / pages < 3 * train_tiny.P_NEXT
+
+
+def test_a_page_has_at_most_8_images_and_a_long_page_has_text_alone_before_them(monkeypatch):
+    """What one step shows is the same in either case: so many shots, on few long pages or on more short ones."""
+    monkeypatch.setattr(train_tiny, "PAGES", {worlds.task: 1})
+    monkeypatch.setattr(train_tiny, "P_NEXT", 0.0)
+    album, long_ones = draw_album(600, seed=1), 0
+    for step in range(40):
+        pages = train_tiny.draw_pages(album, random.Random(step), shots=160)
+        ends = [sum(p is EOC or p == Unscored(EOC) for p in s.pieces if not is_medium(p)) for s in pages]
+        assert 160 - 8 < sum(ends) <= 160 and len({len(s.media) for s in pages}) == 1
+        if len(pages[0].media) == ends[0]:
+            assert 3 <= ends[0] <= 8
+            continue
+        long_ones += 1
+        for s in pages:
+            text, shown = s.pieces[: 2 * 24], s.pieces[2 * 24 :]
+            assert all(isinstance(p, Unscored) for p in text) and len(s.media) == sum(map(is_medium, shown)) == 8
+    assert 0 < long_ones / 40 < 2 * train_tiny.LONG_PAGES
+
+
+def test_micro_batches_have_the_loss_of_the_one_large_batch():
+    """Pages of like length together: the shares add up to 1, and Σ share · loss is the mean over all labelled tokens."""
+    tokenizer, album = toy_tokenizer(), draw_album(600, seed=1)
+    flamingo = minflamingo.Flamingo(minflamingo.preset("tiny", tokenizer.vocab_size)).eval()
+    album = train_tiny.encode_album(flamingo, album)
+    pages = train_tiny.draw_pages(album, random.Random(3), 40)
+    _, expected = flamingo(collate(pages, tokenizer))
+    for parts in (1, 2, 3, 100):
+        shares, batches = zip(*train_tiny.micro_batches(pages, parts, tokenizer), strict=True)
+        assert sum(len(batch.ids) for batch in batches) == len(pages) and len(batches) == min(parts, len(pages))
+        assert sum(shares) == pytest.approx(1)
+        total = sum(share * float(flamingo(batch)[1]) for share, batch in zip(shares, batches, strict=True))
+        assert total == pytest.approx(float(expected), rel=1e-5)
+        lengths = [batch.ids.shape[1] for batch in batches]
+        assert lengths == sorted(lengths)
 
 
 def test_the_same_place_in_the_story_has_the_same_dice():

@@ -17,26 +17,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..vision import EncoderBlock
+from ..layers import FeedForward
 
 
 class TextTower(nn.Module):
-    """Captions (B, L) with 0 = padding → one vector each (B, D). Small, bidirectional, mean-pooled; used in this stage only."""
+    """Captions (B, L) with 0 = padding → one vector each (B, D): each word thinks alone, at its place; then the mean of all.
 
-    def __init__(self, vocab_size: int, d: int, layers: int, heads: int, max_length: int = 32):
+    The paper's is a BERT. Ours has no attention, on purpose: what it says of a caption is a sum over words, one term for
+    "red in place 2", one for "star in place 7". So the picture's vector must be such a sum too, and an eye that has learned
+    the terms can read combinations of them that it never saw. A tower that mixes words may learn whole captions by heart,
+    and the eye with it. Used in this stage only.
+    """
+
+    def __init__(self, vocab_size: int, d: int, max_length: int = 32):
         super().__init__()
         self.embed = nn.Embedding(vocab_size, d)
         self.positions = nn.Parameter(torch.randn(max_length, d) * 0.02)
         nn.init.normal_(self.embed.weight, std=0.02)
-        self.blocks = nn.ModuleList(EncoderBlock(d, heads, 2 * d, "gelu") for _ in range(layers))
+        self.norm = nn.LayerNorm(d)
+        self.ff = FeedForward(d, 4 * d, "gelu", bias=True)
         self.final_norm = nn.LayerNorm(d)
 
     def forward(self, ids: Tensor) -> Tensor:
         real = ids != 0  # (B, L)
         x = self.embed(ids) + self.positions[: ids.shape[1]]
-        for block in self.blocks:
-            x = block(x, real[:, None, None, :])
-        x = self.final_norm(x) * real[..., None]
+        x = self.final_norm(x + self.ff(self.norm(x))) * real[..., None]
         return x.sum(1) / real.sum(1, keepdim=True).clamp_min(1)  # an empty caption is zero, not NaN
 
 
