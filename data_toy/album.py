@@ -37,7 +37,7 @@ from .world import (
 )
 
 # How often each kind comes in an album. "single" are things of count 1, which binding gives names to.
-SHARES = {"single": 4, "things": 4, "pair": 3, "row": 1, "sign": 3, "sum": 4, "creature": 2, "video": 3}
+SHARES = {"single": 4, "things": 4, "pair": 4, "row": 1, "sign": 3, "sum": 5, "creature": 2, "video": 6}
 
 
 def distinct_things(rng: random.Random, n: int) -> tuple[tuple[str, str], ...]:

@@ -49,7 +49,9 @@ def naming_page(rng: random.Random, chunks: int) -> Sample:
     """
     with_facts = rng.random() < 0.8
     names = rng.sample((*CREATURES, *UNPICTURED), min(chunks, len(CREATURES) + len(UNPICTURED)))
-    return Sample([p for n in names for p in (f"This is a {n}." + (fact(n) if with_facts else ""), EOC)])
+    if not with_facts:
+        return Sample([p for n in names for p in (f"This is a {n}.", EOC)])
+    return Sample([p for n in names for p in (Unscored(f"This is a {n}."), fact(n), EOC)])  # which one comes next is no fact
 
 
 def binding_page(rng: random.Random, chunks: int) -> Sample:
@@ -98,12 +100,13 @@ def question_page(rng: random.Random, chunks: int) -> Sample:
 
 
 def sums_page(rng: random.Random, chunks: int) -> Sample:
-    """The tables: "Output: 3x6=18"."""
-    sums = ((rng.choice(DIGITS), rng.choice(OPERATORS), rng.choice(DIGITS)) for _ in range(chunks))
-    return Sample([p for s in sums for p in ("Output: " + sum_text(s), EOC)])
+    """The tables: "Output: 3x6=18". What is scored is what it comes to."""
+    sums = [sum_text((rng.choice(DIGITS), rng.choice(OPERATORS), rng.choice(DIGITS))) for _ in range(chunks)]
+    cut = [(text.index("=") + 1, text) for text in sums]
+    return Sample([p for i, text in cut for p in (Unscored("Output: " + text[:i]), text[i:], EOC)])
 
 
-SHELVES = {binding_page: 5, output_page: 3, question_page: 2, naming_page: 4, sums_page: 5}
+SHELVES = {binding_page: 4, output_page: 3, question_page: 3, naming_page: 4, sums_page: 6}
 
 
 def reading(rng: random.Random, chunks: int) -> Sample:

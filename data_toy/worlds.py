@@ -22,7 +22,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, replace
 
-from minflamingo.data.sample import EOC, Sample, Unscored
+from minflamingo.data.sample import EOC, Sample, Unscored, is_medium
 
 from .album import Album, distinct_things
 from .words import attributes, caption, fact, questions
@@ -58,6 +58,13 @@ def task(album: Album, rng: random.Random, n: int, attribute: str | None = None)
     attribute = attribute or rng.choice(ASKED[rng.choice(list(ASKED))])
     ids = rng.choices(album.having("attribute", attribute), k=n)
     return [Shot(i, "Output:", " " + attributes(album.scenes[i])[attribute]) for i in ids]
+
+
+def sums_beside(album: Album, rng: random.Random, n: int) -> list[Shot]:
+    """Training only: "3x6=" → "18" in a text beside a picture of something else. Only sums that pictures may show."""
+    ids = rng.choices(album.having("kind", "sum"), k=n)
+    cut = [attributes(album.scenes[i])["sum"].partition("=") for i in ids]
+    return [Shot(unrelated(album, rng), f"Output: {asked}=", result) for asked, _, result in cut]
 
 
 def binding(album: Album, rng: random.Random, n: int, ways: int | None = None, split: str = "train") -> list[Shot]:
@@ -99,8 +106,9 @@ def naming(album: Album, rng: random.Random, n: int, split: str = "train") -> li
 
     The held-out ones do appear in training, by name. What comes after their name is left open there (`ends=False`: no loss
     on the <EOC>), lest the bridge learn that these have nothing more to say. And a fact is to be remembered from the name, not
-    read off the animal: on half of the training pages some other picture stands between the two, and a third of what is said
-    on any of them is about an animal that no picture shows (nobody could guess its name; its home is in the library).
+    read off the animal. So it is scored where the picture beside it is another: on half of the training pages one stands
+    between the two, and a third of what is said on any is about an animal that no picture shows (nobody could guess its name;
+    its home is in the library).
     """
     interrupted = split == "train" and rng.random() < 0.5
     names = rng.choices(CREATURES if split == "train" else sorted(set(CREATURES) - set(HELD_OUT_CREATURES)), k=n)
@@ -122,12 +130,13 @@ def naming(album: Album, rng: random.Random, n: int, split: str = "train") -> li
     return shots
 
 
-def vqa(album: Album, rng: random.Random, n: int, at_once: int = 1) -> list[Shot]:
+def vqa(
+    album: Album, rng: random.Random, n: int, kinds: tuple[str, ...] = ("things", "things", "pair", "sign"), at_once: int = 1
+) -> list[Shot]:
     """`at_once`: training asks several questions about one picture, each in a chunk of its own."""
     shots = []
     for _ in range(n):
-        kind = rng.choice(("things", "pair", "pair", "sign"))
-        i = rng.choice(album.having("question", kind))
+        i = rng.choice(album.having("question", rng.choice(kinds)))
         known = questions(album.scenes[i])
         for k, (question, answer) in enumerate(rng.sample(known, min(at_once, len(known)))):
             shots.append(Shot(None if k else i, f"Question: {question} Answer:", " " + answer))
@@ -153,6 +162,16 @@ def captions(album: Album, rng: random.Random, n: int, kinds: tuple[str, ...] = 
     return [Shot(i, "Output:", " " + caption(album.scenes[i])) for i in ids]
 
 
+def left_to_the_tongue(answer: str) -> list[str | Unscored]:
+    """An answer with its fact unscored: " yak. They are mainly found in Nepal." → " yak." and the rest.
+
+    The tongue knows the rest. A bridge that is trained on it beside the animal's own picture learns a shortcut from picture to
+    home by heart, and is wrong about the animals it was not trained on: what it shall learn is to let the tongue speak.
+    """
+    name, they, home = answer.partition(" They are ")
+    return [name, Unscored(they + home)] if they else [name]
+
+
 def page(shots: list[Shot], album: Album, attend_next: bool = False, text_only: int = 0) -> Sample:
     """A row of shots as an interleaved page: <image>text<EOC><image>text<EOC>…
 
@@ -164,10 +183,11 @@ def page(shots: list[Shot], album: Album, attend_next: bool = False, text_only: 
     for shot in shots[:text_only]:
         pieces += [Unscored(shot.text + (shot.aside[1] if shot.aside else "")), Unscored(EOC)]
     for shot in shots[text_only:]:
-        if shot.medium is None and attend_next:
+        if shot.medium is None and (attend_next or not any(map(is_medium, pieces))):
             continue  # it would look at a picture that it does not speak of
-        said = [shot.text] if shot.known else [shot.prompt, Unscored(shot.answer)]
-        said = [s for s in said if s]
+        # What is asked is not scored: no picture tells what somebody wants to know of it.
+        said = [Unscored(shot.prompt)] if shot.prompt else []
+        said += left_to_the_tongue(shot.answer) if shot.known else [Unscored(shot.answer)]
         if shot.aside:
             other, more = shot.aside
             if other is not None and not attend_next:  # beside the next image there is no room for another one

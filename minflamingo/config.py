@@ -165,7 +165,7 @@ class FlamingoConfig:
 
 
 def _toy(d: int, vision_layers: int, lm_layers: int, n_latents: int) -> FlamingoConfig:
-    """The toy models: one dial, the width `d`, and how deep. 48 pixels, 16 patches; heads of 32 channels everywhere."""
+    """The toy models: one dial, the width `d`, and how deep. 48 pixels, 16 patches; heads of 32 channels, in the LM of 16."""
     heads = d // 32
     return FlamingoConfig(
         vision=VisionConfig(
@@ -175,7 +175,7 @@ def _toy(d: int, vision_layers: int, lm_layers: int, n_latents: int) -> Flamingo
         resampler=ResamplerConfig(
             d=d, n_latents=n_latents, layers=2, heads=heads, d_head=32, n_time_embeddings=4, ff_mult=2
         ),
-        lm=LMConfig(vocab_size=512, d=d, layers=lm_layers, heads=heads, qk_norm="head", conv_width=8),
+        lm=LMConfig(vocab_size=512, d=d, layers=lm_layers, heads=d // 16, conv_width=8),
         xattn_heads=heads, xattn_d_head=32, xattn_ff_mult=2,
     )  # fmt: skip
 

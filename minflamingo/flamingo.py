@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .config import FlamingoConfig
 from .gated_xattn import GatedCrossAttentionDense, media_index, xattn_mask
-from .lm import LM, LMCache, next_token_loss
+from .lm import LM, LMCache, labelled, labelled_loss, next_token_loss
 from .resampler import PerceiverResampler
 from .shapes import check_shape
 from .vision import ViT
@@ -172,12 +172,17 @@ class Flamingo(nn.Module):
         logits, _ = self.read(batch)
         return logits, next_token_loss(logits, batch.labels)
 
-    def read(self, batch: Batch, use_cache: bool = False) -> tuple[Tensor, Cache | None]:
-        """A batch from its beginning → logits (B, L, V), and a cache to go on from."""
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of `forward` alone, quicker: logits are made where there are labels and nowhere else."""
+        at, targets = labelled(batch.labels)
+        return labelled_loss(self.read(batch, at=at)[0], targets)
+
+    def read(self, batch: Batch, use_cache: bool = False, at: Tensor | None = None) -> tuple[Tensor, Cache | None]:
+        """A batch from its beginning → logits (B, L, V), or (n, V) of the positions `at`; and a cache to go on from."""
         check_media_count(batch, self.image_id)
         media = None if batch.media is None else self.project_media(self.see(batch.media, batch.frames))
         phi = media_index((batch.ids == self.image_id) & batch.attention_mask, batch.attend_next)
-        return self._run(batch.ids, batch.attention_mask, media, phi, None, use_cache)
+        return self._run(batch.ids, batch.attention_mask, media, phi, None, use_cache, at)
 
     def read_on(self, ids: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """More text, ids (B, L), after what the cache holds. It looks at the image the cache stopped at."""
@@ -187,7 +192,7 @@ class Flamingo(nn.Module):
         logits, cache = self._run(ids, torch.ones_like(ids, dtype=torch.bool), cache.media, phi, cache.lm, True)
         return logits, cache
 
-    def _run(self, ids, attention_mask, media, phi, lm_cache, use_cache):
+    def _run(self, ids, attention_mask, media, phi, lm_cache, use_cache, at=None):
         """The LM with a bridge in front of its layers."""
         mask = None
         if media is not None:
@@ -202,7 +207,7 @@ class Flamingo(nn.Module):
             k, v = (None, None) if media is None else media[i]
             return self.xattn_layers[str(i)](x, k, v, mask)
 
-        logits, lm_cache = self.lm(self.embed(ids), attention_mask, lm_cache, before_block, use_cache)
+        logits, lm_cache = self.lm(self.embed(ids), attention_mask, lm_cache, before_block, use_cache, at)
         return logits, Cache(lm_cache, media, phi[:, -1]) if use_cache else None
 
 

@@ -166,8 +166,9 @@ class LM(nn.Module):
         cache: what came before these tokens, from an earlier call.
         before_block: `x = before_block(i, x)` is applied in front of block i.
         use_cache: return a cache that includes these tokens (always so when one was given).
+        at: (B, L) bool, the positions whose logits are wanted; None: all of them.
     Returns:
-        logits (B, L, V) and the cache or None.
+        logits (B, L, V), with `at` (number of True, V), and the cache or None.
     Raises:
         ValueError: more tokens than `max_length`, or shapes that do not fit.
     """
@@ -202,6 +203,7 @@ class LM(nn.Module):
         cache: LMCache | None = None,
         before_block: Callable[[int, Tensor], Tensor] | None = None,
         use_cache: bool = False,
+        at: Tensor | None = None,
     ) -> tuple[Tensor, LMCache | None]:
         c, x = self.config, embeddings
         sizes = check_shape(x, "B L D", "embeddings", D=c.d)
@@ -238,15 +240,30 @@ class LM(nn.Module):
             x, kv, tail = block(x, positions, mask, bias, keep, layer_past, cache.tails[i] if cache else None)
             kvs.append(kv)
             tails.append(tail)
-        logits = self.head(self.final_norm(x))
+        logits = self.head(self.final_norm(x if at is None else x[at]))
         if not (use_cache or cache):
             return logits, None
         return logits, LMCache(tuple(k for k, _ in kvs), tuple(v for _, v in kvs), tuple(tails), real)
 
     def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
         """Mean negative log-likelihood per labelled token. ids, labels (B, L); labels[l] is of ids[l]; −100: not counted."""
-        logits, _ = self(self.embed(ids))
-        return next_token_loss(logits, labels)
+        at, targets = labelled(labels)
+        return labelled_loss(self(self.embed(ids), at=at)[0], targets)
+
+
+def labelled(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """labels (B, L) → where something is to be predicted, (B, L) bool, and what, (n,): the fast way to `next_token_loss`.
+
+    The head is the widest layer of all, and most positions carry no label: they need no logits.
+    """
+    following = F.pad(labels[:, 1:], (0, 1), value=-100)
+    at = following != -100
+    return at, following[at]
+
+
+def labelled_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean negative log-likelihood of targets (n,) under logits (n, V). None at all: 0, not NaN."""
+    return F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(targets), 1)
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from data_toy.world import (
     DIRECTIONS,
     HELD_OUT_CREATURES,
     HELD_OUT_OPERANDS,
+    HOMES,
     MADE_UP_NAMES,
     OPERATORS,
     PLACES,
@@ -36,6 +37,7 @@ from data_toy.world import (
     Scene,
     Video,
     held_out,
+    held_out_operands,
 )
 from minflamingo.data.images import ImagePreparation
 from minflamingo.data.readers import JsonlDataset
@@ -238,7 +240,7 @@ def test_nobody_is_taught_to_guess_a_name_at_its_first_mention(album):
     """The first mention of a name carries no loss; later ones do."""
     row = worlds.binding(album, random.Random(0), 7, ways=3)
     pieces = worlds.page(row, album).pieces
-    unscored = [p.text for p in pieces if isinstance(p, Unscored)]
+    unscored = [p.text for p in pieces if isinstance(p, Unscored) and p.text != "This is a"]
     assert unscored == [shot.answer for shot in row[:3]]
 
 
@@ -310,6 +312,57 @@ def test_a_text_stands_behind_its_image_or_with_attend_next_before_it(name, albu
         for shot, chunk in zip(row, chunks, strict=True):
             assert chunk[-1 if attend_next else 0] is album.media[shot.medium]
             assert text_of(Sample(chunk)) == shot.text + "\n"
+
+
+def test_several_questions_about_one_picture_stand_behind_it_in_chunks_of_their_own(album):
+    """All look at that picture. Where text stands before its image, only the first is kept: the next would look further on."""
+    for seed in range(20):
+        row = worlds.vqa(album, random.Random(seed), 4, at_once=2)
+        asked = [shot.medium for shot in row]
+        assert sum(i is not None for i in asked) == 4 < len(row) <= 8 and asked[0] is not None
+        for attend_next in (False, True):
+            sample = worlds.page(row, album, attend_next)
+            assert len(sample.media) == 4 and sum(map(ends, sample.pieces)) == (4 if attend_next else len(row))
+        shown = None
+        for shot in row:
+            shown = album.scenes[shot.medium] if shot.medium is not None else shown
+            assert (shot.prompt, shot.answer) in [(f"Question: {q} Answer:", f" {a}") for q, a in questions(shown)]
+
+
+def test_a_fact_is_scored_only_where_the_picture_beside_it_shows_something_else(album):
+    """Beside its own picture there would be a shortcut from what is seen to what is known."""
+    scene_of = {id(medium): scene for scene, medium in zip(album.scenes, album.media)}
+    beside_another, beside_its_own = 0, 0
+    for row in rows(worlds.naming, album):
+        shown = None
+        for piece in worlds.page(row, album).pieces:
+            if is_medium(piece):
+                shown = scene_of[id(piece)]
+                continue
+            text = piece.text if isinstance(piece, Unscored) else piece
+            if isinstance(text, str) and "mainly found" in text:
+                home = text.split()[-1].rstrip(".")
+                own = shown.kind == "creature" and HOMES[shown.name] == home
+                assert own or isinstance(piece, str)  # another animal may live there too: then it may be scored
+                beside_its_own += isinstance(piece, Unscored)
+                beside_another += isinstance(piece, str) and not own
+    assert min(beside_another, beside_its_own) > 100
+
+
+def test_sums_in_text_beside_other_pictures_are_sums_that_may_be_shown(album):
+    """What 3x4 comes to is asked of the bridge nowhere, with or without its picture."""
+    for row in rows(worlds.sums_beside, album, times=20):
+        for shot in row:
+            a, operator, b = re.fullmatch(r"Output: (\d)([+x])(\d)=", shot.prompt).groups()
+            assert shot.answer == str(int(a) + int(b) if operator == "+" else int(a) * int(b))
+            assert not held_out_operands(int(a), int(b)) and album.scenes[shot.medium].kind != "sum"
+
+
+def test_only_answers_are_scored(album):
+    """What will be asked of a picture cannot be told from it; labels stand on answers and the ends of chunks."""
+    row = worlds.vqa(album, random.Random(0), 3)
+    scored = [p for p in worlds.page(row, album).pieces if isinstance(p, str)]
+    assert scored == [shot.answer for shot in row]
 
 
 def test_an_encoded_album_keeps_order_and_lengths(album):
@@ -456,7 +509,7 @@ def test_the_sample_is_small_and_makes_batches(sample):
         assert (batch.labels != -100).any(dim=1).all()
         shapes[name] = None if batch.media is None else tuple(batch.media.shape)
     assert shapes.pop("text") is None
-    assert shapes == {"pairs": (40, 1, 1, 3, 48, 48), "videos": (12, 1, 4, 3, 48, 48), "pages": (24, 6, 4, 3, 48, 48)}
+    assert shapes == {"pairs": (40, 1, 1, 3, 48, 48), "videos": (12, 1, 4, 3, 48, 48), "pages": (24, 5, 4, 3, 48, 48)}
 
 
 def test_nothing_in_the_sample_is_held_out():

@@ -408,6 +408,28 @@ def test_a_batch_moves_as_a_whole():
     assert batch_of(["a"]).to("meta").media is None
 
 
+@pytest.mark.parametrize("pad", ["left", "right"])
+def test_the_loss_alone_is_the_loss_of_forward_with_the_same_gradients(pad):
+    """The fast path makes logits where labels are; its plain twin makes them all."""
+    batch = batch_of([picture(1), "ab", EOC, picture(2), "cde"], ["f", picture(3), "g"], pad=pad)
+    gradients = []
+    for loss_of in (lambda flamingo: flamingo.loss(batch), lambda flamingo: flamingo(batch)[1]):
+        flamingo = tiny_flamingo()
+        loss = loss_of(flamingo)
+        loss.backward()
+        gradients.append((loss.detach(), [p.grad for _, p in flamingo.bridge_parameters()]))
+    (loss, ours), (expected, theirs) = gradients
+    assert close(loss, expected) and expected > 1
+    assert all(close(a, b, 1e-5) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_the_logits_of_some_positions_are_those_of_the_whole():
+    """`at` picks rows; what they see does not change."""
+    flamingo, batch = tiny_flamingo(), batch_of([picture(1), "ab", EOC, picture(2), "c"])
+    at = torch.tensor([[False, True, True, False, False, False, True]])
+    assert close(flamingo.read(batch, at=at)[0], flamingo(batch)[0][at])
+
+
 def test_a_loss_over_no_label_is_zero():
     """A batch whose labels are all −100 has a loss of 0 and finite gradients."""
     flamingo = tiny_flamingo()
@@ -415,5 +437,5 @@ def test_a_loss_over_no_label_is_zero():
     batch = replace(batch, labels=torch.full_like(batch.labels, -100))
     logits, loss = flamingo(batch)
     loss.backward()
-    assert loss == next_token_loss(logits, batch.labels) == 0
+    assert loss == next_token_loss(logits, batch.labels) == flamingo.loss(batch) == 0
     assert all(torch.isfinite(p.grad).all() for _, p in flamingo.bridge_parameters() if p.grad is not None)
