@@ -98,7 +98,7 @@ PAIR_KINDS = ("things", "pair", "pair", "row", "sign", "sum", "sum", "sum")
 LAMBDA = {"pages": 1.0, "pairs": 1.0, "videos": 1.0}
 PARTS = {"pages": 2, "pairs": 1, "videos": 1}  # batches of about the same size, so that two cores are busy
 P_NEXT = 0.1  # share of pages whose text stands before its image
-LONG_PAGES = 0.2  # share of steps whose pages are long ones
+LONG_PAGES = 0.3  # share of steps whose pages are long ones
 
 
 @dataclass(frozen=True)
@@ -225,12 +225,13 @@ def draw_pages(album: Album, rng: random.Random, shots: int) -> list[Sample]:
 def draw_batches(album: Album, rng: random.Random, recipe: Recipe) -> dict[str, list[Sample]]:
     """One batch of each of the paper's three kinds of dataset."""
     n = rng.choice((1, 2, 3))
-    videos = [worlds.video(album, rng, n) for _ in range(recipe.bridge_videos // n)]
+    before = 16 if rng.random() < LONG_PAGES else 0  # other films' texts, without their films
+    videos = [worlds.video(album, rng, before + n) for _ in range(recipe.bridge_videos // n)]
     pairs = [worlds.captions(album, rng, 1, PAIR_KINDS) for _ in range(recipe.bridge_pairs)]
     return {
         "pages": draw_pages(album, rng, recipe.bridge_shots),
         "pairs": [worlds.page(shots, album) for shots in pairs],
-        "videos": [worlds.page(shots, album) for shots in videos],
+        "videos": [worlds.page(shots, album, text_only=before) for shots in videos],
     }
 
 
