@@ -82,7 +82,7 @@ RECIPES = {
     "small": Recipe(eye_steps=4000, tongue_steps=6000, tongue_nonsense_steps=600, bridge_steps=6000, album=120_000, exam=500),
     "quick": Recipe(
         eye_steps=6, eye_batch=32, tongue_nonsense_steps=3, tongue_steps=6, tongue_tokens=512,
-        album=600, bridge_steps=6, bridge_shots=24, bridge_pairs=4, bridge_videos=4, exam=4,
+        album=1200, bridge_steps=6, bridge_shots=24, bridge_pairs=4, bridge_videos=4, exam=4,
     ),
 }  # fmt: skip
 

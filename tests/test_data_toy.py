@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from itertools import permutations, product
 
 import numpy as np
@@ -131,6 +132,35 @@ def test_the_eye_is_shown_nothing_that_is_held_out(hard, monkeypatch):
         pixels, captions = pairs.contrastive_batch(random.Random(seed), 100, TOKENIZER, hard)
         assert len(pixels) == len(captions) == 100
     assert len(drawn) == 1000 and not any(map(held_out, drawn))
+
+
+@pytest.mark.parametrize("kind", pairs.KINDS)
+def test_look_alikes_differ_in_one_fact_or_have_two_exchanged(kind):
+    """Hard negatives: all else is equal. Things of one picture keep different colours and different shapes."""
+    rng, changed = random.Random(0), 0
+    for _ in range(200):
+        scene = picture_scene(rng, kind)
+        other = pairs.one_step_away(rng, scene)
+        assert other.kind == scene.kind
+        changed += other != scene  # 7x7 the other way round is 7x7
+        if scene.operands:
+            differ = [a != b for a, b in zip(scene.operands, other.operands, strict=True)]
+            assert sum(differ) <= 1 or other.operands == scene.operands[::-1]
+            other = replace(other, operands=scene.operands)
+        elif scene.things:
+            parts = [list(zip(*s.things, strict=True)) for s in (scene, other)]
+            assert all(len(set(part)) == len(scene.things) for part in parts[1])
+            new = [len(set(b) - set(a)) for a, b in zip(*parts)]
+            moved = [sum(x != y for x, y in zip(a, b)) for a, b in zip(*parts)]
+            assert (sum(new) == 1 and sum(moved) == 1) or (sum(new) == 0 and set(moved) <= {0, 2})
+            assert scene.relation == other.relation or sum(moved) == 0
+            other = replace(other, things=scene.things, relation=scene.relation)
+        else:
+            facts = [f for f in vars(scene) if getattr(scene, f) != getattr(other, f)]
+            assert len(facts) == 1 and getattr(other, facts[0]) in pairs.FACTS[scene.kind][facts[0]]
+            other = replace(other, **{facts[0]: getattr(scene, facts[0])})
+        assert other == scene
+    assert changed > 150
 
 
 def test_what_is_held_out_is_a_combination_and_never_a_word_by_itself():

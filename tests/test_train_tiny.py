@@ -309,7 +309,7 @@ def test_an_unknown_size_is_answered_with_those_there_are(capsys):
 
 def test_the_three_kinds_of_dataset_have_the_papers_shapes():
     """§2.4: pages [N > 1, T = 1], image-text pairs [N = 1, T = 1], video-text pairs [T > 1]; the loss has a weight for each."""
-    album, recipe = draw_album(600, seed=1), train_tiny.RECIPES["quick"]
+    album, recipe = draw_album(1200, seed=1), train_tiny.RECIPES["quick"]
     before_its_image = pages = 0
     for step in range(40):
         batches = train_tiny.draw_batches(album, random.Random(step), recipe)
@@ -327,7 +327,7 @@ def test_a_page_has_at_most_8_images_and_a_long_page_has_text_alone_before_them(
     """What one step shows is the same in either case: so many shots, on few long pages or on more short ones."""
     monkeypatch.setattr(train_tiny, "PAGES", {worlds.task: 1})
     monkeypatch.setattr(train_tiny, "P_NEXT", 0.0)
-    album, long_ones = draw_album(600, seed=1), 0
+    album, long_ones = draw_album(1200, seed=1), 0
     for step in range(40):
         pages = train_tiny.draw_pages(album, random.Random(step), shots=160)
         ends = [sum(p is EOC or p == Unscored(EOC) for p in s.pieces if not is_medium(p)) for s in pages]
@@ -344,7 +344,7 @@ def test_a_page_has_at_most_8_images_and_a_long_page_has_text_alone_before_them(
 
 def test_micro_batches_have_the_loss_of_the_one_large_batch():
     """Pages of like length together: the shares add up to 1, and Σ share · loss is the mean over all labelled tokens."""
-    tokenizer, album = toy_tokenizer(), draw_album(600, seed=1)
+    tokenizer, album = toy_tokenizer(), draw_album(1200, seed=1)
     flamingo = minflamingo.Flamingo(minflamingo.preset("tiny", tokenizer.vocab_size)).eval()
     album = train_tiny.encode_album(flamingo, album)
     pages = train_tiny.draw_pages(album, random.Random(3), 40)
@@ -353,7 +353,7 @@ def test_micro_batches_have_the_loss_of_the_one_large_batch():
         shares, batches = zip(*train_tiny.micro_batches(pages, parts, tokenizer), strict=True)
         assert sum(len(batch.ids) for batch in batches) == len(pages) and len(batches) == min(parts, len(pages))
         assert sum(shares) == pytest.approx(1)
-        total = sum(share * float(flamingo(batch)[1]) for share, batch in zip(shares, batches, strict=True))
+        total = sum(share * flamingo(batch)[1].item() for share, batch in zip(shares, batches, strict=True))
         assert total == pytest.approx(float(expected), rel=1e-5)
         lengths = [batch.ids.shape[1] for batch in batches]
         assert lengths == sorted(lengths)
