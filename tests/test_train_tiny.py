@@ -354,7 +354,7 @@ def test_micro_batches_have_the_loss_of_the_one_large_batch():
         assert sum(len(batch.ids) for batch in batches) == len(pages) and len(batches) == min(parts, len(pages))
         assert sum(shares) == pytest.approx(1)
         total = sum(share * flamingo(batch)[1].item() for share, batch in zip(shares, batches, strict=True))
-        assert total == pytest.approx(float(expected), rel=1e-5)
+        assert total == pytest.approx(expected.item(), rel=1e-5)
         lengths = [batch.ids.shape[1] for batch in batches]
         assert lengths == sorted(lengths)
 
