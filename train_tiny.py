@@ -73,7 +73,7 @@ class Recipe:
     bridge_pairs: int = 64
     bridge_videos: int = 24
     bridge_lr: float = 3e-3
-    bridge_decay: float = 1.0  # what counts is lr · decay · steps: 3 here, more than that in a long training
+    bridge_decay: float = 1.0  # AdamW shrinks by lr · decay a step: so few steps need more of it than the paper's 0.1
     exam: int = 160  # cases per task and number of shots
 
 
@@ -213,7 +213,7 @@ def encode_album(flamingo: Flamingo, album: Album) -> Album:
 def draw_pages(album: Album, rng: random.Random, shots: int) -> list[Sample]:
     """Interleaved pages of 3 to 8 shots each, `shots` on all together; or long pages: 8, and text before. [N > 1, T = 1]
 
-    Long pages are what makes 8 images of training carry to 32 shots: it is the length of a page that would be new otherwise.
+    A prompt of 32 shots is longer than 8 images ever are; long pages have its length.
     """
     text_only, n = (24, 8) if rng.random() < LONG_PAGES else (0, rng.randint(3, 8))  # the same for all pages of a step
     drawn = rng.choices(list(PAGES), weights=list(PAGES.values()), k=max(2, shots // (text_only + n)))

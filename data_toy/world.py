@@ -46,7 +46,7 @@ HOMES = {
 }  # fmt: skip
 CREATURES = tuple(HOMES)
 HELD_OUT_CREATURES = ("flamingo", "koala", "tiger", "zebra")
-# Animals that only the library speaks of: no picture shows them.
+# Animals that no picture shows. Texts speak of them: in the library, and on training pages beside pictures of something else.
 UNPICTURED = {
     "turtle": "Cuba", "parrot": "Cuba", "condor": "Chile", "puma": "Chile", "crane": "Japan", "macaque": "Japan",
     "pheasant": "China", "carp": "China", "dingo": "Australia", "wombat": "Australia", "jackal": "Egypt", "cobra": "Egypt",
