@@ -44,6 +44,7 @@ class VisionConfig:
     class_token: bool = True
     pre_norm: bool = True  # CLIP's LayerNorm between embeddings and first block
     post_norm: bool = False  # LayerNorm on the features; Flamingo reads the patch tokens before it
+    keep_class_token: bool = True  # among the features: IDEFICS keeps it, OpenFlamingo takes the patches alone
     norm_eps: float = 1e-5
 
     def __post_init__(self):
@@ -75,7 +76,7 @@ class LMConfig:
     heads: int
     kv_heads: int | None = None  # None: as many as heads
     d_ff: int | None = None  # None: 4 d
-    max_length: int = 1024
+    max_length: int | None = 1024  # None: no limit, where positions are relative (rotary, ALiBi)
     norm: str = "layernorm"
     norm_bias: bool = True
     norm_eps: float = 1e-5
@@ -103,6 +104,8 @@ class LMConfig:
         one_of("LMConfig", "position", self.position, ("learned", "rotary", "alibi", "none"))
         one_of("LMConfig", "qk_norm", self.qk_norm, (None, "full", "head"))
         one_of("LMConfig", "activation", self.activation, ACTIVATION_NAMES)
+        if self.max_length is None and self.position == "learned":
+            raise ValueError("LMConfig.max_length is None, but learned positions have a last one: say which")
 
     @property
     def n_kv_heads(self) -> int:
@@ -122,9 +125,10 @@ class ResamplerConfig:
     layers: int = 6
     heads: int = 8
     d_head: int = 64
-    n_time_embeddings: int = 8  # frames per video in training
+    n_time_embeddings: int = 8  # frames per video in training; 0: frames are not told apart (OpenFlamingo, IDEFICS)
     ff_mult: int = 4
     activation: str = "sq_relu"
+    qk_norm: bool = False  # LayerNorm on each head's queries and keys (IDEFICS)
 
 
 @dataclass(frozen=True)
@@ -134,18 +138,40 @@ class FlamingoConfig:
     vision: VisionConfig
     resampler: ResamplerConfig
     lm: LMConfig
-    xattn_every: int = 1  # a GATED XATTN-DENSE before LM layers 0, every, 2·every, …
+    xattn_every: int = 1  # a GATED XATTN-DENSE before LM layers first, first + every, first + 2·every, …
+    xattn_first: int = 0  # OpenFlamingo: every - 1
     xattn_heads: int = 8
     xattn_d_head: int = 64
     xattn_ff_mult: int = 4
+    xattn_d_ff: int | None = None  # None: xattn_ff_mult · d
     xattn_activation: str = "sq_relu"
+    xattn_gated_mlp: bool = False  # SwiGLU, with "silu"
+    xattn_norm: str = "layernorm"
+    xattn_norm_eps: float = 1e-5
+    xattn_qk_norm: bool = False  # the same norm on each head's queries and keys
+    xattn_gate: str = "scalar"  # "vector": one alpha per channel
+    n_new_tokens: int = 1  # ids V, V+1, … that the LM's table does not have
+    image_token: int = 0  # which of them is `<image>`
+    new_head: str | None = None  # may new tokens be said? None: no. "tied": by their embeddings; "own": rows of their own
     attend: str = "last"  # "all": every image at or before the token (the ablation of paper table 3)
 
     def __post_init__(self):
         one_of("FlamingoConfig", "attend", self.attend, ("last", "all"))
         one_of("FlamingoConfig", "xattn_activation", self.xattn_activation, ACTIVATION_NAMES)
+        one_of("FlamingoConfig", "xattn_norm", self.xattn_norm, ("layernorm", "rmsnorm"))
+        one_of("FlamingoConfig", "xattn_gate", self.xattn_gate, ("scalar", "vector"))
+        one_of("FlamingoConfig", "new_head", self.new_head, (None, "tied", "own"))
+        if not 0 <= self.image_token < self.n_new_tokens:
+            raise ValueError(f"FlamingoConfig.image_token is {self.image_token}; there are {self.n_new_tokens} new tokens")
+        if not 0 <= self.xattn_first < self.lm.layers:
+            raise ValueError(f"FlamingoConfig.xattn_first is {self.xattn_first}; the LM has {self.lm.layers} layers")
         if not 1 <= self.xattn_every <= self.lm.layers:
             raise ValueError(f"FlamingoConfig.xattn_every is {self.xattn_every}; the LM has {self.lm.layers} layers")
+
+    @property
+    def xattn_layers(self) -> range:
+        """The LM layers that have a GATED XATTN-DENSE in front of them."""
+        return range(self.xattn_first, self.lm.layers, self.xattn_every)
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -1,7 +1,7 @@
 """The whole: a frozen eye, a frozen tongue, and between them the parts that learn (paper §2, fig. 3).
 
     pixels (B, N, T, C, H, W) → eye → features (B, N, T, S, D_v) → resampler → visual tokens (B, N, R, D_v)
-    ids (B, L) → embeddings → [GATED XATTN-DENSE →] LM block → … → logits (B, L, V)
+    ids (B, L) → embeddings → [GATED XATTN-DENSE →] LM block → … → logits (B, L, V)      (V + new tokens, with `new_head`)
 
 It models p(y | x) = Π_l p(y_l | y_<l, x_≤l): text y interleaved with images or videos x. Trained are the resampler, the
 GATED XATTN-DENSE layers and the embedding rows of new tokens (`<image>`), nothing else.
@@ -78,27 +78,22 @@ class Flamingo(nn.Module):
         config: sizes of the bridge; `config.lm` and `config.vision` describe the parts below when those are not given.
         vision: any module (M, C, H, W) → (M, S, D_v), D_v = config.resampler.d. None: a fresh `ViT`.
         lm: an `LM`. None: a fresh one.
-        n_new_tokens: ids V, V+1, … that the LM's table does not have. The first is `<image>`.
     """
 
-    def __init__(
-        self, config: FlamingoConfig, vision: nn.Module | None = None, lm: LM | None = None, n_new_tokens: int = 1
-    ):
+    def __init__(self, config: FlamingoConfig, vision: nn.Module | None = None, lm: LM | None = None):
         super().__init__()
         c = self.config = config
         self.vision = ViT(c.vision) if vision is None else vision
         self.lm = LM(c.lm) if lm is None else lm
         self.resampler = PerceiverResampler(c.resampler)
-        self.new_embed = nn.Embedding(n_new_tokens, c.lm.d)
+        self.new_embed = nn.Embedding(c.n_new_tokens, c.lm.d)
         nn.init.normal_(self.new_embed.weight, std=0.02)
-        self.xattn_layers = nn.ModuleDict(
-            {
-                str(i): GatedCrossAttentionDense(
-                    c.lm.d, c.resampler.d, c.xattn_heads, c.xattn_d_head, c.xattn_ff_mult, c.xattn_activation
-                )
-                for i in range(0, c.lm.layers, c.xattn_every)
-            }
-        )
+        if c.new_head:
+            self.new_head = nn.Linear(c.lm.d, c.n_new_tokens, bias=False)
+            nn.init.normal_(self.new_head.weight, std=0.02)
+        if c.new_head == "tied":
+            self.new_head.weight = self.new_embed.weight
+        self.xattn_layers = nn.ModuleDict({str(i): GatedCrossAttentionDense(c) for i in c.xattn_layers})
         self.freeze()
 
     # ------------------------------------------------------------------------------------------------ what is frozen
@@ -132,7 +127,7 @@ class Flamingo(nn.Module):
 
     @property
     def image_id(self) -> int:
-        return self.lm.embed.num_embeddings
+        return self.lm.embed.num_embeddings + self.config.image_token
 
     def see(self, media: Tensor, frames: Tensor | None = None) -> Tensor:
         """Images and videos → visual tokens (B, N, R, D_v).
@@ -207,7 +202,10 @@ class Flamingo(nn.Module):
             k, v = (None, None) if media is None else media[i]
             return self.xattn_layers[str(i)](x, k, v, mask)
 
-        logits, lm_cache = self.lm(self.embed(ids), attention_mask, lm_cache, before_block, use_cache, at)
+        hidden, lm_cache = self.lm.read(self.embed(ids), attention_mask, lm_cache, before_block, use_cache, at)
+        logits = self.lm.head(hidden)
+        if self.config.new_head:
+            logits = torch.cat([logits, self.new_head(hidden)], dim=-1)
         return logits, Cache(lm_cache, media, phi[:, -1]) if use_cache else None
 
 

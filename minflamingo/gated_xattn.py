@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from .attention import attention, attention_written_out, merge_heads, split_heads
-from .layers import FeedForward
+from .config import FlamingoConfig
+from .layers import FeedForward, make_norm
 from .shapes import check_shape
 
 
@@ -64,40 +65,48 @@ def xattn_mask(phi: Tensor, n_media: int, n_latents: int, attend: str = "last") 
 class MaskedCrossAttention(nn.Module):
     """Text asks, visual tokens answer. Keys and values are made once per image (`project_media`) and may be kept."""
 
-    def __init__(self, d: int, d_visual: int, heads: int, d_head: int):
+    def __init__(self, c: FlamingoConfig):
         super().__init__()
-        self.heads = heads
-        self.norm = nn.LayerNorm(d)
-        self.to_q = nn.Linear(d, heads * d_head, bias=False)
-        self.to_kv = nn.Linear(d_visual, 2 * heads * d_head, bias=False)  # rows of k, then rows of v
-        self.to_out = nn.Linear(heads * d_head, d, bias=False)
+        inner = c.xattn_heads * c.xattn_d_head
+        self.heads = c.xattn_heads
+        self.norm = make_norm(c.xattn_norm, c.lm.d, c.xattn_norm_eps)
+        self.to_q = nn.Linear(c.lm.d, inner, bias=False)
+        self.to_kv = nn.Linear(c.resampler.d, 2 * inner, bias=False)  # rows of k, then rows of v
+        self.to_out = nn.Linear(inner, c.lm.d, bias=False)
+        self.q_norm, self.k_norm = (
+            make_norm(c.xattn_norm, c.xattn_d_head, c.xattn_norm_eps) if c.xattn_qk_norm else nn.Identity() for _ in range(2)
+        )
 
     def project_media(self, visual: Tensor) -> tuple[Tensor, Tensor]:
         """visual (B, N·R, D_visual) → keys and values, (B, h, N·R, d_head) each."""
         k, v = self.to_kv(visual).chunk(2, dim=-1)
-        return split_heads(k, self.heads), split_heads(v, self.heads)
+        return self.k_norm(split_heads(k, self.heads)), split_heads(v, self.heads)
+
+    def queries(self, y: Tensor) -> Tensor:
+        """y (B, L, D) → (B, h, L, d_head)."""
+        return self.q_norm(split_heads(self.to_q(self.norm(y)), self.heads))
 
     def forward(self, y: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
         """y (B, L, D), mask (B, 1, L, N·R) → (B, L, D). Rows of `mask` without a True give exactly zero."""
-        q = split_heads(self.to_q(self.norm(y)), self.heads)
-        return self.to_out(merge_heads(attention(q, k, v, mask)))
+        return self.to_out(merge_heads(attention(self.queries(y), k, v, mask)))
 
     def weights(self, y: Tensor, k: Tensor, mask: Tensor) -> Tensor:
         """(B, h, L, N·R): how much each token looks at each visual token. For figures."""
-        q = split_heads(self.to_q(self.norm(y)), self.heads)
-        return attention_written_out(q, k, k, mask)[1]
+        return attention_written_out(self.queries(y), k, k, mask)[1]
 
 
 class GatedCrossAttentionDense(nn.Module):
     """GATED XATTN-DENSE, in front of a frozen LM layer: y (B, L, D) → y (B, L, D)."""
 
-    def __init__(self, d: int, d_visual: int, heads: int, d_head: int, ff_mult: int = 4, activation: str = "sq_relu"):
+    def __init__(self, c: FlamingoConfig):
         super().__init__()
-        self.xattn = MaskedCrossAttention(d, d_visual, heads, d_head)
-        self.ff_norm = nn.LayerNorm(d)
-        self.ff = FeedForward(d, ff_mult * d, activation)
-        self.alpha_xattn = nn.Parameter(torch.zeros(1))
-        self.alpha_dense = nn.Parameter(torch.zeros(1))
+        d = c.lm.d
+        self.xattn = MaskedCrossAttention(c)
+        self.ff_norm = make_norm(c.xattn_norm, d, c.xattn_norm_eps)
+        self.ff = FeedForward(d, c.xattn_d_ff or c.xattn_ff_mult * d, c.xattn_activation, gated=c.xattn_gated_mlp)
+        channels = d if c.xattn_gate == "vector" else 1
+        self.alpha_xattn = nn.Parameter(torch.zeros(channels))
+        self.alpha_dense = nn.Parameter(torch.zeros(channels))
 
     def forward(self, y: Tensor, k: Tensor | None, v: Tensor | None, mask: Tensor | None) -> Tensor:
         """k, v None: there is no image at all, and cross-attention gives zero as it does before the first one."""

@@ -63,7 +63,7 @@ def generate(
         raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or positive")
     logits, cache = flamingo.read(prompt, use_cache=True)
     logits = logits[:, -1]
-    room = flamingo.lm.config.max_length - prompt.ids.shape[1]
+    room = flamingo.lm.room(prompt.ids.shape[1])
     running = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
     new: list[Tensor] = []
     for step in range(min(max_new_tokens, room + 1)):
@@ -97,7 +97,7 @@ def beam_search(
     logits, cache = flamingo.read(prompt, use_cache=True)
     B, V = logits.shape[0], logits.shape[-1]
     device = logits.device
-    room = flamingo.lm.config.max_length - prompt.ids.shape[1]
+    room = flamingo.lm.room(prompt.ids.shape[1])
     cache = cache.select(torch.arange(B, device=device).repeat_interleave(beams))
     log_p = logits[:, -1].log_softmax(-1).repeat_interleave(beams, 0)  # (B·beams, V)
     score = torch.full((B, beams), -torch.inf, device=device)

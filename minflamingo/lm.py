@@ -205,11 +205,24 @@ class LM(nn.Module):
         use_cache: bool = False,
         at: Tensor | None = None,
     ) -> tuple[Tensor, LMCache | None]:
+        hidden, cache = self.read(embeddings, attention_mask, cache, before_block, use_cache, at)
+        return self.head(hidden), cache
+
+    def read(
+        self,
+        embeddings: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: LMCache | None = None,
+        before_block: Callable[[int, Tensor], Tensor] | None = None,
+        use_cache: bool = False,
+        at: Tensor | None = None,
+    ) -> tuple[Tensor, LMCache | None]:
+        """All of `forward` but the head: (B, L, D), or (number of True in `at`, D), normed."""
         c, x = self.config, embeddings
         sizes = check_shape(x, "B L D", "embeddings", D=c.d)
         B, L = sizes["B"], sizes["L"]
         past = cache.length if cache else 0
-        if past + L > c.max_length:
+        if self.room(past) < L:
             raise ValueError(f"{past + L} tokens, but the language model's context is {c.max_length}: use fewer shots")
 
         padded = attention_mask is not None and not bool(attention_mask.all())
@@ -240,10 +253,14 @@ class LM(nn.Module):
             x, kv, tail = block(x, positions, mask, bias, keep, layer_past, cache.tails[i] if cache else None)
             kvs.append(kv)
             tails.append(tail)
-        logits = self.head(self.final_norm(x if at is None else x[at]))
+        hidden = self.final_norm(x if at is None else x[at])
         if not (use_cache or cache):
-            return logits, None
-        return logits, LMCache(tuple(k for k, _ in kvs), tuple(v for _, v in kvs), tuple(tails), real)
+            return hidden, None
+        return hidden, LMCache(tuple(k for k, _ in kvs), tuple(v for _, v in kvs), tuple(tails), real)
+
+    def room(self, tokens: int) -> float:
+        """How many more tokens its context holds behind that many. Infinite where `max_length` is None."""
+        return math.inf if self.config.max_length is None else self.config.max_length - tokens
 
     def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
         """Mean negative log-likelihood per labelled token. ids, labels (B, L); labels[l] is of ids[l]; −100: not counted."""

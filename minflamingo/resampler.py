@@ -36,6 +36,7 @@ class ResamplerLayer(nn.Module):
         self.to_q = nn.Linear(c.d, inner, bias=False)
         self.to_kv = nn.Linear(c.d, 2 * inner, bias=False)  # rows of k, then rows of v
         self.to_out = nn.Linear(inner, c.d, bias=False)
+        self.q_norm, self.k_norm = (nn.LayerNorm(c.d_head) if c.qk_norm else nn.Identity() for _ in range(2))
         self.ff_norm = nn.LayerNorm(c.d)
         self.ff = FeedForward(c.d, c.ff_mult * c.d, c.activation)
 
@@ -43,7 +44,8 @@ class ResamplerLayer(nn.Module):
         """latents (M, R, D), features (M, T·S, D) → q (M, h, R, d), k and v (M, h, T·S + R, d)."""
         normed = self.norm_latents(latents)
         k, v = self.to_kv(torch.cat([self.norm_media(features), normed], dim=1)).chunk(2, dim=-1)
-        return [split_heads(t, self.heads) for t in (self.to_q(normed), k, v)]
+        q, k, v = (split_heads(t, self.heads) for t in (self.to_q(normed), k, v))
+        return [self.q_norm(q), self.k_norm(k), v]
 
     def forward(self, latents: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
         """latents (M, R, D), features (M, T·S, D), mask (M, 1, 1, T·S + R) bool or None."""
@@ -61,12 +63,15 @@ class PerceiverResampler(nn.Module):
         super().__init__()
         c = self.config = config
         self.latents = nn.Parameter(torch.randn(c.n_latents, c.d))
-        self.time_embeddings = nn.Parameter(torch.randn(c.n_time_embeddings, c.d) * 0.1)
+        if c.n_time_embeddings:
+            self.time_embeddings = nn.Parameter(torch.randn(c.n_time_embeddings, c.d) * 0.1)
         self.layers = nn.ModuleList(ResamplerLayer(c) for _ in range(c.layers))
         self.final_norm = nn.LayerNorm(c.d)
 
     def time_embedding(self, n_frames: int) -> Tensor:
-        """(n_frames, D): the first learned rows, or all of them interpolated when the video is longer."""
+        """(n_frames, D): the first learned rows, or all of them interpolated when the video is longer. None learned: zero."""
+        if not self.config.n_time_embeddings:
+            return self.latents.new_zeros(n_frames, self.config.d)
         learned = self.time_embeddings
         if n_frames <= learned.shape[0]:
             return learned[:n_frames]

@@ -71,7 +71,7 @@ def conv_stem(patch_size: int, d: int) -> nn.Sequential:
 
 
 class ViT(nn.Module):
-    """pixels (B, 3, H, W), prepared (see `data/images.py`) → features (B, S, D), the class token first if there is one.
+    """pixels (B, 3, H, W), prepared (see `data/images.py`) → features (B, S, D), the class token first where it is kept.
 
     Raises:
         ValueError: pixels of another size.
@@ -101,4 +101,5 @@ class ViT(nn.Module):
         x = self.pre_norm(x + self.positions)
         for block in self.blocks:
             x = block(x)
-        return self.post_norm(x)
+        x = self.post_norm(x)
+        return x if self.config.keep_class_token or not self.config.class_token else x[:, 1:]

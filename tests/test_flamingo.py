@@ -305,7 +305,7 @@ def test_a_given_eye_and_tongue_are_frozen_and_keep_their_weights():
 
 def test_new_tokens_have_rows_of_their_own_and_leave_the_lms_table_alone():
     """Ids V, V + 1, … are `new_embed`'s; the frozen table is not made longer."""
-    flamingo = Flamingo(tiny_config(), n_new_tokens=2)
+    flamingo = Flamingo(tiny_config(n_new_tokens=2))
     V = LETTERS.vocab_size
     rows = flamingo.embed(torch.tensor([[1, V, V - 1, V + 1]]))[0]
     old, new = flamingo.lm.embed.weight, flamingo.new_embed.weight

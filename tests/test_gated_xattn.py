@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import close, enliven, random
+from conftest import close, enliven, random, tiny_config
 
+from minflamingo.config import ResamplerConfig
 from minflamingo.gated_xattn import GatedCrossAttentionDense, MaskedCrossAttention, media_index, xattn_mask
 
 YES = torch.tensor([True])
@@ -74,10 +75,11 @@ def test_text_before_the_first_image_sees_no_future_image_in_the_ablation_either
 
 R, N, L = 3, 2, 6
 PHI = media_index(row(".#.#.."))  # 0 1 1 2 2 2
+SMALL = tiny_config(lm={"d": 16}, resampler=ResamplerConfig(d=12), xattn_heads=2, xattn_d_head=8)
 
 
 def bridge(seed: int = 0) -> GatedCrossAttentionDense:
-    return enliven(GatedCrossAttentionDense(d=16, d_visual=12, heads=2, d_head=8), seed)
+    return enliven(GatedCrossAttentionDense(SMALL), seed)
 
 
 def run(layer: GatedCrossAttentionDense, y, visual, attend: str = "last"):
@@ -105,7 +107,7 @@ def test_gated_xattn_dense_is_the_papers_equations():
 
 def test_with_both_gates_at_zero_the_output_is_the_input_bit_for_bit():
     """tanh(0) = 0 (§2.2). A fresh layer is born that way; every other parameter may be anything."""
-    fresh = GatedCrossAttentionDense(d=16, d_visual=12, heads=2, d_head=8)
+    fresh = GatedCrossAttentionDense(SMALL)
     assert fresh.alpha_xattn == fresh.alpha_dense == 0
     layer, y = bridge(), random(1, L, 16, seed=1)
     with torch.no_grad():
@@ -166,7 +168,7 @@ def test_tokens_do_not_mix_in_the_bridge():
 
 def test_keys_are_the_first_half_of_the_projection_and_values_the_second():
     """`to_kv`: rows of k, then rows of v, heads in blocks — OpenFlamingo's layout. Media are not normalised."""
-    xattn = enliven(MaskedCrossAttention(d=16, d_visual=12, heads=2, d_head=8))
+    xattn = enliven(MaskedCrossAttention(SMALL))
     visual = random(2, N * R, 12)
     k, v = xattn.project_media(visual)
     weight = xattn.to_kv.weight.view(2, 2, 8, 12)  # k or v, head, channel, D_visual
