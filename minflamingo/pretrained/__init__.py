@@ -1,0 +1,1 @@
+"""Published checkpoints, their weights and their tokenizers."""
