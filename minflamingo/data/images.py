@@ -111,6 +111,8 @@ class ImagePreparation:
             raise ValueError(f"image preparation: resize is {self.resize!r}; choose 'squash' or 'crop'")
         if self.size < 1:
             raise ValueError(f"image preparation: size is {self.size}; it must be at least 1 pixel")
+        for name in ("mean", "std"):  # lists, when they come from JSON: equal preparations are to be equal
+            object.__setattr__(self, name, tuple(getattr(self, name)))
 
     def __call__(self, medium: object, where: str = "image") -> Tensor:
         """One image or video, anything that `as_frames` takes → (T, 3, size, size) float32."""
