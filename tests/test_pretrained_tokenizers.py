@@ -13,7 +13,11 @@ import sys
 import unicodedata
 
 import pytest
+import torch
+from conftest import picture, tiny_flamingo
 
+from minflamingo import LoadedFlamingo, complete, load, save
+from minflamingo.data.images import clip_preparation
 from minflamingo.data.sample import EOC, Sample, Unscored, lay_out
 from minflamingo.pretrained.tokenizers import (
     PretrainedTokenizer,
@@ -339,13 +343,22 @@ def test_idefics_ids_stand_behind_llamas_32000():
 
 def test_a_sample_is_laid_out_with_it():
     """The interface is that of the toy tokenizer (`data/sample.py`): <BOS> <image> ␣a ␣circle <EOC>."""
-    import torch
-
     tokenizer = openflamingo_tokenizer(neox())
     row = lay_out(Sample([torch.zeros(1, 2, 3), Unscored("<image>"), " a circle", EOC]), tokenizer)
     letters, text = tokenizer.encode("<image>"), tokenizer.encode(" a circle")
     assert row.ids == [tokenizer.bos_id, tokenizer.image_id, *letters, *text, tokenizer.eoc_id]
     assert row.labels == [-100] * (2 + len(letters)) + [*text, tokenizer.eoc_id]
+
+
+def test_a_flamingo_with_it_is_saved_loaded_and_completes(tmp_path):
+    """`load` sees from the file which tokenizer it is."""
+    tokenizer = own(gpt2())
+    flamingo = LoadedFlamingo(tiny_flamingo(lm={"vocab_size": tokenizer.vocab_size}), tokenizer, clip_preparation(8))
+    save(flamingo, tmp_path)
+    loaded = load(tmp_path)
+    assert same(loaded.tokenizer, tokenizer) and loaded.prepare == flamingo.prepare
+    prompt = [picture(1)[0], " a circle<|endoftext|>", EOC, picture(2)[0], " a"]
+    assert complete(loaded, prompt, max_new_tokens=5) == complete(flamingo, prompt, max_new_tokens=5) != ""
 
 
 WRONG_IDS = {
