@@ -4,7 +4,8 @@
     complete(flamingo, [cat, "Output: a cat", EOC, dog, "Output:"])            →   " a dog"
 
 A prompt is a list of text (`str`), images (PIL, arrays), videos (lists of frames) and `EOC`. On disk a Flamingo is a folder:
-`config.json` (sizes, image preparation), `tokenizer.json` (words) and `model.pt` (tensors, read without running code).
+`config.json` (sizes, image preparation), `tokenizer.json` (words, or all of a published tokenizer) and `model.pt` (tensors,
+read without running code).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .data.images import ImagePreparation, as_frames
 from .data.sample import EOC, Sample, collate
 from .flamingo import Flamingo
 from .generate import beam_search, generate
+from .pretrained.tokenizers import PretrainedTokenizer
 from .tokenizer import Tokenizer, ToyTokenizer
 from .training.checkpoint import load_json, load_tensors, load_weights, save_json, save_tensors, write_atomically
 
@@ -62,7 +64,8 @@ def load(folder: str | Path, device: torch.device | str = "cpu") -> LoadedFlamin
         prepare = ImagePreparation(**content["image"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} is not the config of a Flamingo: {error!r}") from None
-    tokenizer = ToyTokenizer.load(folder / "tokenizer.json")
+    of_its_kind = {"pretrained": PretrainedTokenizer}.get(load_json(folder / "tokenizer.json").get("kind"), ToyTokenizer)
+    tokenizer = of_its_kind.load(folder / "tokenizer.json")
     if tokenizer.vocab_size != config.lm.vocab_size:
         raise ValueError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the language model {config.lm.vocab_size}; "

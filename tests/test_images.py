@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import warnings
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from minflamingo.data.images import ImagePreparation, as_frames
+from minflamingo.data.images import LONGEST, ImagePreparation, as_frames, clip_preparation, idefics_preparation
 
 RED, BLUE, WHITE = (255, 0, 0), (0, 0, 255), (255, 255, 255)
 COLOURS = np.array([[RED, (0, 128, 0), BLUE], [(10, 20, 30), WHITE, (0, 0, 0)]], dtype=np.uint8)  # 2 high, 3 wide
@@ -77,6 +78,21 @@ def test_printers_colours_are_converted():
     assert pixels(image) == [[list(WHITE), list(RED), [0, 0, 0]]]
 
 
+def test_a_palette_whose_colours_are_see_through_is_over_white_too():
+    """A palette of RGBA: blue with alpha 51 is 204, 204, 255."""
+    image = Image.frombytes("P", (2, 1), bytes([0, 1]))
+    image.putpalette([*RED, 255, *BLUE, 51], "RGBA")
+    assert pixels(image) == [[list(RED), [204, 204, 255]]]
+
+
+def test_a_printers_jpeg_is_read_like_any_other():
+    """CMYK on disk; its values are stored upside down there."""
+    file = io.BytesIO()
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(file, "JPEG", quality=100)
+    image = Image.open(file)
+    assert image.mode == "CMYK" and np.abs(as_frames(image)[0].astype(int) - RED).max() <= 2
+
+
 def test_sixteen_bit_grey_is_scaled_and_not_clipped():
     """Mode I;16: 65535 is white and 32768 half of it. PIL's own conversion makes everything above 255 white."""
     deep = np.array([[0, 257, 32768, 65535]], dtype=np.uint16)
@@ -93,6 +109,21 @@ def test_a_camera_held_upright_is_believed():
     exif[0x0112] = 6
     turned = Image.open(io.BytesIO(png(image, exif=exif)))
     assert turned.size == (3, 2) and pixels(turned) == np.rot90(COLOURS, -1).tolist()
+
+
+@pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
+def test_an_animation_given_as_one_image_is_the_frame_it_stands_at(form):
+    """A sample's image has T = 1 (§2.4). A file just opened stands at its first frame."""
+    frames = [Image.new("RGB", (4, 3), colour) for colour in (RED, BLUE)]
+    file = io.BytesIO()
+    frames[0].save(file, form, save_all=True, append_images=frames[1:], duration=100, lossless=True)
+    image = Image.open(file)
+    assert image.n_frames == 2
+    image.seek(0)
+    assert pixels(image) == [[list(RED)] * 4] * 3
+    image.seek(1)
+    assert pixels(image) == [[list(BLUE)] * 4] * 3
+    assert pixels(Image.open(file)) == [[list(RED)] * 4] * 3
 
 
 # ------------------------------------------------------------------------------------------------- arrays and tensors
@@ -213,8 +244,120 @@ def test_another_size_is_resized_like_pillows_bicubic_and_the_right_size_is_left
 
 
 def test_a_preparation_is_data_and_comes_back_from_json():
-    """`config.json` holds it."""
-    prepare = ImagePreparation(4, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
-    assert prepare.to_dict() == {"size": 4, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
-    listed = ImagePreparation(**{k: list(v) if k != "size" else v for k, v in prepare.to_dict().items()})
-    assert torch.equal(listed(COLOURS), prepare(COLOURS))
+    """`config.json` holds it; one written before there was a choice of `resize` means "squash"."""
+    prepare = ImagePreparation(4, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), resize="crop")
+    assert prepare.to_dict() == {"size": 4, "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6), "resize": "crop"}
+    read = ImagePreparation(**json.loads(json.dumps(prepare.to_dict())))
+    assert read == prepare and torch.equal(read(COLOURS), prepare(COLOURS))
+    old = ImagePreparation(**json.loads('{"size": 4, "mean": [0.1, 0.2, 0.3], "std": [0.4, 0.5, 0.6]}'))
+    assert old == ImagePreparation(4, prepare.mean, prepare.std, resize="squash")
+
+
+@pytest.mark.parametrize("wrong, said", [({"resize": "fit"}, "resize is 'fit'; choose 'squash'"), ({"size": 0}, "size is 0")])
+def test_a_preparation_that_cannot_be_is_refused(wrong, said):
+    """When it is made, not at the first image."""
+    with pytest.raises(ValueError, match=said):
+        ImagePreparation(**{"size": 4, **wrong})
+
+
+# ----------------------------------------------------------------------------------------- as published eyes were trained
+
+PLAIN = dict(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))  # values stay x / 255
+
+
+def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def as_pixels(prepared: torch.Tensor) -> list:
+    """The only frame of a preparation with `PLAIN`, as bytes again."""
+    return (prepared[0].permute(1, 2, 0) * 255).round().int().tolist()
+
+
+@pytest.mark.parametrize("extra, top", [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (6, 3), (7, 4)])
+def test_what_is_cut_off_is_half_the_rest_rounded_to_even(extra, top):
+    """Images whose shorter side is right already: the crop alone. By hand: half of 3 is 1.5 → 2, half of 5 is 2.5 → 2."""
+    tall = noise(4 + extra, 4)
+    crop = ImagePreparation(4, **PLAIN, resize="crop")
+    assert as_pixels(crop(tall)) == tall[top : top + 4].tolist()
+    wide = tall.transpose(1, 0, 2).copy()
+    assert as_pixels(crop(wide)) == wide[:, top : top + 4].tolist()
+
+
+@pytest.mark.parametrize(
+    "width, height, resized", [(3, 5, (4, 6)), (5, 3, (6, 4)), (2, 3, (4, 6)), (9, 9, (4, 4)), (7, 40, (4, 22))]
+)
+def test_the_shorter_side_fits_and_the_longer_is_cut_to_whole_pixels(width, height, resized):
+    """By hand, at size 4: 4 · 5/3 = 6.7 → 6; 4 · 40/7 = 22.9 → 22. A smaller image grows; no border is ever added."""
+    image = Image.fromarray(noise(height, width))
+    left, top = (resized[0] - 4) // 2, (resized[1] - 4) // 2  # all these margins are even
+    expected = image.resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + 4, top + 4))
+    assert as_pixels(ImagePreparation(4, **PLAIN, resize="crop")(image)) == np.asarray(expected).tolist()
+
+
+def test_a_strip_costs_no_more_memory_than_its_middle(monkeypatch):
+    """1 × 60000 at size 8 would be resized to 8 × 480000, to keep 8 × 8 of it: only the middle 1 × 100 is resized."""
+    sizes = []
+    resize = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda self, size, *rest: sizes.append(tuple(size)) or resize(self, size, *rest))
+    strip = noise(60000, 1)
+    crop = ImagePreparation(8, resize="crop")
+    prepared = crop(strip)
+    assert sizes == [(8, 8 * LONGEST)]
+    assert torch.equal(prepared, crop(strip[29950:30050])) and torch.equal(crop(strip.transpose(1, 0, 2)).mT, prepared)
+
+
+def test_each_frame_of_a_video_is_cropped_alike():
+    """As if it were an image of its own."""
+    crop = clip_preparation(4)
+    video = [noise(9, 6, seed) for seed in (0, 1, 2)]
+    assert torch.equal(crop(video), torch.cat([crop(frame) for frame in video]))
+
+
+def test_the_published_colours_by_hand():
+    """CLIP's mean and deviation, of red (255, 0, 0): (1 − 0.48145466) / 0.26862954 = 1.9303…, and so on."""
+    for prepare in (clip_preparation(1), idefics_preparation(1)):
+        values = prepare(np.array([[RED]], dtype=np.uint8)).flatten().tolist()
+        assert values == pytest.approx([1.9303361, -1.7520971, -1.4802198], abs=1e-6)
+    assert (clip_preparation().size, clip_preparation().resize) == (224, "crop")
+    assert (idefics_preparation().size, idefics_preparation().resize) == (224, "squash")
+
+
+SIZES = [(333, 500), (500, 333), (224, 224), (17, 900), (900, 17), (225, 224), (224, 226), (640, 480), (31, 7), (1, 1)]
+
+
+def theirs(name: str, image: object) -> torch.Tensor:
+    """The pixels of transformers' image processor `name`, the one that works with Pillow."""
+    transformers = pytest.importorskip("transformers")
+    processor = getattr(transformers, name + "Pil", None) or getattr(transformers, name)
+    out = processor()(image, return_tensors="pt")
+    return torch.as_tensor(out if isinstance(out, torch.Tensor) else out["pixel_values"])
+
+
+@pytest.mark.parametrize("width, height", SIZES)
+def test_clips_preparation_is_that_of_transformers(width, height):
+    """Oracle: CLIPImageProcessor."""
+    image = Image.fromarray(noise(height, width))
+    assert torch.allclose(clip_preparation()(image), theirs("CLIPImageProcessor", image), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("width, height", SIZES)
+def test_idefics_preparation_is_that_of_transformers(width, height):
+    """Oracle: IdeficsImageProcessor."""
+    image = Image.fromarray(noise(height, width))
+    assert torch.allclose(idefics_preparation()(image), theirs("IdeficsImageProcessor", image), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK"])
+def test_other_modes_are_prepared_as_by_transformers(mode):
+    """Grey, a palette, see-through pixels over white, printers' colours."""
+    image = Image.fromarray(noise(40, 30)).convert(mode)
+    if "A" in mode:
+        image.putalpha(Image.fromarray(noise(40, 30, seed=1)[..., 0]))
+    assert torch.allclose(idefics_preparation()(image), theirs("IdeficsImageProcessor", image), rtol=0, atol=1e-6)
+
+
+def test_where_transformers_cuts_a_pixel_further_up_we_follow_the_eyes_training():
+    """Margin 3: round(1.5) = 2 in torchvision, 3 // 2 = 1 in transformers, which agrees with a first row less."""
+    tall = noise(227, 224)
+    assert torch.allclose(clip_preparation()(tall), theirs("CLIPImageProcessor", Image.fromarray(tall[1:])), rtol=0, atol=1e-6)
