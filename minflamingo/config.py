@@ -206,9 +206,71 @@ def _toy(d: int, vision_layers: int, lm_layers: int, n_latents: int) -> Flamingo
     )  # fmt: skip
 
 
+def _clip_l14(**changes) -> VisionConfig:
+    """CLIP ViT-L/14 as OpenFlamingo reads it: patches alone, before the last norm."""
+    return replace(VisionConfig(activation="quick_gelu", keep_class_token=False), **changes)
+
+
+def _paper(lm_layers: int, d: int, heads: int, every: int, xattn_heads: int, xattn_d_head: int) -> FlamingoConfig:
+    """The paper's sizes (table 1), around a Chinchilla-like LM. Not in the paper: the inner widths of the bridge, which are chosen
+    so that it has the published number of parameters; and the eye, an NFNet-F6 there, here a CLIP tower of like width."""
+    return FlamingoConfig(
+        vision=VisionConfig(d=1536, layers=32, heads=16, keep_class_token=False),
+        resampler=ResamplerConfig(d=1536, heads=16, d_head=128),
+        lm=LMConfig(32_000, d, lm_layers, heads, max_length=2048, norm="rmsnorm", tied_head=False),
+        xattn_every=every, xattn_heads=xattn_heads, xattn_d_head=xattn_d_head,
+    )  # fmt: skip
+
+
+def _openflamingo(lm: LMConfig, every: int) -> FlamingoConfig:
+    return FlamingoConfig(
+        vision=_clip_l14(), lm=lm, xattn_every=every, xattn_first=every - 1, xattn_activation="gelu",
+        resampler=ResamplerConfig(n_time_embeddings=0, activation="gelu"),
+        n_new_tokens=3, image_token=1, new_head="tied" if lm.tied_head else None,
+    )  # fmt: skip
+
+
+def _mpt(d: int, layers: int, heads: int, vocab_size: int, qk_norm: str | None = None) -> LMConfig:
+    return LMConfig(vocab_size, d, layers, heads, max_length=None, norm_bias=False, position="alibi", qk_norm=qk_norm)
+
+
+def _idefics(lm: LMConfig, new: int, qk_norm: bool) -> FlamingoConfig:
+    return FlamingoConfig(
+        vision=VisionConfig(d=1280, layers=32, heads=16),
+        resampler=ResamplerConfig(d=1280, heads=16, d_head=96, n_time_embeddings=0, activation="relu", qk_norm=qk_norm),
+        lm=lm, xattn_every=4, xattn_heads=lm.heads, xattn_d_head=lm.d_head, xattn_d_ff=lm.d_ff, xattn_activation="silu",
+        xattn_gated_mlp=True, xattn_norm="rmsnorm", xattn_norm_eps=lm.norm_eps, xattn_qk_norm=qk_norm,
+        n_new_tokens=new, image_token=1, new_head="own",
+    )  # fmt: skip
+
+
+def _llama(d: int, layers: int, heads: int, d_ff: int, kv_heads: int | None = None, norm_eps: float = 1e-6) -> LMConfig:
+    return LMConfig(
+        32_000, d, layers, heads, kv_heads, d_ff, max_length=None, norm="rmsnorm", norm_eps=norm_eps, activation="silu",
+        gated_mlp=True, tied_head=False,
+    )  # fmt: skip
+
+
+_MPT_1B, _MPT_7B = _mpt(2048, 24, 16, 50_277, qk_norm="full"), _mpt(4096, 32, 32, 50_277)
+_REDPAJAMA_3B = LMConfig(
+    50_277, 2560, 32, 32, d_ff=10_240, max_length=None, attention_bias=True, output_bias=True, mlp_bias=True, tied_head=False
+)
+_LLAMA_7B, _LLAMA_65B = _llama(4096, 32, 32, 11_008), _llama(8192, 80, 64, 22_016, norm_eps=1e-5)
 PRESETS = {
     "tiny": _toy(d=96, vision_layers=2, lm_layers=3, n_latents=8),
     "small": _toy(d=192, vision_layers=4, lm_layers=6, n_latents=16),
+    "flamingo-3b": _paper(24, 2048, 16, every=1, xattn_heads=16, xattn_d_head=128),
+    "flamingo-9b": _paper(40, 4096, 32, every=4, xattn_heads=16, xattn_d_head=128),
+    "flamingo-80b": _paper(80, 8192, 64, every=7, xattn_heads=64, xattn_d_head=256),
+    "openflamingo-3b": _openflamingo(_MPT_1B, every=1),
+    "openflamingo-3b-instruct": _openflamingo(_MPT_1B, every=1),
+    "openflamingo-4b": _openflamingo(_REDPAJAMA_3B, every=2),
+    "openflamingo-4b-instruct": _openflamingo(_REDPAJAMA_3B, every=2),
+    "openflamingo-9b": _openflamingo(_MPT_7B, every=4),
+    "idefics-9b": _idefics(_LLAMA_7B, new=2, qk_norm=True),
+    "idefics-9b-instruct": _idefics(_LLAMA_7B, new=3, qk_norm=True),
+    "idefics-80b": _idefics(_LLAMA_65B, new=2, qk_norm=True),
+    "idefics-80b-instruct": _idefics(_LLAMA_65B, new=3, qk_norm=True),
 }
 
 

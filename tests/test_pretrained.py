@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import nn
 from minflamingo.config import VisionConfig
 from minflamingo.flamingo import Batch
 from minflamingo.gated_xattn import media_index
-from minflamingo.pretrained import clip, families, openflamingo
+from minflamingo.pretrained import clip, families, flamingo_mini, openflamingo
 from minflamingo.pretrained.loading import from_state_dict
 
 transformers = pytest.importorskip("transformers")
@@ -256,13 +257,16 @@ def test_idefics_has_the_logits_of_its_own_code(changes):
 
 
 # OpenFlamingo: which class of transformers stands inside, and where its blocks are
-INSIDE = {"mpt": "transformer.blocks", "redpajama": "gpt_neox.layers", "opt": "model.decoder.layers", "llama": "model.layers"}
+INSIDE = {
+    "gpt2": "transformer.h", "mpt": "transformer.blocks", "redpajama": "gpt_neox.layers", "opt": "model.decoder.layers",
+    "llama": "model.layers",
+}  # fmt: skip
 
 
 class WrittenOut:
     """OpenFlamingo from the facts: a language model of transformers, with the bridge written out in front of its layers."""
 
-    def __init__(self, family: str, every: int, n_new: int = 3):
+    def __init__(self, family: str, every: int, n_new: int = 3, first: int | None = None):
         self.lm, self.every, self.eye = theirs(family), every, clip_tower()
         self.base = self.lm.config.vocab_size
         torch.manual_seed(1)
@@ -275,14 +279,16 @@ class WrittenOut:
                 "to_q.weight": (inner, dv), "to_kv.weight": (2 * inner, dv), "to_out.weight": (dv, inner)}.items()}  # fmt: skip
             shapes |= {f"perceiver.layers.{i}.1.{k}": s for k, s in {
                 "0.weight": (dv,), "0.bias": (dv,), "1.weight": (4 * dv, dv), "3.weight": (dv, 4 * dv)}.items()}  # fmt: skip
-        for i in range(every - 1, 3, every):
+        self.first = every - 1 if first is None else first
+        for i in range(self.first, 3, every):
             shapes |= {f"lang_encoder.gated_cross_attn_layers.{i}.{k}": s for k, s in {
                 "attn_gate": (1,), "ff_gate": (1,), "attn.norm.weight": (d,), "attn.norm.bias": (d,),
                 "attn.to_q.weight": (inner, d),
                 "attn.to_kv.weight": (2 * inner, dv), "attn.to_out.weight": (d, inner), "ff.0.weight": (d,), "ff.0.bias": (d,),
                 "ff.1.weight": (4 * d, d), "ff.3.weight": (d, 4 * d)}.items()}  # fmt: skip
         self.w = {name: torch.randn(shape) * 0.2 for name, shape in shapes.items()}
-        self.blocks = INSIDE[family]
+        self.blocks, self.act = INSIDE[family], F.gelu
+        self.patches = lambda tokens: tokens[1:]
 
     def state_dict(self, alias: str = "separate") -> dict:
         """All of it, under one of the names it has had; "both" has every bridge and block twice."""
@@ -307,7 +313,7 @@ class WrittenOut:
 
     def see(self, pixels: torch.Tensor) -> torch.Tensor:
         """One image (3, H, W) → (64, dv)."""
-        features, w = self.eye(pixels[None]).last_hidden_state[0, 1:], self.w
+        features, w = self.patches(self.eye(pixels[None]).last_hidden_state[0]), self.w
         norm = lambda t, name: F.layer_norm(t, t.shape[-1:], w[name + ".weight"], w[name + ".bias"])  # noqa: E731
         x = w["perceiver.latents"]
         for i in range(6):
@@ -315,7 +321,7 @@ class WrittenOut:
             latents = norm(x, p + "0.norm_latents")
             kv = torch.cat([norm(features, p + "0.norm_media"), latents])
             x = x + self.attend(latents @ w[p + "0.to_q.weight"].T, kv @ w[p + "0.to_kv.weight"].T) @ w[p + "0.to_out.weight"].T
-            x = x + F.gelu(norm(x, p + "1.0") @ w[p + "1.1.weight"].T) @ w[p + "1.3.weight"].T
+            x = x + self.act(norm(x, p + "1.0") @ w[p + "1.1.weight"].T) @ w[p + "1.3.weight"].T
         return norm(x, "perceiver.norm")
 
     @staticmethod
@@ -340,7 +346,7 @@ class WrittenOut:
                         q = norm(y[0, l], "attn.norm") @ w[p + "attn.to_q.weight"].T
                         seen_here = self.attend(q[None], seen[n - 1] @ w[p + "attn.to_kv.weight"].T)[0]
                         out[l] += w[p + "attn_gate"].tanh() * (seen_here @ w[p + "attn.to_out.weight"].T)
-                out += w[p + "ff_gate"].tanh() * (F.gelu(norm(out, "ff.0") @ w[p + "ff.1.weight"].T) @ w[p + "ff.3.weight"].T)
+                out += w[p + "ff_gate"].tanh() * (self.act(norm(out, "ff.0") @ w[p + "ff.1.weight"].T) @ w[p + "ff.3.weight"].T)
                 if args:
                     return (out[None], *args[1:]), kwargs
                 return args, kwargs | {"hidden_states": out[None]}
@@ -349,7 +355,7 @@ class WrittenOut:
 
         blocks = self.lm.get_submodule(self.blocks)
         hooks = [
-            blocks[i].register_forward_pre_hook(bridge(i), with_kwargs=True) for i in range(self.every - 1, 3, self.every)
+            blocks[i].register_forward_pre_hook(bridge(i), with_kwargs=True) for i in range(self.first, 3, self.every)
         ]  # fmt: skip
         logits = self.lm(ids[None]).logits[0]
         for hook in hooks:
@@ -378,6 +384,53 @@ def test_openflamingo_has_the_logits_of_its_equations(family, every, alias):
     assert logits.shape == (2, 12, 53)
     for row in range(2):
         assert relative(logits[row], model.logits(ids[row], pixels[row], image)) < 1e-5
+
+
+@pytest.mark.parametrize("family, every", [("gpt2", 1), ("gpt2", 2), ("opt", 2)])
+@torch.no_grad()
+def test_flamingo_mini_has_the_logits_of_its_equations(family, every):
+    """The same equations with a class token, time embeddings and squared ReLU; an image stands at the "<" of "<image>"."""
+    model, less_than = WrittenOut(family, every, n_new=1, first=0), 27
+    start, blocks = {"gpt2": ("transformer.", "h"), "opt": ("model.decoder.", "layers")}[family]
+    theirs = dict(
+        dim_visual=32, xattn_every=every, xattn_heads=8, xattn_dim_head=64, xattn_ff_mult=4, xattn_act="sqrelu",
+        resampler_depth=6, resampler_dim_head=64, resampler_heads=8, resampler_num_latents=64, resampler_num_time_embeds=4,
+        resampler_ff_mult=4, resampler_act="sqrelu",
+    )  # fmt: skip
+    times = torch.randn(4, 1, 32)
+    model.patches, model.act = (lambda tokens: tokens + times[0]), lambda x: F.relu(x) ** 2
+    state = {f"flamingo.vision_encoder.{k}": v for k, v in model.eye.state_dict().items()}
+    state["flamingo.resampler.time_pos_emb"] = times
+    for name, tensor in model.w.items():
+        if name.startswith("perceiver."):
+            name = name.replace("perceiver.", "flamingo.resampler.")
+            if "to_kv" in name:
+                state[name.replace("to_kv", "to_k")], state[name.replace("to_kv", "to_v")] = tensor.chunk(2)
+                continue
+        else:
+            name = name.replace("lang_encoder.gated_cross_attn_layers.", f"flamingo.lm.{start.partition('.')[2]}{blocks}.")
+            i = name.removeprefix(f"flamingo.lm.{start.partition('.')[2]}{blocks}.").split(".")[0]
+            name = name.replace(f"{blocks}.{i}.", f"{blocks}.{i}.xattn_block.").replace("xattn_block.ff.", "xattn_block.ffw.")
+            name = name.replace("attn_gate", "alpha_attn").replace("ff_gate", "alpha_ffw")
+        state[name] = tensor
+    for name, tensor in model.lm.state_dict().items():
+        if name == "lm_head.weight":
+            state["flamingo.lm_head.weight"] = tensor
+            continue
+        name = "flamingo.lm." + name.removeprefix(start.split(".")[0] + ".")
+        inside = re.match(rf"flamingo\.lm\.(decoder\.)?{blocks}\.(\d+)\.", name)
+        if inside and int(inside[2]) % every == 0:
+            name = name.replace(inside[0], inside[0] + "lm_block.")
+        state[name] = tensor
+    lm = replace(from_state_dict(model.lm.config, model.lm.state_dict()).config, vocab_size=50, tied_head=False)
+    config = flamingo_mini.config(theirs, lm, clip.config(model.eye.config.to_dict(), keep_class_token=True))
+    flamingo = from_state_dict(config, state, "flamingo_mini")
+    ids = numbers(1, 12)
+    ids[ids == less_than] = 1
+    ids[0, [2, 6, 7]] = less_than
+    pixels = torch.randn(1, 3, 1, 3, 28, 28, generator=torch.Generator().manual_seed(3))
+    logits = flamingo(Batch(ids.where(ids != less_than, 51), ids, torch.ones_like(ids).bool(), pixels))[0]
+    assert relative(logits[0, :, :51], model.logits(ids[0], pixels[0, :, 0], less_than)) < 1e-5
 
 
 @pytest.mark.skipif("OPEN_FLAMINGO_PYTHON" not in os.environ, reason="needs an interpreter with open_flamingo 2.0.1")

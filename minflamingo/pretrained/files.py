@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -163,3 +164,22 @@ def read_config(path: str | Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is missing: it says how the model is built")
     return load_json(path)
+
+
+def fetch(where: str | Path) -> Path:
+    """A local file or folder as it is; the name of a hub repository ("org/name") → the folder it is downloaded to.
+
+    Raises:
+        FileNotFoundError: neither is there. ImportError: `huggingface_hub` is not installed.
+    """
+    path = Path(where)
+    if path.exists():
+        return path
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(where)):
+        raise FileNotFoundError(f"{where}: there is no such file or folder, and it is no name of a hub repository (org/name)")
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ImportError(f"{where} is no local path; to fetch it from the hub: pip install 'minflamingo[real]'") from None
+    wanted = ["*.json", "*.safetensors", "*.bin", "*.pt", "*.txt", "*.model"]
+    return Path(snapshot_download(str(where), allow_patterns=wanted))

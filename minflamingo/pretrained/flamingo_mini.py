@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ..config import FlamingoConfig, LMConfig, ResamplerConfig, VisionConfig
-from . import families
+from . import clip, families
 from .tables import Table, first, joined, numbered, prefixed, with_bias
 
 ACTIVATIONS = {"gelu": "gelu", "sqrelu": "sq_relu", "relu": "relu"}
+EYE = "flamingo.vision_encoder."
 PREFIXES = {"gpt2": ("flamingo.lm.", "h"), "opt": ("flamingo.lm.decoder.", "layers")}
 
 
@@ -36,9 +37,10 @@ def config(theirs: Mapping, lm: LMConfig, vision: VisionConfig) -> FlamingoConfi
     )  # fmt: skip
 
 
-def table(c: FlamingoConfig, names: Iterable[str], less_than: int) -> tuple[Table, tuple[str, ...]]:
-    """Language model and bridge (the eye is CLIP's own file). `less_than`: the id of "<" in the LM's tokenizer."""
+def table(c: FlamingoConfig, names: Iterable[str], less_than: int = 27) -> tuple[Table, tuple[str, ...]]:
+    """The whole, and what is knowingly not used. `less_than`: the id of "<" in the LM's tokenizer (27 is GPT-2's)."""
     names = set(names)
+    eye, unused = clip.table(c.vision, {name.removeprefix(EYE) for name in names if name.startswith(EYE)})
     found = [f for f, (start, blocks) in PREFIXES.items() if any(n.startswith(f"{start}{blocks}.") for n in names)]
     if not found:
         raise ValueError(f"no language model of a flamingo-mini among these names: {', '.join(sorted(names)[:5])} …")
@@ -59,6 +61,7 @@ def table(c: FlamingoConfig, names: Iterable[str], less_than: int) -> tuple[Tabl
         **prefixed(dense, theirs="ffw."),
     }
     whole: Table = {
+        **prefixed(eye, "vision.", EYE),
         "resampler.latents": "flamingo.resampler.latents",
         "resampler.time_embeddings": ("flamingo.resampler.time_pos_emb", lambda t: t.flatten(1)),  # (4, 1, D)
         **with_bias({"resampler.final_norm": "flamingo.resampler.norm"}, True),
@@ -76,7 +79,7 @@ def table(c: FlamingoConfig, names: Iterable[str], less_than: int) -> tuple[Tabl
 
     whole |= {"lm.embed.weight": (start + embed, first(V)), "new_embed.weight": (start + embed, new_rows)}
     whole |= {"lm.head.weight": ("flamingo.lm_head.weight", first(V)), "new_head.weight": ("flamingo.lm_head.weight", new_rows)}
-    return whole, tuple(re.escape(start) + pattern for pattern in module.IGNORED)
+    return whole, (*(re.escape(EYE) + p for p in unused), *(re.escape(start) + p for p in module.IGNORED))
 
 
 def _inside(source, wrapped: set[str]):

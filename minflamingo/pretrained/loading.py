@@ -20,7 +20,7 @@ from ..config import FlamingoConfig, LMConfig, VisionConfig
 from ..flamingo import Flamingo
 from ..lm import LM
 from ..vision import ViT
-from . import clip, families, idefics, llama, openflamingo
+from . import clip, families, flamingo_mini, idefics, llama, openflamingo
 from .files import as_tensors, open_tensors, read_config
 from .tables import fill
 
@@ -38,7 +38,7 @@ def from_state_dict(
     Args:
         config: our LMConfig, VisionConfig or FlamingoConfig; or theirs, as a config.json's content or an object with `to_dict`
             (`model_type` names the family).
-        family: for our own configs: one of `families.FAMILIES` (LM), "openflamingo" or "idefics" (Flamingo).
+        family: for our own configs: one of `families.FAMILIES` (LM), "openflamingo", "idefics" or "flamingo_mini".
         dtype, device: where the weights go; dtype None: as they are.
     Raises:
         ValueError: a name is missing, left over or of another shape, or the config asks for what we do not have.
@@ -61,12 +61,14 @@ def from_state_dict(
         table, ignored = families.table(family, config, tensors)
     elif family == "idefics":
         table, ignored = idefics.table(config)
+    elif family == "flamingo_mini":
+        table, ignored = flamingo_mini.table(config, tensors)
     elif family == "openflamingo":
         tensors = tensors.renamed(openflamingo.canonical(tensors, openflamingo.family_of(tensors)[1]))
         config = openflamingo.heads_as_stored(config, tensors)
         table, ignored = openflamingo.table(config, tensors)
     else:
-        raise ValueError(f"family is {family!r}; for a FlamingoConfig say 'openflamingo' or 'idefics'")
+        raise ValueError(f"family is {family!r}; for a FlamingoConfig say 'openflamingo', 'idefics' or 'flamingo_mini'")
     kinds = {VisionConfig: ViT, LMConfig: LM, FlamingoConfig: Flamingo}
     with torch.device("meta"):
         model = kinds[type(config)](config)

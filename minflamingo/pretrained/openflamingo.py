@@ -98,6 +98,14 @@ def table(c: FlamingoConfig, names: Iterable[str]) -> tuple[Table, tuple[str, ..
     return whole, (*(rf"vision_encoder\.{p}" for p in ignored), *(rf"lang_encoder\.{p}" for p in more))
 
 
+def embedding_of(names: Iterable[str]) -> str:
+    """The name of the table of token embeddings, the longest of them where it stands first without and then with new tokens."""
+    found = [name for name in names if re.fullmatch(r"lang_encoder\..*(wte|embed_in|embed_tokens)\.weight", name)]
+    if len(found) != 1:
+        raise ValueError(f"expected one table of token embeddings inside lang_encoder, found {found}")
+    return found[0]
+
+
 def heads_as_stored(c: FlamingoConfig, tensors: Mapping[str, Tensor]) -> FlamingoConfig:
     """Where the head is not tied, a file may have rows for the new tokens in it, or not: then they cannot be said."""
     if c.new_head != "own":
