@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import os
+import pickle
 import random
 import tarfile
 from collections import Counter
@@ -362,6 +363,13 @@ def test_a_mistake_of_a_reader_is_not_taken_for_a_broken_sample(tmp_path):
 
     with pytest.raises(KeyError):
         next(iter(ShardStream(tar(tmp_path / "0.tar", pairs(1)), Buggy())))
+
+
+def test_a_stream_can_be_sent_to_another_process(tmp_path):
+    """Where worker processes begin anew (macOS, Windows) they get it by pickle, and then read the same."""
+    stream = ShardStream(shards(tmp_path, 4, 4), Pairs(), seed=2, epochs=1)
+    sent = pickle.loads(pickle.dumps(stream))
+    assert [s.pieces[1] for s in sent] == [s.pieces[1] for s in stream]
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="the system does not tell which files are open")
