@@ -196,6 +196,13 @@ def test_videos_side_by_side_do_not_mix():
     assert all(np.array_equal(s.media[0][1:], picture(2 * v + 1)) for v, s in enumerate(samples.values()))
 
 
+def test_a_folder_of_videos_may_be_a_video_itself():
+    """A text belongs to the folder of its name; only if there is none, to the folder it lies in."""
+    files = {"v/0.png": 0, "v/text.txt": "a", "v/run/0.png": 1, "v/run.txt": "b"}
+    samples = read(Videos(), files)
+    assert same(samples["v"], picture(0), "a", EOC) and same(samples["v/run"], picture(1), "b", EOC) and len(samples) == 2
+
+
 # ----------------------------------------------------------------------------------------------------------- documents
 
 

@@ -294,6 +294,17 @@ def test_a_tar_that_breaks_off_gives_what_is_whole_wherever_it_breaks(tmp_path):
         assert any(said.startswith(f"{path}: ") and "the tar breaks off" in said for said in stream.skipped.first)
 
 
+def test_half_a_caption_at_the_end_of_a_tar_is_no_caption(tmp_path):
+    """It would teach the model to stop in mid-sentence."""
+    path = tar(tmp_path / "0.tar", pairs(1) | {"2.png": encoded(2), "2.txt": b"a cat and a dog"})
+    with Shard(path) as shard:
+        begin, _ = shard.places["2.txt"]
+    path.write_bytes(path.read_bytes()[: begin + 5])
+    stream = ShardStream(path, Pairs(), epochs=1, shuffle=False)
+    assert captions(stream) == ["1"]
+    assert "2: 2.txt: the tar breaks off in the middle of it" in stream.skipped.first[1]
+
+
 def test_a_tar_with_garbage_in_it_crashes_nothing(tmp_path):
     """Bytes changed at random, headers among them: the good shard comes all the same."""
     path = tar(tmp_path / "0.tar", pairs(*range(4)))
