@@ -212,8 +212,11 @@ def _clip_l14(**changes) -> VisionConfig:
 
 
 def _paper(lm_layers: int, d: int, heads: int, every: int, xattn_heads: int, xattn_d_head: int) -> FlamingoConfig:
-    """The paper's sizes (table 1), around a Chinchilla-like LM. Not in the paper: the inner widths of the bridge, which are chosen
-    so that it has the published number of parameters; and the eye, an NFNet-F6 there, here a CLIP tower of like width."""
+    """The paper's sizes (table 1), around a Chinchilla-like LM.
+
+    Not in the paper: the inner widths of the bridge, which are chosen so that it has the published number of parameters; and the
+    eye, an NFNet-F6 there, is here a CLIP tower of like width.
+    """
     return FlamingoConfig(
         vision=VisionConfig(d=1536, layers=32, heads=16, keep_class_token=False),
         resampler=ResamplerConfig(d=1536, heads=16, d_head=128),
