@@ -6,13 +6,14 @@ around the model: data, training, evaluation, plots.
 
 __version__ = "0.1.0"
 
-from .complete import LoadedFlamingo, complete, load, save
+from .complete import LoadedFlamingo, complete
 from .config import FlamingoConfig, LMConfig, ResamplerConfig, VisionConfig, preset
 from .data.sample import EOC, Sample, Unscored, collate
 from .flamingo import Batch, Flamingo
 from .generate import beam_search, generate, score_answers
 from .lm import LM
 from .resampler import PerceiverResampler
+from .saving import load, save
 from .tokenizer import Tokenizer, ToyTokenizer
 from .vision import ViT
 

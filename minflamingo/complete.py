@@ -1,29 +1,23 @@
-"""A trained Flamingo with all it needs to be used: `load` it, and `complete` an interleaved prompt.
+"""A trained Flamingo with all it needs to be used, and `complete`, which continues an interleaved prompt.
 
     flamingo = minflamingo.load("runs/tiny")
     complete(flamingo, [cat, "Output: a cat", EOC, dog, "Output:"])            →   " a dog"
 
-A prompt is a list of text (`str`), images (PIL, arrays), videos (lists of frames) and `EOC`. On disk a Flamingo is a folder:
-`config.json` (sizes, image preparation), `tokenizer.json` (words, or all of a published tokenizer) and `model.pt` (tensors,
-read without running code).
+A prompt is a list of text (`str`), images (PIL, arrays), videos (lists of frames) and `EOC`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from .config import FlamingoConfig
 from .data.images import ImagePreparation, as_frames
 from .data.sample import EOC, Sample, collate
 from .flamingo import Flamingo
 from .generate import beam_search, generate
-from .pretrained.tokenizers import PretrainedTokenizer
-from .tokenizer import Tokenizer, ToyTokenizer
-from .training.checkpoint import load_json, load_tensors, load_weights, save_json, save_tensors, write_atomically
+from .tokenizer import Tokenizer
 
 
 @dataclass
@@ -37,43 +31,6 @@ class LoadedFlamingo:
     @property
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
-
-
-def save(flamingo: LoadedFlamingo, folder: str | Path) -> None:
-    """Write the folder that `load` reads; each file atomically, the weights last."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_json({"flamingo": flamingo.model.config.to_dict(), "image": flamingo.prepare.to_dict()}, folder / "config.json")
-    write_atomically(folder / "tokenizer.json", flamingo.tokenizer.save)
-    save_tensors(flamingo.model.state_dict(), folder / "model.pt")
-
-
-def load(folder: str | Path, device: torch.device | str = "cpu") -> LoadedFlamingo:
-    """Read what `save` (or `train_tiny.py`) wrote; the model is in evaluation mode.
-
-    Raises:
-        FileNotFoundError: the folder or one of its files is missing. ValueError: a file is damaged or does not fit.
-    """
-    folder = Path(folder)
-    for name in ("config.json", "tokenizer.json", "model.pt"):
-        if not (folder / name).is_file():
-            raise FileNotFoundError(f"{folder / name} is missing: no folder of a trained Flamingo (train_tiny.py writes one)")
-    content = load_json(folder / "config.json")
-    try:
-        config = FlamingoConfig.from_dict(content["flamingo"])
-        prepare = ImagePreparation(**content["image"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{folder / 'config.json'} is not the config of a Flamingo: {error!r}") from None
-    of_its_kind = {"pretrained": PretrainedTokenizer}.get(load_json(folder / "tokenizer.json").get("kind"), ToyTokenizer)
-    tokenizer = of_its_kind.load(folder / "tokenizer.json")
-    if tokenizer.vocab_size != config.lm.vocab_size:
-        raise ValueError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the language model {config.lm.vocab_size}; "
-            "these files are not of one model"
-        )
-    model = Flamingo(config)
-    load_weights(model, load_tensors(folder / "model.pt"), str(folder / "model.pt"))
-    return LoadedFlamingo(model.to(device).eval(), tokenizer, prepare)
 
 
 def complete(

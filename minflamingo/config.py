@@ -214,8 +214,8 @@ def _clip_l14(**changes) -> VisionConfig:
 def _paper(lm_layers: int, d: int, heads: int, every: int, xattn_heads: int, xattn_d_head: int) -> FlamingoConfig:
     """The paper's sizes (table 1), around a Chinchilla-like LM.
 
-    Not in the paper: the inner widths of the bridge, which are chosen so that it has the published number of parameters; and the
-    eye, an NFNet-F6 there, is here a CLIP tower of like width.
+    Not in the paper: the inner widths of the bridge, chosen so that it has the published number of parameters. The eye is an
+    NFNet-F6 there, and a CLIP tower of like width here.
     """
     return FlamingoConfig(
         vision=VisionConfig(d=1536, layers=32, heads=16, keep_class_token=False),

@@ -12,7 +12,9 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -115,24 +117,34 @@ def _safetensors(path: Path) -> Tensors:
         shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118, no mapping
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is no safetensors file, or truncated: {error}") from None
-    return Tensors({name: (shape, lambda name=name: file.get_tensor(name)) for name, shape in shapes.items()})
+
+    def read(name: str) -> Tensor:
+        # Opened for each tensor: what has been read and converted is unmapped again, so the file is never in memory whole.
+        with safe_open(path, framework="pt") as file:
+            return file.get_tensor(name)
+
+    return Tensors({name: (shape, partial(read, name)) for name, shape in shapes.items()})
 
 
 def _pickled(path: Path) -> Tensors:
+    def content(mmap: bool) -> dict:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        for wrapper in ("model_state_dict", "state_dict"):
+            if isinstance(found, dict) and isinstance(found.get(wrapper), dict):
+                found = found[wrapper]
+        if not isinstance(found, dict):
+            raise ValueError(f"expected a dict of tensors, found {type(found).__name__}")
+        return found
+
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception:
-        try:  # files older than torch 1.6 cannot be mapped
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            reason = str(error).split("\n")[0][:200]
-            raise ValueError(f"{path} is no checkpoint of tensors (truncated, foreign, or with code in it): {reason}") from None
-    for wrapper in ("model_state_dict", "state_dict"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a dict of tensors, found {type(content).__name__}")
-    return as_tensors(content)
+        if not zipfile.is_zipfile(path):  # files of torch before 1.6 cannot be mapped
+            return as_tensors(content(mmap=False))
+        shapes = as_tensors(content(mmap=True))
+    except Exception as error:
+        reason = str(error).split("\n")[0][:200]
+        raise ValueError(f"{path} is no checkpoint of tensors (truncated, foreign, or with code in it): {reason}") from None
+    # As above: mapped anew for each tensor.
+    return Tensors({name: (shape, lambda n=name: content(mmap=True)[n]) for name, (shape, _) in shapes.entries.items()})
 
 
 def _gguf(path: Path) -> Tensors:

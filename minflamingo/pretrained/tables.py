@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from ..training.checkpoint import refuse_if_any
+
 # our name → their name, or (their name or names, function of these tensors)
 Table = dict[str, "str | tuple[str | tuple[str, ...], Callable[..., Tensor]]"]
 
@@ -119,17 +121,7 @@ def check_names(table: Table, have: Iterable[str], where: str, ignored: Iterable
     """
     asked, have = {name for source in table.values() for name in _names(source)}, set(have)
     over = {name for name in have - asked if not any(re.fullmatch(pattern, name) for pattern in ignored)}
-    _complain(where, {"missing": asked - have, "left over": over})
-
-
-def _complain(where: str, trouble: Mapping[str, Iterable[str]]) -> None:
-    said = []
-    for what, names in trouble.items():
-        names = sorted(names)
-        if names:
-            said.append(f"{what} ({len(names)}): {', '.join(names[:5])}{' …' if len(names) > 5 else ''}")
-    if said:
-        raise ValueError(f"{where} does not fit this model. {'; '.join(said)}")
+    refuse_if_any(where, {"missing": asked - have, "left over": over})
 
 
 def fill(
@@ -142,7 +134,7 @@ def fill(
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> None:
-    """Fill all of a module's parameters from a checkpoint.
+    """Fill all of a module's parameters and buffers from a checkpoint.
 
     Args:
         module: may stand on the meta device: its parameters are replaced, not written into.
@@ -154,27 +146,44 @@ def fill(
         ValueError: a name missing or left over, a parameter of the module that nothing fills, another shape. Nothing of the
             module has been changed then.
     """
-    slots = {name: _slot(module, name) for name, _ in module.named_parameters(remove_duplicate=False)}
-    shared: dict[int, list[str]] = {}  # a tied head is one parameter under two names, filled under either
-    for name, (part, own) in slots.items():
-        shared.setdefault(id(part._parameters[own]), []).append(name)
-    twins = {name: names for names in shared.values() for name in names}
+    slots = {name: _slot(module, name) for name in module.state_dict()}
+    twins = twin_names(module)
     empty = {n for n in slots if not n.startswith(kept) and not any(twin in table for twin in twins[n])}
-    _complain(where, {"in the model, but nothing fills it": empty, "in the table, but not in the model": table.keys() - slots})
+    refuse_if_any(where, {"nothing fills": empty, "not in the model": table.keys() - slots})
     check_names(table, tensors, where, ignored)
     shapes = _Shapes(tensors)
     wrong = [
-        f"{' + '.join(_names(source))} gives {tuple(shape)} instead of {tuple(wanted)}"
+        f"{' + '.join(_names(source))} {tuple(shape)} instead of {tuple(wanted)}"
         for name, source in table.items()
-        if (shape := _tensor(source, shapes).shape) != (wanted := slots[name][0]._parameters[slots[name][1]].shape)
+        if (shape := _tensor(source, shapes).shape) != (wanted := _own(*slots[name]).shape)
     ]
-    _complain(where, {"wrong shape": wrong})
+    refuse_if_any(where, {"wrong shape": wrong})
     for name, source in table.items():
-        old = slots[name][0]._parameters[slots[name][1]]
-        new = nn.Parameter(_tensor(source, tensors).to(device, dtype), requires_grad=old.requires_grad)
+        old, tensor = _own(*slots[name]), _tensor(source, tensors)
+        new = tensor.to(device, dtype if tensor.is_floating_point() else None)
+        if isinstance(old, nn.Parameter):
+            new = nn.Parameter(new, requires_grad=old.requires_grad)
         for twin in twins[name]:
             part, own = slots[twin]
-            part._parameters[own] = new
+            (part._parameters if isinstance(old, nn.Parameter) else part._buffers)[own] = new
+
+
+def twin_names(module: nn.Module) -> dict[str, list[str]]:
+    """Per name of the state dict all names of the same tensor: a tied head is one parameter under two, filled under either."""
+    shared: dict[int, list[str]] = {}
+    for name in module.state_dict():
+        shared.setdefault(id(_own(*_slot(module, name))), []).append(name)
+    return {name: names for names in shared.values() for name in names}
+
+
+def as_they_are(module: nn.Module, names: Iterable[str]) -> Table:
+    """The table of our own files: every tensor under its own name, a shared one under any of its names."""
+    names = set(names)
+    return {twins[0]: next((n for n in twins if n in names), twins[0]) for twins in twin_names(module).values()}
+
+
+def _own(part: nn.Module, name: str) -> Tensor:
+    return part._parameters[name] if name in part._parameters else part._buffers[name]
 
 
 def _slot(module: nn.Module, name: str) -> tuple[nn.Module, str]:

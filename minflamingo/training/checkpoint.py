@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -77,8 +77,13 @@ def load_weights(module: torch.nn.Module, state: dict, where: str) -> None:
         for k in sorted(own.keys() & state.keys())
         if getattr(state[k], "shape", None) != own[k].shape
     ]
-    trouble = [(name, keys) for name, keys in (("missing", missing), ("left over", extra), ("wrong shape", wrong)) if keys]
-    if trouble:
-        said = "; ".join(f"{name}: {', '.join(keys[:5])}{' …' if len(keys) > 5 else ''}" for name, keys in trouble)
-        raise ValueError(f"{where} does not fit this model. {said}")
+    refuse_if_any(where, {"missing": missing, "left over": extra, "wrong shape": wrong})
     module.load_state_dict(state)
+
+
+def refuse_if_any(where: str, trouble: Mapping[str, Iterable[str]]) -> None:
+    """Raise a ValueError that says what does not fit, up to five names of each sort; or nothing, if all lists are empty."""
+    sorts = {sort: sorted(names) for sort, names in trouble.items() if names}
+    if sorts:
+        said = "; ".join(f"{sort}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" for sort, names in sorts.items())
+        raise ValueError(f"{where} does not fit this model. {said}")
