@@ -138,6 +138,7 @@ class Flamingo(nn.Module):
         Raises:
             ValueError: another number of axes, or values that are not finite.
         """
+        media = media.to(self.resampler.latents.dtype)  # prepared in fp32, whatever the model's
         if media.dim() == 6:
             B, N, T = media.shape[:3]
             if not bool(torch.isfinite(media).all()):

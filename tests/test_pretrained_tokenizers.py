@@ -292,7 +292,7 @@ def test_openflamingos_ids_stand_behind_the_base():
     n = base.get_vocab_size()
     tokenizer = openflamingo_tokenizer(base)
     assert (tokenizer.eoc_id, tokenizer.image_id, tokenizer.pad_id) == (n, n + 1, n + 2)
-    assert (tokenizer.bos_id, tokenizer.vocab_size) == (base.token_to_id("<|endoftext|>"), n + 3)
+    assert (tokenizer.bos_id, tokenizer.vocab_size) == (None, n + 3)
     assert openflamingo_tokenizer(base, vocab_size=n + 100).vocab_size == n + 100
 
 
@@ -304,7 +304,7 @@ def test_openflamingo_takes_the_padding_token_of_a_base_that_has_one():
     assert (tokenizer.pad_id, tokenizer.bos_id, tokenizer.eoc_id, tokenizer.image_id) == (1, 2, n, n + 1)
     assert tokenizer.vocab_size == n + 1
     with pytest.raises(ValueError, match=r"no token '<\|endoftext\|>' among its"):
-        openflamingo_tokenizer(base)
+        openflamingo_tokenizer(base, bos="<|endoftext|>")
 
 
 def test_openflamingos_ids_are_those_that_transformers_gives(tmp_path):
@@ -343,11 +343,24 @@ def test_idefics_ids_stand_behind_llamas_32000():
 
 def test_a_sample_is_laid_out_with_it():
     """The interface is that of the toy tokenizer (`data/sample.py`): <BOS> <image> ␣a ␣circle <EOC>."""
-    tokenizer = openflamingo_tokenizer(neox())
+    tokenizer = openflamingo_tokenizer(neox(), bos="<|endoftext|>")
     row = lay_out(Sample([torch.zeros(1, 2, 3), Unscored("<image>"), " a circle", EOC]), tokenizer)
     letters, text = tokenizer.encode("<image>"), tokenizer.encode(" a circle")
     assert row.ids == [tokenizer.bos_id, tokenizer.image_id, *letters, *text, tokenizer.eoc_id]
     assert row.labels == [-100] * (2 + len(letters)) + [*text, tokenizer.eoc_id]
+    without = openflamingo_tokenizer(neox())  # MPT and GPT-NeoX put nothing before a text
+    row = lay_out(Sample([torch.zeros(1, 2, 3), " a circle", EOC]), without)
+    assert row.ids == [tokenizer.image_id, *text, tokenizer.eoc_id]
+
+
+def test_idefics_has_a_token_on_both_sides_of_an_image_and_one_between_two():
+    """<s> <fake> <image> <fake> <image> <fake> ␣a: as its own processor writes it."""
+    tokenizer = idefics_tokenizer(llama(rows=32000))
+    image, text = torch.zeros(1, 2, 3), tokenizer.encode("a")
+    row = lay_out(Sample([image, image, "a", image]), tokenizer)
+    around, i = tokenizer.around_image_id, tokenizer.image_id
+    assert row.ids == [tokenizer.bos_id, around, i, around, i, around, *text, around, i, around]
+    assert [label for label in row.labels if label != -100] == text
 
 
 def test_a_flamingo_with_it_is_saved_loaded_and_completes(tmp_path):

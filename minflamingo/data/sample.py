@@ -80,8 +80,9 @@ def lay_out(sample: Sample, tokenizer: Tokenizer, prepare=None, where: str = "sa
         row.ids.extend(ids)
         row.labels.extend(ids if scored else [-100] * len(ids))
 
-    if sample.bos:
+    if sample.bos and tokenizer.bos_id is not None:
         add([tokenizer.bos_id], scored=False)
+    around = getattr(tokenizer, "around_image_id", None)  # IDEFICS puts a token on both sides of an image, one between two
     for i, piece in enumerate(sample.pieces):
         scored = not isinstance(piece, Unscored)
         piece = piece if scored else piece.text
@@ -90,7 +91,8 @@ def lay_out(sample: Sample, tokenizer: Tokenizer, prepare=None, where: str = "sa
         elif piece is EOC:
             add([tokenizer.eoc_id], scored)
         elif is_medium(piece):
-            add([tokenizer.image_id], scored=False)
+            before = [around] if around is not None and row.ids[-1:] != [around] else []
+            add([*before, tokenizer.image_id, *([around] if around is not None else [])], scored=False)
             row.media.append(_medium(piece, prepare, f"{where}, piece {i}"))
         else:
             raise TypeError(f"{where}, piece {i}: expected text, EOC or a medium, got {type(piece).__name__}")

@@ -71,8 +71,7 @@ def load_named(
         theirs = read_config(folder)
         model = from_state_dict(idefics.config(theirs), open_tensors(folder), "idefics", dtype, device, str(folder))
         base = read_base(folder if folder.is_dir() else folder.parent)
-        size = model.config.lm.vocab_size
-        tokenizer = idefics_tokenizer(base, instruct=model.config.n_new_tokens == 3, vocab_size=size)
+        tokenizer = idefics_tokenizer(base, instruct=model.config.n_new_tokens == 3)
         return LoadedFlamingo(model, tokenizer, idefics_preparation(model.config.vision.image_size))
     model = openflamingo_from_parts(name, paths, dtype, device)
     folder = paths["language"]

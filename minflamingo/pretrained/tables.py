@@ -119,6 +119,7 @@ def check_names(table: Table, have: Iterable[str], where: str, ignored: Iterable
     Raises:
         ValueError: names that are missing, or left over; says up to five of each.
     """
+    ignored = tuple(ignored)
     asked, have = {name for source in table.values() for name in _names(source)}, set(have)
     over = {name for name in have - asked if not any(re.fullmatch(pattern, name) for pattern in ignored)}
     refuse_if_any(where, {"missing": asked - have, "left over": over})

@@ -49,7 +49,8 @@ class PretrainedTokenizer:
 
     Args:
         base: what `read_base` or `base_from_gguf` returns; it is copied, and stays as it is.
-        pad_id, bos_id, eoc_id: may be tokens of the base, even the same one (GPT-2 has only `<|endoftext|>`).
+        pad_id, bos_id, eoc_id: may be tokens of the base, even the same one (GPT-2 has only `<|endoftext|>`). bos_id None:
+            texts have no sign of their beginning (OpenFlamingo around MPT or GPT-NeoX).
         image_id: no other token's; mostly behind the vocabulary.
         around_image_id: a token that the model wants on both sides of an image (IDEFICS), or None.
         vocab_size: rows of the language model's table, which is often longer than the list of tokens.
@@ -63,7 +64,7 @@ class PretrainedTokenizer:
         base: tokenizers.Tokenizer,
         *,
         pad_id: int,
-        bos_id: int,
+        bos_id: int | None,
         eoc_id: int,
         image_id: int,
         around_image_id: int | None = None,
@@ -71,7 +72,8 @@ class PretrainedTokenizer:
     ):
         self.pad_id, self.bos_id, self.eoc_id, self.image_id = pad_id, bos_id, eoc_id, image_id
         self.around_image_id = around_image_id
-        given = {name: getattr(self, name) for name in SPECIAL if name != "around_image_id" or around_image_id is not None}
+        optional = [name for name in ("bos_id", "around_image_id") if getattr(self, name) is None]
+        given = {name: getattr(self, name) for name in SPECIAL if name not in optional}
         for name, i in given.items():
             if type(i) is not int or i < 0:
                 raise ValueError(f"tokenizer: {name} is {i!r}; it must be a whole number, 0 or more")
@@ -255,17 +257,18 @@ def _short(error: Exception) -> str:
 
 
 def openflamingo_tokenizer(
-    base: tokenizers.Tokenizer, bos: str = "<|endoftext|>", pad: str | None = None, vocab_size: int | None = None
+    base: tokenizers.Tokenizer, bos: str | None = None, pad: str | None = None, vocab_size: int | None = None
 ) -> PretrainedTokenizer:
     """OpenFlamingo's ids, behind a base of n tokens: `<|endofchunk|>` n, `<image>` n + 1 and, without a `pad`, `<PAD>` n + 2.
 
-    GPT-NeoX and MPT: as it stands. OPT: bos="</s>", pad="<pad>".
+    Texts begin as the tokenizer of the language model lets them begin. GPT-NeoX and MPT: as it stands, with nothing before.
+    OPT: bos="</s>", pad="<pad>". Llama: bos="<s>".
     """
     eoc_id, image_id, pad_id = _behind(base, "<|endofchunk|>", "<image>", "<PAD>")
     return PretrainedTokenizer(
         base,
         pad_id=pad_id if pad is None else _id(base, pad),
-        bos_id=_id(base, bos), eoc_id=eoc_id, image_id=image_id, vocab_size=vocab_size,
+        bos_id=None if bos is None else _id(base, bos), eoc_id=eoc_id, image_id=image_id, vocab_size=vocab_size,
     )  # fmt: skip
 
 
