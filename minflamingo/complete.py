@@ -8,7 +8,7 @@ A prompt is a list of text (`str`), images (PIL, arrays), videos (lists of frame
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,7 @@ def complete(
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    on_text: Callable[[str], None] | None = None,
 ) -> str:
     """Continue an interleaved prompt with text, up to `<EOC>`.
 
@@ -49,6 +50,7 @@ def complete(
         prompt: text, images, videos (lists of frames) and `EOC`, in order. Text is only text, whatever it contains.
         beams: > 1 searches for the most likely continuation; then temperature must be 0.
         temperature: 0 takes the likeliest token each time; above, tokens are drawn (top_k, top_p narrow the choice).
+        on_text: is called with each new piece of the text as soon as it is there (not with beams).
     Raises:
         TypeError, ValueError: something in the prompt is no text and no image; says which piece and why.
     """
@@ -68,7 +70,26 @@ def complete(
         ids = beam_search(flamingo.model, batch, flamingo.tokenizer.eoc_id, beams, max_new_tokens)
     else:
         generator = None if seed is None else torch.Generator(flamingo.device).manual_seed(seed)
+        on_token = on_text and _pieces_of_text(flamingo.tokenizer, on_text)
         ids = generate(
-            flamingo.model, batch, flamingo.tokenizer.eoc_id, max_new_tokens, temperature, top_k, top_p, generator
+            flamingo.model, batch, flamingo.tokenizer.eoc_id, max_new_tokens, temperature, top_k, top_p, generator, on_token
         )
     return flamingo.tokenizer.decode(ids[0])
+
+
+def _pieces_of_text(tokenizer: Tokenizer, on_text: Callable[[str], None]) -> Callable[[torch.Tensor], None]:
+    """Token after token → text. A letter of several bytes is shown when its last one is there."""
+    ids: list[int] = []
+    shown = 0
+
+    def on_token(token: torch.Tensor) -> None:
+        nonlocal shown
+        if int(token[0]) == tokenizer.eoc_id:
+            return
+        ids.append(int(token[0]))
+        text = tokenizer.decode(ids)
+        if not text.endswith("\ufffd"):
+            on_text(text[shown:])
+            shown = len(text)
+
+    return on_token

@@ -14,7 +14,7 @@ Example, in the toy world:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -49,12 +49,14 @@ def generate(
     top_k: int | None = None,
     top_p: float | None = None,
     generator: torch.Generator | None = None,
+    on_token: Callable[[Tensor], None] | None = None,
 ) -> list[list[int]]:
     """Continue each prompt until `<EOC>`. temperature 0 is greedy; above it, sampled (with `generator` for a seed).
 
     Args:
         prompt: a batch padded on the left (`collate(..., pad="left")`).
         max_new_tokens: stop there at the latest, or where the LM's context is full.
+        on_token: called with each step's tokens (B,), as soon as they are there.
     Returns:
         Per prompt the new ids, without the `<EOC>`.
     """
@@ -73,6 +75,8 @@ def generate(
             probabilities = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
             token = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
         new.append(torch.where(running, token, eoc_id))  # a finished row goes on with <EOC>, which is cut off below
+        if on_token is not None:
+            on_token(new[-1])
         running &= token != eoc_id
         if not bool(running.any()) or step == min(max_new_tokens, room + 1) - 1:
             break
