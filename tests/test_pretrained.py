@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import minflamingo
 from minflamingo.config import VisionConfig
 from minflamingo.flamingo import Batch
 from minflamingo.gated_xattn import media_index
@@ -446,3 +447,49 @@ def test_openflamingo_has_the_logits_of_the_package_itself(tmp_path):
         ids = case["ids"]
         logits = flamingo(Batch(ids, ids, torch.ones_like(ids).bool(), case["pixels"]))[0]
         assert relative(logits, case["logits"]) < 1e-5, (case["family"], case["every"])
+
+
+def counts(name: str) -> dict[str, float]:
+    """Billions of parameters of a preset, by part, on the meta device: nothing is allocated."""
+    with torch.device("meta"):
+        flamingo = minflamingo.Flamingo(minflamingo.preset(name))
+    of = lambda *parts: sum(p.numel() for n, p in flamingo.named_parameters() if n.startswith(parts)) / 1e9  # noqa: E731
+    return {"bridge": of("xattn_layers."), "resampler": of("resampler."), "lm": of("lm."), "all": of("")}
+
+
+@pytest.mark.parametrize("name, bridge, lm", [("flamingo-3b", 1.2, 1.4), ("flamingo-9b", 1.6, None), ("flamingo-80b", 10, 70)])
+def test_the_papers_models_have_the_trained_parameters_of_table_1(name, bridge, lm):
+    """GATED XATTN-DENSE 1.2B, 1.6B and 10B, resampler 194M; the language models to a tenth (theirs had relative positions too)."""
+    n = counts(name)
+    assert n["bridge"] == pytest.approx(bridge, rel=0.04) and n["resampler"] == pytest.approx(0.194, rel=0.04)
+    assert lm is None or n["lm"] == pytest.approx(lm, rel=0.1)
+
+
+@pytest.mark.parametrize("name, layers, d, d_ff, heads", [("9b", 32, 4096, 11008, 32), ("80b", 80, 8192, 22016, 64)])
+def test_idefics_has_as_many_parameters_as_its_own_code(name, layers, d, d_ff, heads):
+    """Trained and frozen apart, at the published sizes; 8.9 and 80.0 billion."""
+    config = transformers.IdeficsConfig(
+        additional_vocab_size=2, hidden_size=d, intermediate_size=d_ff, num_hidden_layers=layers, num_attention_heads=heads,
+        cross_layer_interval=4, qk_layer_norms=True, use_resampler=True,
+        vision_config=dict(embed_dim=1280, image_size=224, patch_size=14, intermediate_size=5120, num_hidden_layers=32,
+                           num_attention_heads=16),
+        perceiver_config=dict(use_resampler=True, qk_layer_norms_perceiver=True),
+    )  # fmt: skip
+    with torch.device("meta"):
+        theirs = transformers.IdeficsForVisionText2Text(config)
+    used = {n: p.numel() for n, p in theirs.named_parameters() if "post_layernorm" not in n}
+    of = lambda part: sum(p for n, p in used.items() if part in n) / 1e9  # noqa: E731
+    n = counts(f"idefics-{name}")
+    assert n["bridge"] == pytest.approx(of("gated_cross_attn_layers"), rel=1e-9)
+    assert n["resampler"] == pytest.approx(of("perceiver_resampler"), rel=1e-9)
+    assert n["all"] == pytest.approx(of(""), rel=1e-9) == pytest.approx({"9b": 8.93, "80b": 79.97}[name], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    "name, trained, lm",
+    [("openflamingo-3b", 0.944, 1.311), ("openflamingo-4b", 0.961, 2.775), ("openflamingo-9b", 1.179, 6.649)],
+)
+def test_openflamingos_language_models_have_the_parameters_of_their_cards(name, trained, lm):
+    """MPT-1B 1.3B, RedPajama-INCITE-3B 2.8B, MPT-7B 6.7B; resampler and bridge as the layout in `openflamingo.py` adds up."""
+    n = counts(name)
+    assert n["lm"] == pytest.approx(lm, abs=0.001) and n["bridge"] + n["resampler"] == pytest.approx(trained, abs=0.001)
