@@ -459,7 +459,7 @@ def counts(name: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("name, bridge, lm", [("flamingo-3b", 1.2, 1.4), ("flamingo-9b", 1.6, None), ("flamingo-80b", 10, 70)])
 def test_the_papers_models_have_the_trained_parameters_of_table_1(name, bridge, lm):
-    """GATED XATTN-DENSE 1.2B, 1.6B and 10B, resampler 194M; the language models to a tenth (theirs had relative positions too)."""
+    """GATED XATTN-DENSE 1.2B, 1.6B and 10B, resampler 194M; language models to a tenth (theirs had relative positions too)."""
     n = counts(name)
     assert n["bridge"] == pytest.approx(bridge, rel=0.04) and n["resampler"] == pytest.approx(0.194, rel=0.04)
     assert lm is None or n["lm"] == pytest.approx(lm, rel=0.1)
