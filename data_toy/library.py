@@ -21,19 +21,22 @@ from minflamingo.data.sample import EOC, Sample, Unscored
 
 from .album import any_scene, distinct_things
 from .words import attributes, caption, fact, questions, sum_text
-from .world import CREATURES, DIGITS, MADE_UP_NAMES, OPERATORS, UNPICTURED
+from .world import CREATURES, DIGITS, OPERATORS, UNPICTURED, made_up_names
 from .worlds import ASKED
 
 
 def nonsense(rng: random.Random, words: list[str], longest_filler: int, length: int) -> Sample:
     """One page of key–answer pairs, about `length` tokens: only answers whose key came before are scored.
 
-    Between key and answer stand up to `longest_filler` words that are the same all over the page: later, "This is a".
+    Between key and answer stand up to `longest_filler` words that are the same all over the page: later, "This is a". On half
+    of the pages the answers are put together of few words, so that several begin alike: how " sis" and " ser" go on after
+    their first letter only the key can tell.
     """
     ways, width = rng.randint(3, 7), rng.choice((1, 1, 2, 3))
     filler = [Unscored(w) for w in rng.sample(words, rng.randint(0, longest_filler))]
     keys = rng.sample(words, ways)
-    answers = [rng.sample(words, width) for _ in keys]
+    few = rng.sample(words, 4) if rng.random() < 0.5 else words
+    answers = [rng.choices(few, k=width) for _ in keys]
     pieces, seen = [], set()
     for _ in range(length // (width + len(filler) + 2)):
         k = rng.randrange(ways)
@@ -57,7 +60,7 @@ def naming_page(rng: random.Random, chunks: int) -> Sample:
 def binding_page(rng: random.Random, chunks: int) -> Sample:
     """ "a red circle" "This is a dax.": a description where the picture will be, then a name made up for this page."""
     ways = rng.randint(2, 6)
-    names = rng.sample(MADE_UP_NAMES["train"], ways)
+    names = made_up_names(rng, ways, alike=0.5)
     things = distinct_things(rng, ways)
     bare, by_shape = rng.random() < 0.6, rng.random() < 0.5
     pieces, seen = [], set()

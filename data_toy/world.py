@@ -17,6 +17,7 @@ combinations of facts, eight pairs of figures in any sum, a fifth of the made-up
 
 from __future__ import annotations
 
+import random
 import zlib
 from dataclasses import dataclass
 
@@ -113,3 +114,12 @@ MADE_UP_NAMES = {
     ]
     for split in ("train", "test")
 }
+
+
+def made_up_names(rng: random.Random, n: int, split: str = "train", alike: float = 0.0) -> list[str]:
+    """n different names; with the chance `alike` all begin with one letter, so that only later ones tell them apart."""
+    names = MADE_UP_NAMES[split]
+    if rng.random() < alike:
+        first = rng.choice(CONSONANTS)
+        names = [name for name in names if name[0] == first]
+    return rng.sample(names, n)

@@ -26,7 +26,7 @@ from minflamingo.data.sample import EOC, Sample, Unscored, is_medium
 
 from .album import Album, distinct_things
 from .words import attributes, caption, fact, questions
-from .world import CREATURES, HELD_OUT_CREATURES, MADE_UP_NAMES, UNPICTURED
+from .world import CREATURES, HELD_OUT_CREATURES, HOMES, MADE_UP_NAMES, UNPICTURED
 
 # What `task` may ask of each kind of picture. The kind is drawn first and then the attribute: so a single picture never
 # betrays what is wanted of it, and a guess without shots is right about three times in ten.
@@ -61,7 +61,7 @@ def task(album: Album, rng: random.Random, n: int, attribute: str | None = None)
 
 
 def sums_beside(album: Album, rng: random.Random, n: int) -> list[Shot]:
-    """Training only: "3x6=" → "18" in a text beside a picture of something else. Only sums that pictures may show."""
+    """Training only: "3x6=" → "18" in a text beside another picture. Only sums that pictures may show."""
     ids = rng.choices(album.having("kind", "sum"), k=n)
     cut = [attributes(album.scenes[i])["sum"].partition("=") for i in ids]
     return [Shot(unrelated(album, rng), f"Output: {asked}=", result) for asked, _, result in cut]
@@ -94,21 +94,26 @@ def binding(album: Album, rng: random.Random, n: int, ways: int | None = None, s
     return shots
 
 
-def unrelated(album: Album, rng: random.Random) -> int:
-    """Some picture to stand beside a text about something else: not of a held-out creature, whose fact is not told either."""
-    told = sorted(set(CREATURES) - set(HELD_OUT_CREATURES))
-    key = rng.choice((("kind", "things"), ("kind", "sign"), ("creature", rng.choice(told))))
-    return rng.choice(album.having(*key))
+def unrelated(album: Album, rng: random.Random, home: str | None = None) -> int:
+    """Some picture to stand beside a text about something else, three in seven of a creature: but of none that lives in `home`.
+
+    From these the bridge learns to keep silent where the picture has nothing to say. So it should have seen every sort there.
+    """
+    while True:
+        kind = rng.choice(("things", "sign", "pair", "sum", "creature", "creature", "creature"))
+        i = rng.choice(album.having("kind", kind))
+        if kind != "creature" or HOMES[album.scenes[i].name] != home:
+            return i
 
 
 def naming(album: Album, rng: random.Random, n: int, split: str = "train") -> list[Shot]:
-    """Beside a picture a fact stands only for creatures that are not held out. In the test the QUERY is a held-out one.
+    """Facts are told of creatures that are not held out. In the test the QUERY is a held-out one.
 
-    The held-out ones do appear in training, by name. What comes after their name is left open there (`ends=False`: no loss
-    on the <EOC>), lest the bridge learn that these have nothing more to say. And a fact is to be remembered from the name, not
-    read off the animal. So it is scored where the picture beside it is another: on half of the training pages one stands
-    between the two, and a third of what is said on any is about an animal that no picture shows (nobody could guess its name;
-    its home is in the library).
+    The held-out ones do appear in training, by name, and beside facts about other animals that live elsewhere. What comes
+    after their name is left open there (`ends=False`: no loss on the <EOC>), lest the bridge learn that these have nothing
+    more to say. And a fact is to be remembered from the name, not read off the animal. So it is scored where the picture
+    beside it is another: on half of the training pages one stands between the two, and a third of what is said on any is
+    about an animal that no picture shows (nobody could guess its name; its home is in the library).
     """
     interrupted = split == "train" and rng.random() < 0.5
     names = rng.choices(CREATURES if split == "train" else sorted(set(CREATURES) - set(HELD_OUT_CREATURES)), k=n)
@@ -118,12 +123,13 @@ def naming(album: Album, rng: random.Random, n: int, split: str = "train") -> li
     for name in names:
         if split == "train" and rng.random() < 1 / 3:
             name = rng.choice(list(UNPICTURED))
-            shots.append(Shot(unrelated(album, rng), "This is a", f" {name}.", known=False, aside=(None, fact(name))))
+            other = unrelated(album, rng, UNPICTURED[name])
+            shots.append(Shot(other, "This is a", f" {name}.", known=False, aside=(None, fact(name))))
             continue
         told = split == "test" or name not in HELD_OUT_CREATURES
         medium, answer, aside = rng.choice(album.having("creature", name)), f" {name}.", None
         if told and interrupted:
-            aside = unrelated(album, rng), fact(name)
+            aside = unrelated(album, rng, HOMES[name]), fact(name)
         elif told:
             answer += fact(name)
         shots.append(Shot(medium, "This is a", answer, ends=told, aside=aside))
@@ -177,9 +183,10 @@ def page(shots: list[Shot], album: Album, attend_next: bool = False, text_only: 
 
     `attend_next`: the layout in which each text stands BEFORE its image, text<EOC><image>…: on the web nobody says which
     image a text belongs to (the paper's p_next).
-    `text_only`: so many of the first shots are without their images: a long page, of whose images only some are kept.
+    `text_only`: so many of the first shots are without their images: a long page, of whose images only some are kept. What a
+    made-up name means must have been seen, so there the name's first mention beside an image is the first one.
     """
-    pieces = []
+    pieces, shown = [], set()
     for shot in shots[:text_only]:
         pieces += [Unscored(shot.text + (shot.aside[1] if shot.aside else "")), Unscored(EOC)]
     for shot in shots[text_only:]:
@@ -187,7 +194,9 @@ def page(shots: list[Shot], album: Album, attend_next: bool = False, text_only: 
             continue  # it would look at a picture that it does not speak of
         # What is asked is not scored: no picture tells what somebody wants to know of it.
         said = [Unscored(shot.prompt)] if shot.prompt else []
-        said += left_to_the_tongue(shot.answer) if shot.known else [Unscored(shot.answer)]
+        known = shot.known and (text_only == 0 or shot.choices is None or shot.answer in shown)
+        shown.add(shot.answer)
+        said += left_to_the_tongue(shot.answer) if known else [Unscored(shot.answer)]
         if shot.aside:
             other, more = shot.aside
             if other is not None and not attend_next:  # beside the next image there is no room for another one

@@ -194,8 +194,11 @@ def test_a_made_up_name_is_no_word_of_the_world():
     assert not words & {name for names in MADE_UP_NAMES.values() for name in names}
 
 
-def test_no_fact_stands_beside_the_picture_of_a_held_out_creature_in_training(album):
-    """The home of a flamingo is known from the library alone; what follows its name here carries no loss."""
+def test_the_fact_of_a_held_out_creature_is_told_nowhere_in_training(album):
+    """The home of a flamingo is known from the library alone; what follows its name here carries no loss.
+
+    Its picture may stand beside what is said of another animal, but never beside its own home's name.
+    """
     seen = Counter()
     for row in rows(worlds.naming, album):
         sample = worlds.page(row, album)
@@ -207,10 +210,11 @@ def test_no_fact_stands_beside_the_picture_of_a_held_out_creature_in_training(al
             told = shot.text + (shot.aside[1] if shot.aside else "")  # on some pages another picture stands between
             assert told == f"This is a {said}." + ("" if hidden else fact(said))
             beside = [shot.medium] * (not shot.known) + [i for i, _ in [shot.aside or (None, "")] if i is not None]
-            assert not any(album.scenes[i].name in HELD_OUT_CREATURES for i in beside)
+            assert not any(album.scenes[i].name in HOMES and HOMES[album.scenes[i].name] in told for i in beside)
+            seen["a held-out one beside another's"] += any(album.scenes[i].name in HELD_OUT_CREATURES for i in beside)
             assert end == Unscored(EOC) if hidden else end is EOC
             seen["hidden" if hidden else "told" if shot.known else "unpictured"] += 1
-    assert min(seen[k] for k in ("hidden", "told", "unpictured")) > 100
+    assert min(seen.values()) > 20 and len(seen) == 4
 
 
 def test_the_exam_asks_for_the_home_of_a_held_out_creature_and_never_shows_one(exam):
@@ -373,7 +377,7 @@ def test_a_fact_is_scored_only_where_the_picture_beside_it_shows_something_else(
             if isinstance(text, str) and "mainly found" in text:
                 home = text.split()[-1].rstrip(".")
                 own = shown.kind == "creature" and HOMES[shown.name] == home
-                assert own or isinstance(piece, str)  # another animal may live there too: then it may be scored
+                assert own == isinstance(piece, Unscored)
                 beside_its_own += isinstance(piece, Unscored)
                 beside_another += isinstance(piece, str) and not own
     assert min(beside_another, beside_its_own) > 100
@@ -381,11 +385,14 @@ def test_a_fact_is_scored_only_where_the_picture_beside_it_shows_something_else(
 
 def test_sums_in_text_beside_other_pictures_are_sums_that_may_be_shown(album):
     """What 3x4 comes to is asked of the bridge nowhere, with or without its picture."""
+    shown = []
     for row in rows(worlds.sums_beside, album, times=20):
         for shot in row:
             a, operator, b = re.fullmatch(r"Output: (\d)([+x])(\d)=", shot.prompt).groups()
             assert shot.answer == str(int(a) + int(b) if operator == "+" else int(a) * int(b))
-            assert not held_out_operands(int(a), int(b)) and album.scenes[shot.medium].kind != "sum"
+            assert not held_out_operands(int(a), int(b))
+            shown.append(attributes(album.scenes[shot.medium]).get("sum", "") == f"{a}{operator}{b}={shot.answer}")
+    assert sum(shown) < 0.02 * len(shown)
 
 
 def test_only_answers_are_scored(album):
@@ -599,3 +606,16 @@ def test_the_recipe_of_the_readme_runs(tmp_path, sample):
     scope["write_jsonl"]([cat], tmp_path / "mine/pairs.jsonl")
     exec(use.replace('"mine/', f'"{tmp_path}/mine/'), scope)
     assert scope["batch"].media.shape == (1, 1, 1, 3, 48, 48)
+
+
+def test_on_a_long_page_a_made_up_name_is_known_once_its_thing_was_shown(album):
+    """Text alone does not say what a dax is: a name's first mention beside an image carries no loss, though read before."""
+    for row in rows(worlds.binding, album, n=20, times=20, ways=3):
+        page, shown = worlds.page(row, album, text_only=12), set()
+        said = [p for p in page.pieces[24:] if not is_medium(p)]
+        answers = [p for p in said if (p.text if isinstance(p, Unscored) else p) in row[0].choices]
+        assert len(answers) == 8
+        for answer in answers:
+            text = answer.text if isinstance(answer, Unscored) else answer
+            assert isinstance(answer, str) == (text in shown)
+            shown.add(text)
