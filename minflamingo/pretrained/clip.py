@@ -52,18 +52,18 @@ def table(c: VisionConfig, names: Iterable[str]) -> tuple[Table, tuple[str, ...]
     """The table for the layout that the names of a checkpoint show, and what is knowingly not used of it."""
     names = set(names)
     for prefix, layout, ignored, others in (
-        ("visual.", _open_clip, OPEN_CLIP_IGNORED, OPEN_CLIP_TEXT),
-        ("", _open_clip, OPEN_CLIP_IGNORED, ()),
-        ("vision_model.", _hugging_face, HUGGING_FACE_IGNORED, HUGGING_FACE_TEXT),
-        ("", _hugging_face, HUGGING_FACE_IGNORED, ()),
+        ("visual.", open_clip, OPEN_CLIP_IGNORED, OPEN_CLIP_TEXT),
+        ("", open_clip, OPEN_CLIP_IGNORED, ()),
+        ("vision_model.", hugging_face, HUGGING_FACE_IGNORED, HUGGING_FACE_TEXT),
+        ("", hugging_face, HUGGING_FACE_IGNORED, ()),
     ):
-        first = "conv1.weight" if layout is _open_clip else "embeddings.patch_embedding.weight"
+        first = "conv1.weight" if layout is open_clip else "embeddings.patch_embedding.weight"
         if prefix + first in names:
             return prefixed(layout(c), theirs=prefix), (*(re.escape(prefix) + pattern for pattern in ignored), *others)
     raise ValueError(f"no CLIP vision tower among these names: {', '.join(sorted(names)[:5])} …")
 
 
-def _open_clip(c: VisionConfig) -> Table:
+def open_clip(c: VisionConfig) -> Table:
     kinds = ("weight", "bias")
     fused = {f"to_{name}.{kind}": (f"attn.in_proj_{kind}", third(i)) for i, name in enumerate("qkv") for kind in kinds}
     plain = {"attn_norm": "ln_1", "to_out": "attn.out_proj", "mlp_norm": "ln_2", "mlp.up": "mlp.c_fc", "mlp.out": "mlp.c_proj"}
@@ -76,7 +76,7 @@ def _open_clip(c: VisionConfig) -> Table:
     }
 
 
-def _hugging_face(c: VisionConfig) -> Table:
+def hugging_face(c: VisionConfig) -> Table:
     rows = {
         "attn_norm": "layer_norm1", "to_q": "self_attn.q_proj", "to_k": "self_attn.k_proj", "to_v": "self_attn.v_proj",
         "to_out": "self_attn.out_proj", "mlp_norm": "layer_norm2", "mlp.up": "mlp.fc1", "mlp.out": "mlp.fc2",

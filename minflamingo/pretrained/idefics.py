@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from ..config import FlamingoConfig, ResamplerConfig, VisionConfig
 from . import llama
+from .clip import hugging_face
 from .tables import Table, activation, expect, joined, numbered, prefixed, with_bias
 
 VISION_IGNORED = (r"model\.vision_model\.post_layernorm\..*", r"model\.vision_model\.embeddings\.position_ids")
@@ -44,10 +45,8 @@ def config(theirs: Mapping) -> FlamingoConfig:
     )  # fmt: skip
 
 
-def table(c: FlamingoConfig, names=()) -> tuple[Table, tuple[str, ...]]:
+def table(c: FlamingoConfig) -> tuple[Table, tuple[str, ...]]:
     """The whole, and what is knowingly not used."""
-    from .clip import _hugging_face
-
     resampler = {
         **with_bias({"norm_media": "0.context_layer_norm", "norm_latents": "0.latents_layer_norm", "ff_norm": "1.ln"}, True),
         **with_bias({"to_q": "0.q_proj", "to_out": "0.output_proj", "ff.up": "1.fc", "ff.out": "1.c_proj"}, False),
@@ -68,7 +67,7 @@ def table(c: FlamingoConfig, names=()) -> tuple[Table, tuple[str, ...]]:
         "alpha_dense": ("alpha_dense", lambda alpha: alpha.flatten()),
     }
     whole = {
-        **prefixed(_hugging_face(c.vision), "vision.", "model.vision_model."),
+        **prefixed(hugging_face(c.vision), "vision.", "model.vision_model."),
         **prefixed(llama.table(replace(c.lm, tied_head=True)), "lm.", "model."),
         "resampler.latents": "model.perceiver_resampler.latents",
         **with_bias({"resampler.final_norm": "model.perceiver_resampler.layer_norm"}, True),
