@@ -68,7 +68,7 @@ class Recipe:
     tongue_tokens: int = 2048  # per step
     tongue_lr: float = 3e-3
     album: int = 24_000  # pictures and films that the pages are made of
-    bridge_steps: int = 1000
+    bridge_steps: int = 1250
     bridge_shots: int = 160  # pictures on the pages of one step
     bridge_pairs: int = 64
     bridge_videos: int = 24
@@ -224,8 +224,8 @@ def draw_pages(album: Album, rng: random.Random, shots: int) -> list[Sample]:
 
 def draw_batches(album: Album, rng: random.Random, recipe: Recipe) -> dict[str, list[Sample]]:
     """One batch of each of the paper's three kinds of dataset."""
-    n = rng.choice((1, 2, 3))
-    before = 16 if rng.random() < LONG_PAGES else 0  # other films' texts, without their films
+    # Here too some pages are long: other films' texts, without their films, stand before.
+    before, n = (28, 3) if rng.random() < LONG_PAGES else (0, rng.choice((1, 2, 3)))
     videos = [worlds.video(album, rng, before + n) for _ in range(recipe.bridge_videos // n)]
     pairs = [worlds.captions(album, rng, 1, PAIR_KINDS) for _ in range(recipe.bridge_pairs)]
     return {
