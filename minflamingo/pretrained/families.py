@@ -19,6 +19,23 @@ FAMILIES = {"gpt2": gpt2, "opt": opt, "gpt_neox": neox, "mpt": mpt, "mosaic_gpt"
 HEADS = ("lm_head.weight", "embed_out.weight")  # GPT-NeoX's was renamed in new releases of its library
 
 
+# What stands in the names of a family and of no other
+SIGNS = {"attn.c_attn.": "gpt2", ".fc1.": "opt", ".query_key_value.": "gpt_neox", ".Wqkv.": "mpt", "mlp.gate_proj.": "llama"}
+
+
+def recognise(names: Iterable[str]) -> str:
+    """The family whose names these are.
+
+    Raises:
+        ValueError: none that we know.
+    """
+    names = list(names)
+    for sign, found in SIGNS.items():
+        if any(sign in name for name in names):
+            return found
+    raise ValueError(f"no family of language models has these names: {', '.join(sorted(names)[:5])} …")
+
+
 def family(name: str):
     """The module of a family.
 

@@ -1,16 +1,15 @@
 """Published weights into our models: from a state dict in memory, or from files.
 
-    lm = from_state_dict(their_config, their_state_dict)                   LM, ViT or Flamingo, whatever the config says
-    lm = load_lm("SmolLM2-135M.gguf")                                      an LM from its file or folder
-    eye = load_vision("clip-vit-large-patch14/", "ViT-L-14")
-    flamingo = load_openflamingo("checkpoint.pt", vision=…, language=…, every=1)
+    lm = from_state_dict(their_config, their_state_dict)                 LM, ViT or Flamingo, whatever the config says
+    flamingo = from_state_dict(openflamingo.config(lm.config, every=4), state_dict)
+    lm = load_lm("SmolLM2-135M.gguf")                                    an LM from its file or folder
 
 Models are made on the meta device and filled tensor by tensor, so the weights are in memory once, in the wanted dtype.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -38,7 +37,7 @@ def from_state_dict(
     Args:
         config: our LMConfig, VisionConfig or FlamingoConfig; or theirs, as a config.json's content or an object with `to_dict`
             (`model_type` names the family).
-        family: for our own configs: one of `families.FAMILIES` (LM), "openflamingo", "idefics" or "flamingo_mini".
+        family: one of `families.FAMILIES` (LM), "openflamingo", "idefics" or "flamingo_mini". None: their config or the names say.
         dtype, device: where the weights go; dtype None: as they are.
     Raises:
         ValueError: a name is missing, left over or of another shape, or the config asks for what we do not have.
@@ -56,10 +55,8 @@ def from_state_dict(
     if isinstance(config, VisionConfig):
         table, ignored = clip.table(config, tensors)
     elif isinstance(config, LMConfig):
-        if family is None:
-            raise ValueError(f"family: say which of {', '.join(families.FAMILIES)} these weights are")
-        table, ignored = families.table(family, config, tensors)
-    elif family == "idefics":
+        table, ignored = families.table(family or families.recognise(tensors), config, tensors)
+    elif (family := family or recognise(tensors)) == "idefics":
         table, ignored = idefics.table(config)
     elif family == "flamingo_mini":
         table, ignored = flamingo_mini.table(config, tensors)
@@ -74,6 +71,15 @@ def from_state_dict(
         model = kinds[type(config)](config)
     fill(model, tensors, table, where, ignored, dtype=dtype, device=device)
     return model.eval()
+
+
+def recognise(names: Iterable[str]) -> str | None:
+    """Which Flamingo's names these are."""
+    signs = {
+        "idefics": "model.perceiver_resampler.", "flamingo_mini": "flamingo.resampler.", "openflamingo": "perceiver.latents",
+    }  # fmt: skip
+    names = list(names)
+    return next((family for family, sign in signs.items() if any(sign in name for name in names)), None)
 
 
 def load_lm(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LM:
