@@ -37,7 +37,7 @@ def from_state_dict(
     Args:
         config: our LMConfig, VisionConfig or FlamingoConfig; or theirs, as a config.json's content or an object with `to_dict`
             (`model_type` names the family).
-        family: one of `families.FAMILIES` (LM), "openflamingo", "idefics" or "flamingo_mini". None: their config or the names say.
+        family: one of `families.FAMILIES` (LM), "openflamingo", "idefics" or "flamingo_mini"; None: the names say which.
         dtype, device: where the weights go; dtype None: as they are.
     Raises:
         ValueError: a name is missing, left over or of another shape, or the config asks for what we do not have.
