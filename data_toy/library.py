@@ -28,15 +28,12 @@ from .worlds import ASKED
 def nonsense(rng: random.Random, words: list[str], longest_filler: int, length: int) -> Sample:
     """One page of key–answer pairs, about `length` tokens: only answers whose key came before are scored.
 
-    Between key and answer stand up to `longest_filler` words that are the same all over the page: later, "This is a". On half
-    of the pages the answers are put together of few words, so that several begin alike: how " sis" and " ser" go on after
-    their first letter only the key can tell.
+    Between key and answer stand up to `longest_filler` words that are the same all over the page: later, "This is a".
     """
     ways, width = rng.randint(3, 7), rng.choice((1, 1, 2, 3))
     filler = [Unscored(w) for w in rng.sample(words, rng.randint(0, longest_filler))]
     keys = rng.sample(words, ways)
-    few = rng.sample(words, 4) if rng.random() < 0.5 else words
-    answers = [rng.choices(few, k=width) for _ in keys]
+    answers = [rng.sample(words, width) for _ in keys]
     pieces, seen = [], set()
     for _ in range(length // (width + len(filler) + 2)):
         k = rng.randrange(ways)

@@ -546,7 +546,7 @@ def test_the_sample_is_small_and_makes_batches(sample):
         assert (batch.labels != -100).any(dim=1).all()
         shapes[name] = None if batch.media is None else tuple(batch.media.shape)
     assert shapes.pop("text") is None
-    assert shapes == {"pairs": (40, 1, 1, 3, 48, 48), "videos": (12, 1, 4, 3, 48, 48), "pages": (24, 5, 4, 3, 48, 48)}
+    assert shapes == {"pairs": (40, 1, 1, 3, 48, 48), "videos": (12, 1, 4, 3, 48, 48), "pages": (24, 6, 4, 3, 48, 48)}
 
 
 def test_nothing_in_the_sample_is_held_out():
