@@ -92,7 +92,7 @@ LESSON = {"vision": "eye", "language": "tongue"}
 ASK = partial(worlds.vqa, kinds=("things", "pair", "pair", "pair", "sign"), at_once=3)
 PAGES = {
     worlds.task: 2, worlds.binding: 5, worlds.naming: 2, ASK: 4.5, worlds.arithmetic: 1, worlds.sums_beside: 0.7,
-    worlds.ocr: 0.3, worlds.captions: 2,
+    worlds.ocr: 0.3, worlds.captions: 1.5,
 }  # fmt: skip
 PAIR_KINDS = ("things", "pair", "pair", "row", "row", "sign", "sum", "sum", "sum")
 LAMBDA = {"pages": 1.0, "pairs": 1.0, "videos": 1.0}

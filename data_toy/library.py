@@ -89,15 +89,13 @@ def output_page(rng: random.Random, chunks: int) -> Sample:
 
 
 def question_page(rng: random.Random, chunks: int) -> Sample:
-    """ " two red circles at the left" "Question: What colour are the circles? Answer: red": the answer stands in what is said.
-
-    It is what is scored. Two things of a pair must be told apart by the question: that is most of the pages.
-    """
+    """ "Question: How many circles? Answer: 3", with or without a description before it."""
+    described = rng.random() < 0.5
     pieces = []
     for _ in range(chunks):
-        scene = any_scene(rng, rng.choice(("things", "pair", "pair", "pair", "sign")))
+        scene = any_scene(rng, rng.choice(("things", "pair", "sign")))
         question, answer = rng.choice(questions(scene))
-        pieces += [Unscored(f" {caption(scene)}"), Unscored(f"Question: {question} Answer:"), f" {answer}", EOC]
+        pieces += [*([Unscored(" " + caption(scene))] if described else []), f"Question: {question} Answer: {answer}", EOC]
     return Sample(pieces)
 
 
@@ -108,7 +106,7 @@ def sums_page(rng: random.Random, chunks: int) -> Sample:
     return Sample([p for i, text in cut for p in (Unscored("Output: " + text[:i]), text[i:], EOC)])
 
 
-SHELVES = {binding_page: 4, output_page: 3, question_page: 4, naming_page: 4, sums_page: 6}
+SHELVES = {binding_page: 4, output_page: 3, question_page: 3, naming_page: 4, sums_page: 6}
 
 
 def reading(rng: random.Random, chunks: int) -> Sample:

@@ -202,7 +202,7 @@ def _toy(d: int, vision_layers: int, lm_layers: int, n_latents: int) -> Flamingo
             d=d, n_latents=n_latents, layers=2, heads=heads, d_head=32, n_time_embeddings=4, ff_mult=2
         ),
         lm=LMConfig(vocab_size=512, d=d, layers=lm_layers, heads=d // 16, conv_width=8),
-        xattn_heads=2 * heads, xattn_d_head=32, xattn_ff_mult=2,
+        xattn_heads=heads, xattn_d_head=32, xattn_ff_mult=2,
     )  # fmt: skip
 
 
