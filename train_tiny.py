@@ -68,7 +68,7 @@ class Recipe:
     tongue_tokens: int = 2048  # per step
     tongue_lr: float = 3e-3
     album: int = 24_000  # pictures and films that the pages are made of
-    bridge_steps: int = 1250
+    bridge_steps: int = 1400
     bridge_shots: int = 160  # pictures on the pages of one step
     bridge_pairs: int = 64
     bridge_videos: int = 24
@@ -92,9 +92,9 @@ LESSON = {"vision": "eye", "language": "tongue"}
 ASK = partial(worlds.vqa, kinds=("things", "pair", "pair", "pair", "sign"), at_once=3)
 PAGES = {
     worlds.task: 2, worlds.binding: 5, worlds.naming: 2, ASK: 4.5, worlds.arithmetic: 1, worlds.sums_beside: 0.7,
-    worlds.ocr: 0.3, worlds.captions: 1.5,
+    worlds.ocr: 0.3, worlds.captions: 1,
 }  # fmt: skip
-PAIR_KINDS = ("things", "pair", "pair", "row", "row", "sign", "sum", "sum", "sum")
+PAIR_KINDS = ("things", "pair", "pair", "row", "sign", "sum", "sum", "sum")
 LAMBDA = {"pages": 1.0, "pairs": 1.0, "videos": 1.0}
 PARTS = {"pages": 3, "pairs": 1, "videos": 1}  # batches of like length: little padding
 P_NEXT = 0.1  # share of pages whose text stands before its image
