@@ -57,7 +57,7 @@ def naming_page(rng: random.Random, chunks: int) -> Sample:
 def binding_page(rng: random.Random, chunks: int) -> Sample:
     """ "a red circle" "This is a dax.": a description where the picture will be, then a name made up for this page."""
     ways = rng.randint(2, 6)
-    names = made_up_names(rng, ways, alike=0.5)
+    names = made_up_names(rng, ways)
     things = distinct_things(rng, ways)
     bare, by_shape = rng.random() < 0.6, rng.random() < 0.5
     pieces, seen = [], set()

@@ -116,10 +116,10 @@ MADE_UP_NAMES = {
 }
 
 
-def made_up_names(rng: random.Random, n: int, split: str = "train", alike: float = 0.0) -> list[str]:
-    """n different names; with the chance `alike` all begin with one letter, so that only later ones tell them apart."""
-    names = MADE_UP_NAMES[split]
-    if rng.random() < alike:
+def made_up_names(rng: random.Random, n: int) -> list[str]:
+    """n different names of training; half of the time all begin with one letter, so that only later ones tell them apart."""
+    names = MADE_UP_NAMES["train"]
+    if rng.random() < 0.5:
         first = rng.choice(CONSONANTS)
         names = [name for name in names if name[0] == first]
     return rng.sample(names, n)

@@ -3,7 +3,8 @@
     L = Σ_m lambda_m · mean NLL of dataset m, accumulated into each update of AdamW (paper §2.4)
 
 The eye and the language model stay frozen. Data, weights and optimiser are kept together every few minutes: the same command
-goes on at the exact sample. On CUDA the forward pass runs in bf16, weights that are trained and their optimiser stay in fp32.
+goes on at the exact sample. On CUDA the forward pass runs in bf16 around weights in fp32 that are trained; elsewhere all is
+fp32, since bf16 is slower there. What is saved has the dtype it came in.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .training.stage import Stage
 class Settings:
     """How long, how much at a time, how fast. The lambdas are the paper's."""
 
-    steps: int = 1000
+    steps: int = 50_000
     seed: int = 0
     pages_batch: int = 8
     pairs_batch: int = 16
@@ -85,12 +86,15 @@ def train(loaded: LoadedFlamingo, shards: dict[str, str | None], out: Path, s: S
     flamingo, device = loaded.model, loaded.device
     mixture = mixture_of(shards, loaded, s)
     named = dict(flamingo.bridge_parameters())
-    for parameter in named.values():
+    stored = next(iter(named.values())).dtype
+    for parameter in named.values() if device.type == "cuda" else flamingo.parameters():
         parameter.data = parameter.data.float()
     parameters = list(named.values())
     optimizer = torch.optim.AdamW(parameter_groups(named.items(), s.lr, s.weight_decay), betas=(0.9, 0.95))
     modules = {"bridge": Bridge(named), "data": mixture}
-    stage = Stage("flamingo", Path(out) / "stages", s.steps, modules, optimizer, asdict(s), s.save_every)
+    # What does not change the result may be another when a run goes on.
+    settings = {name: value for name, value in asdict(s).items() if name not in ("workers", "save_every")}
+    stage = Stage("flamingo", Path(out) / "stages", s.steps, modules, optimizer, settings, s.save_every)
     autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
     flamingo.train()
 
@@ -109,6 +113,6 @@ def train(loaded: LoadedFlamingo, shards: dict[str, str | None], out: Path, s: S
     for m, skipped in mixture.skipped.items():
         if skipped.broken:
             print(f"{m}: passed over {skipped.broken} broken samples, such as {'; '.join(skipped.first)}")
-    flamingo.eval()
+    flamingo.to(stored).eval()
     save(loaded, out)
     return stage

@@ -109,9 +109,9 @@ def shard(path, n: int) -> None:
                 tar.addfile(info, io.BytesIO(data))
 
 
-def trained(place, out: str, steps: int) -> dict:
+def trained(place, out: str, steps: int, *more: str) -> dict:
     how = f"--steps {steps} --pairs-batch 4 --warmup 1 --lr 0.01 --save-every 0 --device cpu"
-    main(["train", "--config", "model", "--out", out, "--pairs", "pairs.tar", *how.split()])
+    main(["train", "--config", "model", "--out", out, "--pairs", "pairs.tar", *how.split(), *more])
     return load_tensors(place / out / "model.pt")
 
 
@@ -145,5 +145,14 @@ def test_training_that_stopped_goes_on_at_the_exact_sample(place, monkeypatch):
     with pytest.raises(SystemExit, match="the same command goes on from here"):
         trained(place, "parts", 8)
     monkeypatch.setattr(Stage, "steps", steps)
-    parts = trained(place, "parts", 8)
+    parts = trained(place, "parts", 8, "--workers", "1")  # who reads the data, and how often it is kept, changes nothing
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
+
+
+def test_a_bridge_in_half_precision_is_trained_in_fp32_and_can_be_used_afterwards(place):
+    """Steps of 1e-4 would be lost in bf16. What is saved is of one dtype, as it came."""
+    shard(place / "pairs.tar", 20)
+    assert {t.dtype for t in trained(place, "out", 3, "--dtype", "bfloat16").values()} == {torch.bfloat16}
+    kept = load_tensors(place / "out/stages/flamingo.pt")["modules"]["bridge"]
+    assert {t.dtype for t in kept.values()} == {torch.float32}
+    assert isinstance(complete(minflamingo.load("out"), [pixels("cat.png"), " a"], max_new_tokens=3), str)

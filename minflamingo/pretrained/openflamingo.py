@@ -99,7 +99,7 @@ def table(c: FlamingoConfig, names: Iterable[str]) -> tuple[Table, tuple[str, ..
 
 
 def embedding_of(names: Iterable[str]) -> str:
-    """The name of the table of token embeddings, the longest of them where it stands first without and then with new tokens."""
+    """The name of the table of token embeddings. Raises ValueError unless there is exactly one."""
     found = [name for name in names if re.fullmatch(r"lang_encoder\..*(wte|embed_in|embed_tokens)\.weight", name)]
     if len(found) != 1:
         raise ValueError(f"expected one table of token embeddings inside lang_encoder, found {found}")
