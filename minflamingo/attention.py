@@ -38,16 +38,18 @@ def attention_written_out(
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, h, Lq, Lk)
     if bias is not None:
         scores = scores + bias
-    if mask is None:
-        weights = scores.softmax(-1)
-    else:
-        may_look = mask.expand_as(scores)
-        sees_nothing = ~may_look.any(-1, keepdim=True)
-        # Rows that see nothing are given a harmless softmax first and zeroed after: −∞ everywhere would be NaN,
-        # and a NaN survives a multiplication with zero, in the gradient too.
-        weights = scores.masked_fill(~may_look & ~sees_nothing, -math.inf).softmax(-1)
-        weights = weights.masked_fill(sees_nothing, 0.0)
+    weights = masked_softmax(scores, mask)
     return weights @ v, weights
+
+
+def masked_softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    """Softmax over the keys where `mask` is True, zero elsewhere; a row without any is all zero."""
+    if mask is None:
+        return scores.softmax(-1)
+    sees_nothing = ~mask.any(-1, keepdim=True)
+    # Rows that see nothing are given a harmless softmax first and zeroed after: −∞ everywhere would be NaN,
+    # and a NaN survives a multiplication with zero, in the gradient too.
+    return scores.masked_fill(~mask & ~sees_nothing, -math.inf).softmax(-1).masked_fill(sees_nothing, 0.0)
 
 
 def attention(
@@ -66,6 +68,48 @@ def attention(
         mask = bias.masked_fill(~mask, -math.inf)
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
     return out.masked_fill(sees_nothing, 0.0)
+
+
+def attention_with_shared(
+    q: Tensor, shared_k: Tensor, shared_v: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None
+) -> Tensor:
+    """`attention` over keys of which the first Lp stand there ONCE for several rows of the batch; the other Lk are a row's own.
+
+    So a few-shot prompt is kept once under all its queries, beams and candidate answers; and since a new token's keys are
+    appended to the short own part only, a step of generation copies nothing of the prompt.
+
+    Args:
+        q: (B, h, Lq, d). shared_k, shared_v: (B0, h_kv, Lp, d), read by B / B0 rows in a row each.
+        k, v: (B, h_kv, Lk, d).
+        mask, bias: as in `attention`, over Lp + Lk keys.
+    Returns:
+        (B, h, Lq, d), equal to `attention` with the shared keys repeated for each row and put before its own.
+    """
+    B, h, Lq, d = q.shape
+    B0, h_kv, Lp, _ = shared_k.shape
+    if B == B0 and Lq > 32:  # nothing is shared, and there are many queries: the fused kernel needs no (Lq, Lp + Lk) scores
+        return attention(q, torch.cat([shared_k, k], dim=2), torch.cat([shared_v, v], dim=2), mask, bias)
+    rows, groups = B // B0, h // h_kv
+
+    def together(x: Tensor) -> Tensor:
+        """(B, h, Lq, n) → (B0, h_kv, rows·groups·Lq, n): all that reads the same keys becomes one matrix."""
+        if rows == groups == 1:
+            return x
+        return x.reshape(B0, rows, h_kv, groups * Lq, -1).transpose(1, 2).flatten(2, 3)
+
+    def apart(x: Tensor) -> Tensor:
+        """The way back."""
+        if rows == groups == 1:
+            return x
+        return x.unflatten(2, (rows, groups * Lq)).transpose(1, 2).reshape(B, h, Lq, -1)
+
+    q = q / math.sqrt(d)
+    to_shared = apart(together(q) @ shared_k.transpose(-2, -1))  # (B, h, Lq, Lp)
+    to_own = (q.reshape(B, h_kv, groups * Lq, d) @ k.transpose(-2, -1)).view(B, h, Lq, -1)
+    scores = torch.cat([to_shared, to_own], dim=-1)
+    weights = masked_softmax(scores if bias is None else scores + bias, mask)
+    own = (weights[..., Lp:].reshape(B, h_kv, groups * Lq, -1) @ v).view(B, h, Lq, d)
+    return apart(together(weights[..., :Lp]) @ shared_v) + own
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

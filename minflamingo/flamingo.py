@@ -24,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from .config import FlamingoConfig
-from .gated_xattn import GatedCrossAttentionDense, media_index, xattn_mask
-from .lm import LM, LMCache, labelled, labelled_loss, next_token_loss
+from .gated_xattn import GatedCrossAttentionDense, Segments, cut_into_segments, media_index, xattn_mask
+from .lm import LM, LMCache, last_real
+from .loss import head_loss, labelled, next_token_loss
 from .resampler import PerceiverResampler
 from .shapes import check_shape
 from .vision import ViT
@@ -58,8 +59,10 @@ class Batch:
 class Cache:
     """All that generation carries from step to step. Never changed in place.
 
-    media: per LM layer the keys and values of all images, or None where no bridge stands; each image was seen once.
-    phi: (B,) long, the image that the last token looked at.
+    lm: the language model's, whose prompt may be shared by several rows.
+    media: per LM layer the keys and values (B, h, K·R, d_head) of the images that what follows can still look at, or None
+        where no bridge stands. That is the last one, K = 1 (with `attend="all"` all of them). Each image was seen once.
+    phi: (B,) long, the number of the last one among these K; 0: the row has had no image.
     """
 
     lm: LMCache
@@ -67,8 +70,26 @@ class Cache:
     phi: Tensor
 
     def select(self, rows: Tensor) -> Cache:
-        media = self.media and tuple(kv and (kv[0][rows], kv[1][rows]) for kv in self.media)
+        """The cache of other rows of the batch, which may be repeated or reordered; a prompt stays shared where it can."""
+
+
+        def pick(x: Tensor) -> Tensor:
+            return x[rows] if len(x) > 1 else x.expand(len(rows), *x.shape[1:])  # of one row there need be no copies
+
+        media = self.media and tuple(kv and (pick(kv[0]), pick(kv[1])) for kv in self.media)
         return Cache(self.lm.select(rows), media, self.phi[rows])
+
+    def repeat(self, times: int) -> Cache:
+        """Each row `times` times, one after the other: the same prompt under so many continuations."""
+        return self.select(torch.arange(len(self.phi), device=self.phi.device).repeat_interleave(times))
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory that it holds. What rows share counts once."""
+        pairs = [kv for kvs in (self.lm.shared, self.lm.own or (), self.media or ()) for kv in kvs if kv is not None]
+        held = [*(x for kv in pairs for x in kv), *(t for t in self.lm.tails if t is not None), self.lm.mask, self.phi]
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
+        return sum(storages.values())
 
 
 class Flamingo(nn.Module):
@@ -139,19 +160,28 @@ class Flamingo(nn.Module):
             ValueError: another number of axes, or values that are not finite.
         """
         media = media.to(self.resampler.latents.dtype)  # prepared in fp32, whatever the model's
-        if media.dim() == 6:
-            B, N, T = media.shape[:3]
-            if not bool(torch.isfinite(media).all()):
-                where = (~torch.isfinite(media)).flatten(2).any(-1).nonzero()[0].tolist()
-                raise ValueError(f"media: pixels of sample {where[0]}, image {where[1]} are not finite (NaN or infinite)")
+        if media.dim() not in (5, 6):
+            raise ValueError(f"media: expected (B, N, T, C, H, W) pixels or (B, N, T, S, D) features, got {tuple(media.shape)}")
+        if media.dim() == 6 and not bool(torch.isfinite(media).all()):
+            where = (~torch.isfinite(media)).flatten(2).any(-1).nonzero()[0].tolist()
+            raise ValueError(f"media: pixels of sample {where[0]}, image {where[1]} are not finite (NaN or infinite)")
+        (B, N), media = media.shape[:2], media.flatten(0, 1)  # (B·N, T, …)
+        frames = None if frames is None else frames.flatten()
+        there = None
+        if frames is not None and not bool((frames > 0).all()):
+            # Samples with fewer media than others: nobody looks at their empty places, so they are left out.
+            there = (frames > 0).nonzero()[:, 0]
+            media, frames = media[there], frames[there]
+        features = media
+        if media.dim() == 5:
             # A frozen eye needs no graph; one that is being fine-tuned does (the others' no_grad forbids that).
             with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters())):
-                features = self.vision(media.flatten(0, 2)).unflatten(0, (B, N, T))  # (B, N, T, S, D_v)
-        else:
-            features = media
-        sizes = check_shape(features, "B N T S D", "features of the eye", D=self.config.resampler.d)
-        flat_frames = None if frames is None else frames.flatten()
-        return self.resampler(features.flatten(0, 1), flat_frames).unflatten(0, (sizes["B"], sizes["N"]))
+                features = self.vision(media.flatten(0, 1)).unflatten(0, media.shape[:2])  # (M, T, S, D_v)
+        check_shape(features, "M T S D", "features of the eye", D=self.config.resampler.d)
+        visual = self.resampler(features, frames)  # (M, R, D_v)
+        if there is not None:
+            visual = visual.new_zeros(B * N, *visual.shape[1:]).index_copy(0, there, visual)
+        return visual.unflatten(0, (B, N))
 
     def project_media(self, visual: Tensor) -> tuple[tuple[Tensor, Tensor] | None, ...]:
         """Visual tokens (B, N, R, D_v) → per LM layer the keys and values (B, h, N·R, d_head), None where no bridge stands."""
@@ -171,43 +201,87 @@ class Flamingo(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """The loss of `forward` alone, quicker: logits are made where there are labels and nowhere else."""
         at, targets = labelled(batch.labels)
-        return labelled_loss(self.read(batch, at=at)[0], targets)
+        heads = [self.lm.head, *([self.new_head] if self.config.new_head else [])]
+        trained = [p for head in heads for p in head.parameters() if p.requires_grad]
+        return head_loss(self.head, trained, self._run(batch, None, False, at)[0], targets)
 
-    def read(self, batch: Batch, use_cache: bool = False, at: Tensor | None = None) -> tuple[Tensor, Cache | None]:
-        """A batch from its beginning → logits (B, L, V), or (n, V) of the positions `at`; and a cache to go on from."""
-        check_media_count(batch, self.image_id)
-        media = None if batch.media is None else self.project_media(self.see(batch.media, batch.frames))
-        phi = media_index((batch.ids == self.image_id) & batch.attention_mask, batch.attend_next)
-        return self._run(batch.ids, batch.attention_mask, media, phi, None, use_cache, at)
+    def read(
+        self, batch: Batch, use_cache: bool = False, at: Tensor | None = None, cache: Cache | None = None
+    ) -> tuple[Tensor, Cache | None]:
+        """A batch → logits (B, L, V), or (n, V) of the n positions that are True in `at` (B, L); and a cache to go on from.
+
+        With a `cache` the batch goes on from it, text and images; its padding stands on the right.
+        """
+        hidden, cache = self._run(batch, cache, use_cache, at)
+        return self.head(hidden), cache
 
     def read_on(self, ids: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
         """More text, ids (B, L), after what the cache holds. It looks at the image the cache stopped at."""
         if bool((ids == self.image_id).any()):
-            raise ValueError("read_on takes text only: an <image> token needs its image; start again with `read`")
-        phi = cache.phi[:, None].expand_as(ids)
-        logits, cache = self._run(ids, torch.ones_like(ids, dtype=torch.bool), cache.media, phi, cache.lm, True)
-        return logits, cache
+            raise ValueError("read_on takes text only: an <image> token needs its image, as a batch for `read(…, cache=…)`")
+        return self.read(Batch(ids, ids, torch.ones_like(ids, dtype=torch.bool)), True, cache=cache)
 
-    def _run(self, ids, attention_mask, media, phi, lm_cache, use_cache, at=None):
-        """The LM with a bridge in front of its layers."""
-        mask = None
+    def head(self, hidden: Tensor) -> Tensor:
+        """(…, D) → logits (…, V), of the LM's tokens and, with `new_head`, of the new ones."""
+        logits = self.lm.head(hidden)
+        return torch.cat([logits, self.new_head(hidden)], dim=-1) if self.config.new_head else logits
+
+    def _run(self, batch: Batch, cache: Cache | None, use_cache: bool, at: Tensor | None) -> tuple[Tensor, Cache | None]:
+        """The LM with a bridge in front of its layers: hidden states before the head, and the cache behind this batch."""
+        check_media_count(batch, self.image_id)
+        if cache is not None and len(cache.phi) != len(batch.ids):
+            raise ValueError(f"{len(batch.ids)} rows cannot go on from a cache of {len(cache.phi)}: see cache.repeat")
+        R, attend, mask = self.config.resampler.n_latents, self.config.attend, batch.attention_mask
+        phi = media_index((batch.ids == self.image_id) & mask, batch.attend_next)
+        media = None if batch.media is None else self.project_media(self.see(batch.media, batch.frames))
+        if cache is not None:
+            media, phi = _behind(cache, media, phi, R, attend)
+        looks: Tensor | Segments | None = None
         if media is not None:
-            R = self.config.resampler.n_latents
             n_media = next(kv for kv in media if kv is not None)[0].shape[2] // R
-            mask = xattn_mask(phi, n_media, R, self.config.attend)
+            if attend == "all" or n_media == 1:  # nothing to save: every token sees all there is, or nothing
+                looks = None if n_media == 1 and bool((phi == 1).all()) else xattn_mask(phi, n_media, R, attend)
+            else:
+                looks = cut_into_segments(phi, n_media)
 
         def before_block(i: int, x: Tensor) -> Tensor:
             if str(i) not in self.xattn_layers:
                 return x
             # Text alone passes the bridge too: it must read like text before a first image, in any batch
             k, v = (None, None) if media is None else media[i]
-            return self.xattn_layers[str(i)](x, k, v, mask)
+            return self.xattn_layers[str(i)](x, k, v, looks)
 
-        hidden, lm_cache = self.lm.read(self.embed(ids), attention_mask, lm_cache, before_block, use_cache, at)
-        logits = self.lm.head(hidden)
-        if self.config.new_head:
-            logits = torch.cat([logits, self.new_head(hidden)], dim=-1)
-        return logits, Cache(lm_cache, media, phi[:, -1]) if use_cache else None
+        lm_cache = cache and cache.lm
+        hidden, lm_cache = self.lm.read(self.embed(batch.ids), mask, lm_cache, before_block, use_cache, at)
+        if not use_cache:
+            return hidden, None
+        phi = phi.gather(1, last_real(mask).clamp_min(0)[:, None])[:, 0]  # of each row's last token
+        if media is not None and attend == "last" and n_media > 1:
+            media, phi = _last_image(media, phi, R), phi.clamp_max(1)
+        return hidden, Cache(lm_cache, media, phi)
+
+
+def _behind(cache: Cache, media, phi: Tensor, n_latents: int, attend: str):
+    """Media and phi of a batch that goes on from a cache: the cached images come first, and text before a new one sees them."""
+    if media is None:
+        return cache.media, cache.phi[:, None].expand_as(phi)
+    if attend == "all":
+        raise ValueError('attend="all": a batch with images cannot go on from a cache; read the whole sequence at once')
+    if cache.media is None:
+        return media, phi
+    together = tuple(
+        new and tuple(torch.cat([old.expand(len(phi), -1, -1, -1), more], dim=2) for old, more in zip(kept, new))
+        for kept, new in zip(cache.media, media)
+    )
+    kept = next(kv for kv in cache.media if kv is not None)[0].shape[2] // n_latents
+    return together, torch.where(phi > 0, phi + kept, cache.phi[:, None])
+
+
+def _last_image(media, phi: Tensor, n_latents: int):
+    """Of the keys and values (B, h, N·R, d) of all images those of image phi (B,), (B, h, R, d)."""
+    rows = torch.arange(len(phi), device=phi.device)
+    number = (phi - 1).clamp_min(0)
+    return tuple(kv and tuple(x.unflatten(2, (-1, n_latents))[rows, :, number] for x in kv) for kv in media)
 
 
 def check_media_count(batch: Batch, image_id: int) -> None:

@@ -2,11 +2,14 @@
 
     logits, cache = flamingo.read(batch, use_cache=True)      the prompt: every image encoded, resampled and projected ONCE
     logits, cache = flamingo.read_on(token, cache)            each new token: self-attention over the cache, cross-attention
-                                                              to the image the prompt ended with
+                                                              to the R keys of the image the prompt ended with
 Open-ended answers are generated, greedily or by beam search, and stop at the first `<EOC>`; close-ended ones are scored:
 each given answer is appended to the prompt and its log-likelihood summed (paper §3, appendix).
 
-Prompts of different lengths stand in one batch padded on the LEFT, so that all end at the same place.
+Prompts of different lengths stand in one batch, padded on either side. Many queries after the same shots read these once:
+
+    _, shots = flamingo.read(support, use_cache=True)         one row, [cat, "Output: a cat", EOC, dog, …]
+    generate(flamingo, queries, eoc_id, after=shots)          any number of rows, [mouse, "Output:"], without a <BOS> each
 
 Example, in the toy world:
     complete(flamingo, [cat, "Output: a cat", EOC, dog, "Output:"])   →   " a dog"
@@ -20,6 +23,7 @@ import torch
 from torch import Tensor
 
 from .flamingo import Batch, Cache, Flamingo
+from .lm import last_real
 
 
 def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
@@ -39,7 +43,27 @@ def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None 
     return logits
 
 
-@torch.no_grad()
+def read_prompt(flamingo: Flamingo, prompt: Batch, after: Cache | None = None) -> tuple[Tensor, Cache]:
+    """What follows each prompt: logits (B, V) of the next token alone, and the cache behind it.
+
+    Args:
+        after: what was read before, one row for all prompts or one for each.
+    Raises:
+        ValueError: a prompt without any token, or with padding between its tokens.
+    """
+    mask = prompt.attention_mask
+    last, counted = last_real(mask), mask.sum(1)
+    width = last - mask.int().argmax(1) + 1
+    if not torch.equal(counted, width) or not bool((counted > 0).all()):
+        b = int(((counted != width) | (counted == 0)).nonzero()[0])
+        raise ValueError(f"prompt {b} is empty, or has padding in its middle: pad on the left or on the right")
+    if after is not None and len(after.phi) == 1:
+        after = after.repeat(len(mask))
+    at = torch.zeros_like(mask).scatter(1, last[:, None], True)
+    return flamingo.read(prompt, True, at, after)
+
+
+@torch.inference_mode()
 def generate(
     flamingo: Flamingo,
     prompt: Batch,
@@ -50,22 +74,22 @@ def generate(
     top_p: float | None = None,
     generator: torch.Generator | None = None,
     on_token: Callable[[Tensor], None] | None = None,
+    after: Cache | None = None,
 ) -> list[list[int]]:
     """Continue each prompt until `<EOC>`. temperature 0 is greedy; above it, sampled (with `generator` for a seed).
 
     Args:
-        prompt: a batch padded on the left (`collate(..., pad="left")`).
+        prompt: B prompts, padded left or right; behind a cache, right.
         max_new_tokens: stop there at the latest, or where the LM's context is full.
         on_token: called with each step's tokens (B,), as soon as they are there.
+        after: the cache of what stands before all prompts (one row), or before each (B rows).
     Returns:
         Per prompt the new ids, without the `<EOC>`.
     """
-    _check_left_padding(prompt)
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or positive")
-    logits, cache = flamingo.read(prompt, use_cache=True)
-    logits = logits[:, -1]
-    room = flamingo.lm.room(prompt.ids.shape[1])
+    logits, cache = read_prompt(flamingo, prompt, after)
+    room = flamingo.lm.room(cache.lm.length)
     running = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
     new: list[Tensor] = []
     for step in range(min(max_new_tokens, room + 1)):
@@ -86,24 +110,30 @@ def generate(
     return [row[: row.index(eoc_id)] if eoc_id in row else row for row in rows]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def beam_search(
-    flamingo: Flamingo, prompt: Batch, eoc_id: int, beams: int = 3, max_new_tokens: int = 32, length_penalty: float = 0.0
+    flamingo: Flamingo,
+    prompt: Batch,
+    eoc_id: int,
+    beams: int = 3,
+    max_new_tokens: int = 32,
+    length_penalty: float = 0.0,
+    after: Cache | None = None,
 ) -> list[list[int]]:
     """The most likely continuation that `beams` hypotheses kept side by side can find (the paper's open-ended setting).
 
     A hypothesis ends with `<EOC>`. Its score is its log-likelihood / length^length_penalty (0: no correction). The beams of a
-    prompt share its caches: reordering them selects rows, nothing is encoded again.
+    prompt share its caches: reordering them selects rows of what they have written, nothing is encoded or copied again.
+    `prompt` and `after` as in `generate`.
     """
-    _check_left_padding(prompt)
     if beams < 1:
         raise ValueError(f"beams is {beams}; it must be at least 1")
-    logits, cache = flamingo.read(prompt, use_cache=True)
-    B, V = logits.shape[0], logits.shape[-1]
+    logits, cache = read_prompt(flamingo, prompt, after)
+    B, V = logits.shape
     device = logits.device
-    room = flamingo.lm.room(prompt.ids.shape[1])
-    cache = cache.select(torch.arange(B, device=device).repeat_interleave(beams))
-    log_p = logits[:, -1].log_softmax(-1).repeat_interleave(beams, 0)  # (B·beams, V)
+    room = flamingo.lm.room(cache.lm.length)
+    cache = cache.repeat(beams)
+    log_p = logits.log_softmax(-1).repeat_interleave(beams, 0)  # (B·beams, V)
     score = torch.full((B, beams), -torch.inf, device=device)
     score[:, 0] = 0.0  # all beams start equal: only the first may branch
     tokens = torch.empty(B, beams, 0, dtype=torch.long, device=device)
@@ -141,39 +171,41 @@ def beam_search(
     return [max(f, key=lambda entry: entry[0])[1] for f in finished]
 
 
-@torch.no_grad()
-def score_answers(flamingo: Flamingo, prompt: Batch, answers: Sequence[Sequence[Sequence[int]]], pad_id: int = 0) -> Tensor:
+@torch.inference_mode()
+def score_answers(
+    flamingo: Flamingo,
+    prompt: Batch,
+    answers: Sequence[Sequence[Sequence[int]]],
+    pad_id: int = 0,
+    after: Cache | None = None,
+) -> Tensor:
     """Close-ended: log-likelihood of each given answer after its prompt.
 
     The prompt is read once; its cache serves all its answers.
 
     Args:
-        prompt: B prompts, padded on the left.
+        prompt, after: as in `generate`.
         answers: per prompt its candidates, each a list of ids; the same number of candidates for every prompt.
     Returns:
         (B, A) summed log-likelihoods.
     """
-    _check_left_padding(prompt)
     A = len(answers[0])
     if any(len(a) != A for a in answers) or any(len(ids) == 0 for a in answers for ids in a):
         raise ValueError("score_answers: every prompt needs the same number of candidates, none of them empty")
-    logits, cache = flamingo.read(prompt, use_cache=True)
-    first = logits[:, -1:].repeat_interleave(A, 0)  # (B·A, 1, V) predicts the first token of each answer
+    logits, cache = read_prompt(flamingo, prompt, after)
     rows = [list(ids) for a in answers for ids in a]
     longest = max(map(len, rows))
-    ids = torch.tensor([r + [pad_id] * (longest - len(r)) for r in rows], device=first.device)
-    counted = torch.tensor([[1.0] * len(r) + [0.0] * (longest - len(r)) for r in rows], device=first.device)
-    if longest > 1:  # padding stands behind the answer, where no counted token can see it
-        cache = cache.select(torch.arange(len(prompt.ids), device=first.device).repeat_interleave(A))
-        following, _ = flamingo.read_on(ids[:, :-1], cache)
-        first = torch.cat([first, following], dim=1)
-    log_p = first.log_softmax(-1).gather(-1, ids[..., None])[..., 0]
-    return (log_p * counted).sum(1).unflatten(0, (-1, A))
+    ids = torch.tensor([r + [pad_id] * (longest - len(r)) for r in rows], device=logits.device)
+    real = torch.tensor([[True] * len(r) + [False] * (longest - len(r)) for r in rows], device=logits.device)
+    # The prompt's last token predicts the first one of each answer, each answer's tokens predict those behind them.
+    log_p = logits.log_softmax(-1).repeat_interleave(A, 0).gather(1, ids[:, :1])  # (B·A, 1)
+    if longest > 1:
+        batch = Batch(ids[:, :-1], ids[:, :-1], real[:, :-1])
+        following, _ = flamingo.read(batch, False, real[:, 1:], cache.repeat(A))  # (n, V), only where a token follows
+        later = torch.zeros(ids[:, 1:].shape, dtype=logits.dtype, device=logits.device)
+        later[real[:, 1:]] = following.log_softmax(-1).gather(1, ids[:, 1:][real[:, 1:]][:, None])[:, 0]
+        log_p = torch.cat([log_p, later], dim=1)
+    return log_p.sum(1).unflatten(0, (-1, A))
 
 
-def _check_left_padding(prompt: Batch) -> None:
-    if not bool(prompt.attention_mask[:, -1].all()):
-        raise ValueError("generation needs prompts padded on the left: collate(samples, tokenizer, pad='left')")
-
-
-__all__ = ["Cache", "beam_search", "filter_logits", "generate", "score_answers"]
+__all__ = ["Cache", "beam_search", "filter_logits", "generate", "read_prompt", "score_answers"]

@@ -1,8 +1,9 @@
-"""The two small layers that stand in every tower: the normalisation and the feed-forward block.
+"""The small layers that stand in every tower: the normalisation, the feed-forward block, and the product with a matrix.
 
     LayerNorm   (x − mean) / √(var + ε) · w + b          GPT-2, OPT, GPT-NeoX, MPT, ViT, both parts of the bridge
     RMSNorm      x / √(mean x² + ε) · w                  Llama
     FeedForward  out( act( up(x) ) )     or, gated,      out( act( gate(x) ) · up(x) )   (SwiGLU with act = SiLU)
+    Linear      x Wᵀ + b                                 `nn.Linear`, quicker when few tokens pass
 
 Example: FeedForward(128, 512, "sq_relu") maps (B, L, 128) → (B, L, 512) → (B, L, 128). Squared ReLU of 3 is 9, of −3 zero.
 """
@@ -17,8 +18,8 @@ ACTIVATIONS = {
     "gelu": F.gelu,
     "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # OpenAI's CLIP was trained with this; gelu shifts its features
-    "relu": F.relu,
-    "sq_relu": lambda x: F.relu(x).square(),  # the paper's choice for resampler and bridge
+    "relu": lambda x: F.relu(x, inplace=True),  # `x` is nobody else's: it has just been made by `up` or `gate`
+    "sq_relu": lambda x: F.relu(x, inplace=True).square(),  # the paper's choice for resampler and bridge
     "silu": F.silu,
 }
 
@@ -36,6 +37,43 @@ class RMSNorm(nn.Module):
         return self.weight * (x.float() * scale).to(x.dtype)
 
 
+def _find_onednn():
+    """PyTorch's fp32 product through oneDNN, which has no public name; None where it is missing or wants other arguments."""
+    try:
+        one = torch.ones(1, 1)
+        torch.ops.mkldnn._linear_pointwise(one, one, None, "none", [], "")
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return None
+    return torch.ops.mkldnn._linear_pointwise
+
+
+_ONEDNN = _find_onednn()
+
+
+class Linear(nn.Linear):
+    """`nn.Linear` to the letter; on a CPU, without a gradient, by the quickest way to the same product.
+
+    One token at a time, generation is reading weights and little else. X Wᵀ with one row reads them at a third of the
+    memory's speed, with two to eight rows (beams) at a tenth; W Xᵀ with at least two columns at nearly all of it. For many
+    rows oneDNN's kernel is a sixth quicker than the one that `nn.Linear` takes. `python -m minflamingo bench` shows it.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.numel() // self.in_features
+        if torch.is_grad_enabled() or not x.is_cpu or x.dtype != torch.float32 or rows == 0:
+            return super().forward(x)
+        if rows <= 8 and self.out_features >= self.in_features:
+            columns = x.reshape(rows, -1)
+            if rows == 1:
+                out = torch.mm(self.weight, torch.cat((columns, columns)).T)[:, 0].view(*x.shape[:-1], -1)
+            else:
+                out = torch.mm(self.weight, columns.T).T.reshape(*x.shape[:-1], -1)
+            return out if self.bias is None else out + self.bias
+        if _ONEDNN is None:
+            return super().forward(x)
+        return _ONEDNN(x, self.weight, self.bias, "none", [], "")
+
+
 def make_norm(kind: str, d: int, eps: float, bias: bool = True) -> nn.Module:
     """The norm called `kind`: "layernorm" or "rmsnorm"."""
     return RMSNorm(d, eps) if kind == "rmsnorm" else nn.LayerNorm(d, eps=eps, bias=bias)
@@ -46,9 +84,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, d: int, hidden: int, activation: str, bias: bool = False, gated: bool = False):
         super().__init__()
-        self.gate = nn.Linear(d, hidden, bias=bias) if gated else None
-        self.up = nn.Linear(d, hidden, bias=bias)
-        self.out = nn.Linear(hidden, d, bias=bias)
+        self.gate = Linear(d, hidden, bias=bias) if gated else None
+        self.up = Linear(d, hidden, bias=bias)
+        self.out = Linear(hidden, d, bias=bias)
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:

@@ -24,35 +24,60 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attention, causal_mask, merge_heads, split_heads
+from .attention import attention, attention_with_shared, causal_mask, merge_heads, split_heads
 from .config import LMConfig
-from .layers import FeedForward, make_norm
+from .layers import FeedForward, Linear, make_norm
+from .loss import head_loss, labelled
 from .shapes import check_shape
 
 
 @dataclass(frozen=True)
 class LMCache:
-    """What the LM remembers of the tokens so far. Never changed in place: each step returns a new one."""
+    """What the LM remembers of the tokens so far. Never changed in place: each step returns a new one.
 
-    keys: tuple[Tensor, ...]  # per layer (B, h_kv, Lk, d_head), already turned by rotary
-    values: tuple[Tensor, ...]
-    tails: tuple[Tensor | None, ...]  # per layer (B, conv_width - 1, D): the convolution's last inputs
-    mask: Tensor  # (B, Lk) bool, False at padding
+    It has two parts, so that a long prompt is kept once and never copied: what was read first is *shared* by B / B0 rows of
+    the batch (queries after the same shots, beams, candidate answers); what came later is each row's own.
+
+    shared: per layer keys (B0, h_kv, Lp, d_head), already turned by rotary, and values.
+    own: per layer keys (B, h_kv, Lk, d_head) and values; None: nothing has come yet.
+    tails: per layer (B, conv_width - 1, D), the convolution's last inputs, or None.
+    mask: (B, Lp + Lk) bool, False at padding.
+    """
+
+    shared: tuple[tuple[Tensor, Tensor], ...]
+    own: tuple[tuple[Tensor, Tensor], ...] | None
+    tails: tuple[Tensor | None, ...]
+    mask: Tensor
 
     @property
     def length(self) -> int:
         return self.mask.shape[1]
 
+    def past(self, layer: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
+        return self.shared[layer], self.own and self.own[layer]
+
     def select(self, rows: Tensor) -> LMCache:
-        """The cache of other rows of the batch: `rows` may repeat or reorder them (beam search)."""
-        pick = tuple
-        return LMCache(
-            pick(k[rows] for k in self.keys), pick(v[rows] for v in self.values),
-            pick(None if t is None else t[rows] for t in self.tails), self.mask[rows],
-        )  # fmt: skip
+        """The cache of other rows of the batch: `rows` may repeat or reorder them (beams, several answers to a prompt).
+
+        The shared part stays as it is while each row goes on from its own prompt, and is copied only when one does not.
+        """
+        B0 = self.shared[0][0].shape[0]
+        prompt = rows // (len(self.mask) // B0)  # whose shared part each new row reads
+        shared, in_order = self.shared, torch.arange(B0, device=rows.device).repeat_interleave(-(-len(rows) // B0))
+        if len(rows) % B0 or not torch.equal(prompt, in_order):
+            shared = tuple((k[prompt], v[prompt]) for k, v in shared)
+        own = self.own and tuple((k[rows], v[rows]) for k, v in self.own)
+        return LMCache(shared, own, tuple(None if t is None else t[rows] for t in self.tails), self.mask[rows])
+
+    def grown(self, own: tuple[tuple[Tensor, Tensor], ...], tails: tuple[Tensor | None, ...], mask: Tensor) -> LMCache:
+        """With more tokens. An own part is copied at each step, so when it is long and nobody else reads it, it settles."""
+        shared = self.shared
+        if own[0][0].shape[2] >= 128 and len(shared[0][0]) == len(mask):
+            together = ((torch.cat([k0, k], dim=2), torch.cat([v0, v], dim=2)) for (k0, v0), (k, v) in zip(shared, own))
+            return LMCache(tuple(together), None, tails, mask)
+        return LMCache(shared, own, tails, mask)
 
 
 def rotary_angles(positions: Tensor, channels: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -84,17 +109,16 @@ class SelfAttention(nn.Module):
     def __init__(self, c: LMConfig):
         super().__init__()
         self.config = c
-        self.to_q = nn.Linear(c.d, c.heads * c.d_head, bias=c.attention_bias)
-        self.to_k = nn.Linear(c.d, c.n_kv_heads * c.d_head, bias=c.attention_bias)
-        self.to_v = nn.Linear(c.d, c.n_kv_heads * c.d_head, bias=c.attention_bias)
-        self.to_out = nn.Linear(c.heads * c.d_head, c.d, bias=c.output_bias)
+        self.to_q = Linear(c.d, c.heads * c.d_head, bias=c.attention_bias)
+        self.to_k = Linear(c.d, c.n_kv_heads * c.d_head, bias=c.attention_bias)
+        self.to_v = Linear(c.d, c.n_kv_heads * c.d_head, bias=c.attention_bias)
+        self.to_out = Linear(c.heads * c.d_head, c.d, bias=c.output_bias)
         if c.qk_norm:
             widths = (c.d, c.n_kv_heads * c.d_head) if c.qk_norm == "full" else (c.d_head, c.d_head)
             self.q_norm, self.k_norm = (make_norm(c.norm, w, c.norm_eps, c.norm_bias) for w in widths)
 
-    def forward(
-        self, x: Tensor, positions: Tensor, mask: Tensor | None, bias: Tensor | None, past: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, bias: Tensor | None, past: tuple | None):
+        """x (B, L, D) → (B, L, D), and keys and values of these tokens, behind the row's own earlier ones (`LMCache.past`)."""
         c = self.config
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
         if c.qk_norm == "full":
@@ -105,9 +129,13 @@ class SelfAttention(nn.Module):
         if c.position == "rotary":
             cos, sin = rotary_angles(positions, int(c.d_head * c.rotary_pct), c.rotary_theta)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
-        if past is not None:
-            k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
-        out = attention(q, k, v, mask, bias, causal=mask is None)
+        if past is None:
+            out = attention(q, k, v, mask, bias, causal=mask is None)
+        else:
+            shared, own = past
+            if own is not None:
+                k, v = torch.cat([own[0], k], dim=2), torch.cat([own[1], v], dim=2)
+            out = attention_with_shared(q, *shared, k, v, mask, bias)
         return self.to_out(merge_heads(out)), (k, v)
 
 
@@ -118,8 +146,11 @@ class CausalConv(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(width, d))
 
-    def forward(self, x: Tensor, tail: Tensor | None) -> tuple[Tensor, Tensor]:
-        """x (B, L, D); `tail` (B, width - 1, D) the inputs before it (None: zeros). Returns output and the new tail."""
+    def forward(self, x: Tensor, tail: Tensor | None, end: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """x (B, L, D); `tail` (B, width - 1, D) the inputs before it (None: zeros). Returns output and the new tail.
+
+        `end` (B,) long: behind so many tokens a row's text ends, and there its tail is taken; None: behind all.
+        """
         width = self.weight.shape[0]
         if tail is None:
             tail = x.new_zeros(x.shape[0], width - 1, x.shape[2])
@@ -128,7 +159,10 @@ class CausalConv(nn.Module):
         out = x
         for back in range(width):  # weight[0] is for the token itself, weight[1] for the one before it, …
             out = out + self.weight[back] * longer[:, width - 1 - back : width - 1 - back + L]
-        return out, longer[:, L:]
+        if end is None:
+            return out, longer[:, L:]
+        rows, last = torch.arange(len(x), device=x.device), torch.arange(width - 1, device=x.device)
+        return out, longer[rows[:, None], end[:, None] + last]
 
 
 class Block(nn.Module):
@@ -144,11 +178,11 @@ class Block(nn.Module):
         self.mlp = FeedForward(c.d, c.d_ff or 4 * c.d, c.activation, c.mlp_bias, c.gated_mlp)
         self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, x, positions, mask, bias, keep, past, tail):
+    def forward(self, x, positions, mask, bias, keep, end, past, tail):
         """`keep` (B, L, 1) is 0 at padding: what the convolution must not carry into the text beside it."""
         y = self.attn_norm(x)
         if self.conv is not None:
-            y, tail = self.conv(y if keep is None else y * keep, tail)
+            y, tail = self.conv(y if keep is None else y * keep, tail, end)
         attended, kv = self.attn(y, positions, mask, bias, past)
         attended = self.dropout(attended)
         if self.parallel:
@@ -181,7 +215,7 @@ class LM(nn.Module):
             self.position_embed = nn.Embedding(c.max_length + c.position_offset, c.d)
         self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
         self.final_norm = make_norm(c.norm, c.d, c.norm_eps, c.norm_bias)
-        self.head = nn.Linear(c.d, c.vocab_size, bias=c.head_bias)
+        self.head = Linear(c.d, c.vocab_size, bias=c.head_bias)
         self.apply(self._init)
         if c.tied_head:
             self.head.weight = self.embed.weight
@@ -225,23 +259,26 @@ class LM(nn.Module):
         if self.room(past) < L:
             raise ValueError(f"{past + L} tokens, but the language model's context is {c.max_length}: use fewer shots")
 
-        padded = attention_mask is not None and not bool(attention_mask.all())
-        real = torch.ones(B, L, dtype=torch.bool, device=x.device) if attention_mask is None else attention_mask.bool()
-        if cache:
-            padded |= not bool(cache.mask.all())
-            real = torch.cat([cache.mask, real], dim=1)
+        new = torch.ones(B, L, dtype=torch.bool, device=x.device) if attention_mask is None else attention_mask.bool()
+        padded = attention_mask is not None and not bool(new.all())
+        real = torch.cat([cache.mask, new], dim=1) if cache else new
         check_shape(real, "B L", "attention_mask (with cache)", B=B, L=past + L)
-        # Position = number of real tokens before; so left padding moves nothing.
-        positions = (real.long().cumsum(1) - 1).clamp_min(0)[:, past:]  # (B, L)
+        if cache and padded and c.conv_width and bool(((new[:, 1:] & ~new[:, :-1]).any(1) & cache.mask.any(1)).any()):
+            raise ValueError("behind a cache, padding stands on the right: the convolution must see what came just before")
+        # Position = number of real tokens before; so padding moves nothing, wherever it stands.
+        everywhere = (real.long().cumsum(1) - 1).clamp_min(0)  # (B, past + L)
+        positions = everywhere[:, past:]
 
         mask = None  # None: plain causal, which the fused kernel knows by itself
-        if padded or past or c.position == "alibi":
+        if padded or c.position == "alibi" or (past and (L > 1 or not bool(real.all()))):
             mask = causal_mask(L, past + L, x.device) & real[:, None, None, :]  # (B, 1, L, past + L)
         bias = None
         if c.position == "alibi":
-            distance = torch.arange(past + L, device=x.device) - torch.arange(past, past + L, device=x.device)[:, None]
-            bias = (alibi_slopes(c.heads, c.alibi_max).to(x.device)[:, None, None] * distance)[None].to(x.dtype)
-        keep = real[:, past:, None].to(x.dtype) if padded else None
+            distance = (everywhere[:, None, :] - positions[:, :, None])[:, None]  # (B, 1, L, past + L)
+            distance = distance if padded or past else distance[:1]
+            bias = (alibi_slopes(c.heads, c.alibi_max).to(x.device)[:, None, None] * distance).to(x.dtype)
+        keep = new[..., None].to(x.dtype) if padded else None
+        end = last_real(new) + 1 if padded else None
 
         if c.position == "learned":
             x = x + self.position_embed(positions + c.position_offset)
@@ -249,14 +286,18 @@ class LM(nn.Module):
         for i, block in enumerate(self.blocks):
             if before_block is not None:
                 x = before_block(i, x)
-            layer_past = (cache.keys[i], cache.values[i]) if cache else None
-            x, kv, tail = block(x, positions, mask, bias, keep, layer_past, cache.tails[i] if cache else None)
+            layer_past, tail = (cache.past(i), cache.tails[i]) if cache else (None, None)
+            x, kv, tail = block(x, positions, mask, bias, keep, end, layer_past, tail)
             kvs.append(kv)
             tails.append(tail)
         hidden = self.final_norm(x if at is None else x[at])
-        if not (use_cache or cache):
+        if cache:
+            return hidden, cache.grown(tuple(kvs), tuple(tails), real)
+        if not use_cache:
             return hidden, None
-        return hidden, LMCache(tuple(k for k, _ in kvs), tuple(v for _, v in kvs), tuple(tails), real)
+        # Read again for each token that follows: in one piece per head, which is several times quicker to read
+        kvs = tuple((k.contiguous(), v.contiguous()) for k, v in kvs)
+        return hidden, LMCache(kvs, None, tuple(tails), real)
 
     def room(self, tokens: int) -> float:
         """How many more tokens its context holds behind that many. Infinite where `max_length` is None."""
@@ -265,26 +306,11 @@ class LM(nn.Module):
     def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
         """Mean negative log-likelihood per labelled token. ids, labels (B, L); labels[l] is of ids[l]; −100: not counted."""
         at, targets = labelled(labels)
-        return labelled_loss(self(self.embed(ids), at=at)[0], targets)
+        trained = [p for p in self.head.parameters() if p.requires_grad]
+        return head_loss(self.head, trained, self.read(self.embed(ids), at=at)[0], targets)
 
 
-def labelled(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """labels (B, L) → where something is to be predicted, (B, L) bool, and what, (n,): the fast way to `next_token_loss`.
-
-    The head is the widest layer of all, and most positions carry no label: they need no logits.
-    """
-    following = F.pad(labels[:, 1:], (0, 1), value=-100)
-    at = following != -100
-    return at, following[at]
-
-
-def labelled_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean negative log-likelihood of targets (n,) under logits (n, V). None at all: 0, not NaN."""
-    return F.cross_entropy(logits.float(), targets, reduction="sum") / max(len(targets), 1)
-
-
-def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Position l predicts label l + 1. logits (B, L, V), labels (B, L), −100 = not counted. No label at all: 0, not NaN."""
-    targets = labels[:, 1:].flatten()
-    total = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, ignore_index=-100, reduction="sum")
-    return total / (targets != -100).sum().clamp_min(1)
+def last_real(mask: Tensor) -> Tensor:
+    """mask (B, L) bool → (B,) long, the place of the last True of each row; −1 if there is none."""
+    places = torch.arange(mask.shape[1], device=mask.device)
+    return places.where(mask, places.new_tensor(-1)).amax(1)

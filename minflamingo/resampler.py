@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .attention import attention, merge_heads, split_heads
 from .config import ResamplerConfig
-from .layers import FeedForward
+from .layers import FeedForward, Linear
 from .shapes import check_shape
 
 
@@ -33,9 +33,9 @@ class ResamplerLayer(nn.Module):
         inner = c.heads * c.d_head
         self.heads = c.heads
         self.norm_media, self.norm_latents = nn.LayerNorm(c.d), nn.LayerNorm(c.d)
-        self.to_q = nn.Linear(c.d, inner, bias=False)
-        self.to_kv = nn.Linear(c.d, 2 * inner, bias=False)  # rows of k, then rows of v
-        self.to_out = nn.Linear(inner, c.d, bias=False)
+        self.to_q = Linear(c.d, inner, bias=False)
+        self.to_kv = Linear(c.d, 2 * inner, bias=False)  # rows of k, then rows of v
+        self.to_out = Linear(inner, c.d, bias=False)
         self.q_norm, self.k_norm = (nn.LayerNorm(c.d_head) if c.qk_norm else nn.Identity() for _ in range(2))
         self.ff_norm = nn.LayerNorm(c.d)
         self.ff = FeedForward(c.d, c.ff_mult * c.d, c.activation)

@@ -11,7 +11,7 @@ from conftest import EOC, LETTERS, batch_of, close, picture, prepare, random, ti
 from minflamingo.data.sample import is_medium
 from minflamingo.flamingo import Batch, Flamingo
 from minflamingo.gated_xattn import media_index, xattn_mask
-from minflamingo.lm import next_token_loss
+from minflamingo.loss import next_token_loss
 
 
 def written_out(flamingo: Flamingo, pieces: list, bos: bool = True, attend_next: bool = False) -> torch.Tensor:
@@ -398,7 +398,7 @@ def test_pixels_that_are_no_numbers_are_refused_by_sample_and_image(bad):
 def test_features_of_another_eye_are_refused():
     """Their width is not the resampler's."""
     batch = replace(batch_of([picture(1), "a"]), media=random(1, 1, 1, 5, 24))
-    with pytest.raises(ValueError, match=r"features of the eye: expected shape \(B, N, T, S, D=16\)"):
+    with pytest.raises(ValueError, match=r"features of the eye: expected shape \(M, T, S, D=16\)"):
         tiny_flamingo()(batch)
 
 

@@ -220,7 +220,7 @@ def test_answers_that_do_not_fit_a_table_are_refused():
     ids=["generate", "beam_search", "score_answers"],
 )
 def test_each_image_is_encoded_resampled_and_projected_once(how):
-    """(Elsewhere images are projected again for each new token, and encoded again for each beam.)"""
+    """(Elsewhere images are projected again for each new token, and encoded again for each beam.) Empty places never are."""
     flamingo, calls = talker(end=-50.0), Counter()
     watched = {"eye": flamingo.vision, "resampler": flamingo.resampler}
     watched |= {f"to_kv {i}": layer.xattn.to_kv for i, layer in flamingo.xattn_layers.items()}
@@ -228,7 +228,7 @@ def test_each_image_is_encoded_resampled_and_projected_once(how):
         module.register_forward_hook(lambda _m, x, _y, name=name: calls.update({name: 1, f"{name} rows": len(x[0])}))
     how(flamingo, batch_of(*PROMPTS[:2], pad="left"))
     assert calls == Counter(
-        {"eye": 1, "eye rows": 4, "resampler": 1, "resampler rows": 4}
+        {"eye": 1, "eye rows": 3, "resampler": 1, "resampler rows": 3}
         | {name: n for i in (0, 2) for name, n in ((f"to_kv {i}", 1), (f"to_kv {i} rows", 2))}
     )
 
@@ -242,14 +242,29 @@ def test_only_the_new_token_is_read_in_each_step():
     assert lengths == [prompt.ids.shape[1], 1, 1, 1]
 
 
-def test_a_prompt_padded_on_the_right_is_refused():
-    """Its row would end in padding, and what is predicted there is nothing."""
-    prompt = batch_of(*PROMPTS)
-    for how in (generate, beam_search):
-        with pytest.raises(ValueError, match="padded on the left"):
-            how(talker(), prompt, END)
-    with pytest.raises(ValueError, match="padded on the left"):
-        score_answers(talker(), prompt, [[[3]]] * 4)
+@pytest.mark.parametrize("how", ["greedy", "beams", "scores"])
+def test_padding_stands_on_either_side(how):
+    """What follows a prompt is predicted at its last token, wherever that is."""
+    flamingo, answers = talker(), [[[3, 4, END], [5, 6]]] * 4
+    left, right = (
+        {"greedy": lambda p: generate(flamingo, p, END, 6), "beams": lambda p: beam_search(flamingo, p, END, 3, 6),
+         "scores": lambda p: score_answers(flamingo, p, answers)}[how](batch_of(*PROMPTS, pad=pad))
+        for pad in ("left", "right")
+    )  # fmt: skip
+    assert close(left, right) if how == "scores" else left == right
+
+
+def test_a_prompt_with_padding_in_its_middle_or_without_a_token_is_refused():
+    """There is no telling where it ends."""
+    prompt = batch_of(*PROMPTS, pad="left")
+    mask = prompt.attention_mask.clone()
+    mask[1, -2] = False
+    for wrong in (mask, mask & (torch.arange(4) != 1)[:, None]):
+        for how in (generate, beam_search):
+            with pytest.raises(ValueError, match="prompt 1 is empty, or has padding in its middle"):
+                how(talker(), replace(prompt, attention_mask=wrong), END)
+        with pytest.raises(ValueError, match="prompt 1 is empty"):
+            score_answers(talker(), replace(prompt, attention_mask=wrong), [[[3]]] * 4)
 
 
 def test_a_generation_that_fails_midway_leaves_no_trace():

@@ -9,7 +9,8 @@ import torch
 from conftest import LM_FAMILIES, close, enliven, random, tiny_lm
 
 from minflamingo.config import LMConfig
-from minflamingo.lm import LM, CausalConv, alibi_slopes, next_token_loss, rotary_angles, rotate
+from minflamingo.lm import LM, CausalConv, alibi_slopes, rotary_angles, rotate
+from minflamingo.loss import next_token_loss
 
 every_family = pytest.mark.parametrize("family", LM_FAMILIES)
 
