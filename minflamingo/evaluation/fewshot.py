@@ -7,7 +7,7 @@
     shots "0"       the query alone
 
 Open-ended answers are generated up to `<EOC>`, greedily or by beam search; close-ended ones are chosen from given answers by
-log-likelihood. `predict` and `accuracy` are the toy world's examination: right to the letter, with Wilson's 95% intervals, which
+log-likelihood. `predict` and `accuracy` are the toy world's examination: right to the letter, with Wilson's 95% intervals, that
 stay inside 0…1 and are honest near both ends. `runner.py` runs whole benchmarks on the same prompts, with their own metrics.
 
 Example: 190 right of 200 → accuracy 0.95, ci95 [0.910, 0.973].
