@@ -3,17 +3,18 @@
 Both compare n-grams, n = 1…4. CIDEr (Vedantam et al. 2015) weighs each n-gram g of a caption c by how rare it is:
 
     w_g(c) = count_g(c) · ln(images / images whose references have g)
-    CIDEr-D(c, refs) = 10 · mean over n and refs of   exp(−(|c| − |r|)² / 2·6²) · Σ_g min(w_g(c), w_g(r)) · w_g(r) / ‖w(c)‖ ‖w(r)‖
+    CIDEr-D(c, refs) = 10 · mean over n and refs of exp(−(|c| − |r|)² / 2·6²) · Σ_g min(w_g(c), w_g(r)) · w_g(r) / ‖w(c)‖ ‖w(r)‖
 
-The minimum and the Gaussian of the difference in length are the D: repeating a rare word, or saying nothing else, gains nothing.
+The minimum and the Gaussian of the difference in length are the D: repeating a rare word, or saying nothing else, gains little.
 "Images" are those of the evaluated set, so a caption's score depends on what else is evaluated. BLEU (Papineni et al. 2002):
 
     BLEU-4 = min(1, exp(1 − reference length / length)) · (p_1 p_2 p_3 p_4)^¼       p_n: share of n-grams found in a reference
 
 of which the counts are summed over all captions before dividing; "reference length" is that of the reference closest in length.
 
-Worked example: of the caption "a cat sat" against "a cat sat" everything is found but there is no 4-gram: BLEU-4 is 0; and if it is
-the only image evaluated, each n-gram is in 1 of 1 images, its weight ln 1 = 0 and CIDEr-D 0: both are measures of sets.
+Worked example: of "a cat sat" against "a cat sat" everything is found, but there is no 4-gram, so BLEU-4 is 0. If it is the
+only image evaluated, each n-gram is in 1 of 1 images, its weight is ln 1 = 0, and CIDEr-D is 0: both are measures of sets.
+Beside a second image with other words each weight is ln 2, the cosines for n = 1, 2, 3 are 1, and CIDEr-D is 10 · 3/4 = 7.5.
 
 **Words.** The standard splits captions with Stanford's PTBTokenizer (Java), lower case, and drops punctuation. `tokenize` does
 that in Python, and knows the same peculiarities: brackets stay, as "-lrb-" (the standard drops "-LRB-" after lowering the case,
@@ -40,18 +41,26 @@ SIGMA = 6.0  # words: how much a caption may differ in length
 # --------------------------------------------------------------------------------------------------------------- words
 
 # Words that keep their period (tried out on Stanford's tokenizer). Some do with a capital only, some before a number only.
-ABBREVIATIONS = """mr mrs ms messrs dr drs mlle mme st ste ave rd blvd mt ft lt sgt gov pres prof rev sen rep gen capt col cpl maj
-adm cmdr hon jr sr bros inc ltd corp co cos dept univ assn mfg plc pty etc vs al cf est ext tel jan feb mar apr jun jul aug sep
-sept oct nov dec mon tue tues wed thu thurs fri ala ariz calif colo conn fla ga ind kan ky md mich minn mo mont neb nev okla penn
-tenn va vt wis wyo esq ct sq bldg intl natl atty ph\\.d""".split()
-WITH_CAPITAL = "Ark Del Ill La Mass Miss Ore Pa Tex Wash".split()
-BEFORE_NUMBER = "no nos op fig figs pp ca".split()
+ABBREVIATIONS = """
+mr mrs ms messrs dr drs mlle mme st ste ave rd blvd mt ft lt sgt gov pres prof rev sen rep gen capt col cpl maj adm cmdr hon
+jr sr bros inc ltd corp co cos dept univ assn mfg plc pty etc vs al cf est ext tel jan feb mar apr jun jul aug sep sept oct
+nov dec mon tue tues wed thu thurs fri ala ariz calif colo conn fla ga ind kan ky md mich minn mo mont neb nev okla penn tenn
+va vt wis wyo esq ct sq bldg intl natl atty ph\\.d
+"""
+WITH_CAPITAL = "Ark Del Ill La Mass Miss Ore Pa Tex Wash"
+BEFORE_NUMBER = "no nos op fig figs pp ca"
 
 DROPPED = {'"', "''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"}
-REPLACED = {"“": '"', "”": '"', "‘": "'", "’": "'", "–": " -- ", "—": " -- ", "…": " ... ", "£": " # ", "€": " $ ", "¢": " cents "}
+REPLACED = {"“": '"', "”": '"', "‘": "'", "’": "'", "–": " -- ", "—": " -- ", "…": " ... "}
+REPLACED |= {"£": " # ", "€": " $ ", "¢": " cents "}
 REPLACED |= {"¼": " 1/4 ", "½": " 1/2 ", "¾": " 3/4 ", "&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"'}
 BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
-TWO_WORDS = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "lemme": 3, "gimme": 3, "'tis": 2, "'twas": 2, "d'ye": 2}  # split at
+SPLIT_AT = {"cannot": 3, "gonna": 3, "gotta": 3, "wanna": 3, "lemme": 3, "gimme": 3, "'tis": 2, "'twas": 2}
+
+
+def _any(words: str) -> str:
+    return "|".join(words.split())
+
 
 _WORD = r"[^\W_]+(?:_[^\W_]+)*"
 _NUMBER = r"(?:\d+(?:[.,:/]\d+)+|\.\d+|\d+)"
@@ -62,20 +71,22 @@ TOKEN = re.compile(
             r"https?://[^\s]*[\w/]|www\.[^\s]*[\w/]|[\w.-]+@[\w-]+(?:\.[\w-]+)+",  # addresses
             r"</?\w[^<>\s]*>",  # tags
             r"[:;]-?(?:[()]|[DPp](?!\w))|-[lr][rsc]b-",  # smileys, and brackets as they come out
-            rf"(?<!\w)(?i:{'|'.join(ABBREVIATIONS)})\.(?!\w)|(?<!\w)(?:{'|'.join(WITH_CAPITAL)})\.(?!\w)",
-            rf"(?<!\w)(?i:{'|'.join(BEFORE_NUMBER)})\.(?=\s*\d)",
+            rf"(?<!\w)(?i:{_any(ABBREVIATIONS)})\.(?!\w)|(?<!\w)(?:{_any(WITH_CAPITAL)})\.(?!\w)",
+            rf"(?<!\w)(?i:{_any(BEFORE_NUMBER)})\.(?=\s*\d)",
             rf"(?<!\w)[^\W\d_]\.(?:[^\W\d_]\.)*(?:[^\W\d_](?!\w))?(?:-{_WORD})*(?!\w)",  # u.s. p.m. d.c. u.s.-based, plan b.
-            r"(?<=\d)[ap]\.m\.|(?i:c\+\+|c\#)",
+            r"(?<=\d)[ap]\.m\.|(?i:c\+\+|c\#)",  # 5:30p.m. after its number
             r"(?<!\w)[A-Z]+(?:&[A-Z]+)+(?!\w)",  # R&B
             r"'[nN]'|(?<!\w)'(?:em|cause|[ntNT](?!\w)|tis|twas|\d\ds?)(?!\w)|'(?:[nN])(?!\w)",  # rock 'n' roll, 'em, the '80s
             r"(?i:'s|'m|'d|'re|'ve|'ll|n't)(?!\w)",  # the second half of a contraction
-            r"(?i:c'mon|somethin'|ol'|d'ye|y'(?=all(?!\w)))",
+            r"(?i:c'mon|somethin'|ol'|d'ye|y'(?=all(?!\w)))",  # these keep their apostrophe
             rf"(?<![\w)$])[-+]{_NUMBER}(?![\w])",  # −5
             rf"{_NUMBER}(?=[ap]\.?m\b)(?<=[:.]\d\d)",  # 3:00pm is 3:00 pm, while 5pm is one word
+            # Numbers, and what begins with one: 24-hour, 1/2
             rf"(?:{_NUMBER})(?:[-/](?:{_NUMBER}|{_WORD}))*(?![\w])",
             # Words joined by - / or a single point; an apostrophe may stand after a first letter (O'Brien) or in ma'am
             rf"(?:[^\W\d_]'[^\W\d_]{{3,}}|(?i:[ldj]'[^\W\d_]{{2}}|ma'am|hawaii?'i)|{_WORD}?(?=(?i:n't)(?!\w))|{_WORD})"
             rf"(?:[-/](?:[^\W\d_]'[^\W\d_]{{3,}}|{_WORD})|(?<=[^\W\d_])\.(?=[^\W\d_]){_WORD})*",
+            # Marks that come in rows are one token; and a # or @ with a name behind it
             r"\.\.\.|--+|[?!]+|''|``|_+|\*+|[#@](?=[^\W\d_])\w+",
             r"\S",
         ]
@@ -90,8 +101,8 @@ def tokenize(caption: str) -> list[str]:
     words: list[str] = []
     for token in TOKEN.findall(caption):
         token = token.lower()
-        if token in TWO_WORDS:
-            words += [token[: TWO_WORDS[token]], token[TWO_WORDS[token] :]]
+        if token in SPLIT_AT:
+            words += [token[: SPLIT_AT[token]], token[SPLIT_AT[token] :]]
         elif token not in DROPPED and not token.startswith("--"):
             words.append("".join(BRACKETS.get(letter, letter) for letter in token))
     return words
