@@ -5,18 +5,20 @@
     video_captions    VATEX          cider   "Output:" → " the red circle moves left"
     poor_pictures     VizWiz         vqa     "This is a" → " dak.", or " unanswerable." where nothing can be made out
     video_questions   MSRVTTQA       top1    "This is a" → " dak.": who is it that moves?
-    dialogue          VisDial        ndcg    " at the left. This is a" → a ranking of eight names, two of them relevant
+    dialogue          VisDial        ndcg    " left This is a" → a ranking of eight names, two of them relevant
     steps             YouCook2       cider   "Output:" → " the red circle moves left, the red circle moves up"
     reading           TextVQA        vqa     "Output:" → " taxi"
-    clashes           HatefulMemes   auc     " says red. This is a" → " yes." where the board is red, else " no."
+    clashes           HatefulMemes   auc     "This is a" → " yes." where word and board agree, else " no."
 
-    tasks = suite("test")                    # {"captions": Task(…), …}: for minflamingo.evaluation, or python -m minflamingo eval
+    tasks = suite("test")               # {"captions": Task(…), …}, for minflamingo.evaluation; or: python -m minflamingo eval
 
 Each has three splits. Shots are drawn from the training split, which shows nothing that is held out (`world.py`); the test
 split shows nothing else. Names are made up for the benchmark, stand on no training page of `train_tiny.py`, and mean the same
 thing all over it. Everything is drawn when it is asked for: an example is its number.
 
-In four of the nine ("This is a") what the answer is, and not only how it is put, can be learned from the shots alone.
+In four of the nine ("This is a") what the answer is, and not only how it is put, can be learned from the shots alone. In
+`clashes` likeness misleads: for every meme that agrees there are others with the same word, or the same board, that do not
+(HatefulMemes has such "benign confounders" too, so that neither picture nor words alone can tell).
 """
 
 from __future__ import annotations
@@ -34,9 +36,10 @@ from minflamingo.evaluation.task import Example, Task, Template
 from .album import any_scene, distinct_things
 from .draw import draw, draw_video
 from .words import caption, questions
-from .world import COLOURS, COUNTS, DIRECTIONS, MADE_UP_NAMES, PLACES, SHAPES, Scene, Video, held_out
+from .world import COLOURS, DIRECTIONS, MADE_UP_NAMES, PLACES, SHAPES, Scene, Video, held_out
 
 SPLITS = ("train", "validation", "test")
+FITTING = {"stop": "red", "park": "green", "bank": "blue", "jazz": "white"}  # the colours of boards in `clashes`
 PEOPLE = 10  # who answer each question, as in VQAv2; in the toy world they agree
 OUTPUT, QUESTION, NAMED = Template("Output:"), Template("Question: {question} Answer:"), Template("This is a", " {answer}.")
 
@@ -63,7 +66,11 @@ def things_and_names(task: str, ways: int) -> tuple[tuple[tuple[str, str], ...],
             (one, this), (two, that) = things[:2]
             things = ((one, this), (one, that), (two, this), (two, that))
         if all(len(pictures(thing)) == 2 for thing in things):
-            return things, tuple(rng.sample(MADE_UP_NAMES["test"], 8))
+            break
+    while True:  # names that are easy to tell apart: no letter in the same place, none that begins like "unanswerable"
+        names = tuple(rng.sample(MADE_UP_NAMES["test"], 8))
+        if all(len(set(letters)) == ways for letters in zip(*names[:ways])) and not {"u", "n"} & {n[0] for n in names}:
+            return things, names
 
 
 def single(split: str, rng: random.Random, thing: tuple[str, str]) -> Scene:
@@ -149,7 +156,7 @@ def dialogue(split: str, rng: random.Random) -> Item:
     scene = single(split, rng, things[k])
     choices = rng.sample(names, len(names))  # four of the names belong to nothing
     gains = {names[k]: 1.0, names[k ^ 1]: 0.5}  # 0 and 1 are of one colour, 2 and 3 of another
-    fields = {"history": f" at the {scene.place}."}
+    fields = {"history": f" {scene.place}"}
     return Item(partial(draw, scene), (names[k],), fields, tuple(choices), tuple(gains.get(c, 0.0) for c in choices))
 
 
@@ -172,16 +179,15 @@ def reading(split: str, rng: random.Random) -> Item:
 
 
 def clashes(split: str, rng: random.Random) -> Item:
-    """A board with the name of a colour on it. Half of the boards are of that colour; neither word nor board alone tells."""
+    """A word on a board. Half of the boards have the colour of their word; neither word nor board alone tells."""
     agree = rng.random() < 0.5
 
     def board() -> Scene:
-        word = rng.choice(list(COLOURS))
-        colour = word if agree else rng.choice([c for c in COLOURS if c != word])
+        word = rng.choice(list(FITTING))
+        colour = FITTING[word] if agree else rng.choice([c for c in FITTING.values() if c != FITTING[word]])
         return Scene("sign", colour=colour, word=word, place=rng.choice(("top", "bottom")))
 
-    scene = scene_of(split, rng, board)
-    return Item(partial(draw, scene), ("yes" if agree else "no",), {"word": scene.word}, ("yes", "no"))
+    return Item(partial(draw, scene_of(split, rng, board)), ("yes" if agree else "no",), choices=("yes", "no"))
 
 
 # ------------------------------------------------------------------------------------------------------------- the suite
@@ -195,7 +201,7 @@ SUITE: dict[str, tuple[Callable[[str, random.Random], Item], Template, str]] = {
     "dialogue": (dialogue, Template("{history} This is a", " {answer}."), "ndcg"),
     "steps": (steps, OUTPUT, "cider"),
     "reading": (reading, OUTPUT, "vqa"),
-    "clashes": (clashes, Template(" says {word}. This is a", " {answer}."), "auc"),
+    "clashes": (clashes, NAMED, "auc"),
 }
 LIKE = dict(zip(SUITE, ("COCO", "VQAv2", "VATEX", "VizWiz", "MSRVTTQA", "VisDial", "YouCook2", "TextVQA", "HatefulMemes")))
 

@@ -35,7 +35,6 @@ from .metrics import METRICS, Outcome, interval
 from .rices import Rices, pooled, rices
 from .task import Example, Task
 
-
 SPARE = 8  # more candidates than shots, in case some cannot be opened
 
 
@@ -213,19 +212,23 @@ def perfect(task: Task, outcomes: Sequence[Outcome]) -> float:
 
 
 def mark(task: Task, records: Sequence[dict], seed: int = 0) -> dict:
-    """Records → {"score", "interval", "share", "n", "broken"}: the metric as it is published, its 95% interval by bootstrap
-    over examples, the score as a share of what right answers would get, how many were asked, and which could not be.
+    """Records → {"score", "interval", "share", "n", "broken", "replaced"}: the metric as it is published, its 95% interval by
+    bootstrap over examples, the score as a share of what right answers would get, how many were asked; which queries could not
+    be opened, and why; which support examples.
 
-    Without references (a hidden test set) there is no score, only predictions.
+    Where there can be no score (references are hidden, an AUC of one class), "problem" says why.
     """
     outcomes = outcomes_of(task, records)
-    result: dict = {"metric": task.metric, "n": len(outcomes)}
-    if outcomes and all(o.example.answers for o in outcomes):
+    result: dict = {"n": len(outcomes)}
+    try:
         score = METRICS[task.metric](outcomes)
         low, high = interval(task.metric, outcomes, seed)
-        share = score / perfect(task, outcomes)
+        share = score / (perfect(task, outcomes) or 1.0)
         result |= {"score": round(score, 2), "interval": [round(low, 2), round(high, 2)], "share": round(share, 4)}
-    return result | {"broken": {r["key"]: r["broken"] for r in records if "broken" in r}}
+    except ValueError as error:
+        result["problem"] = str(error)
+    broken = {r["key"]: r["broken"] for r in records if "broken" in r}
+    return result | {"broken": broken, "replaced": sorted({key for r in records for key in r.get("replaced", ())})}
 
 
 def evaluate(flamingo: LoadedFlamingo, task: Task, shots: str, trial: int = 0, protocol: Protocol = Protocol(), **how) -> dict:
