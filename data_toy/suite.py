@@ -3,7 +3,7 @@
     captions          COCO           cider   "Output:" → " a red circle left of a blue star"
     questions         VQAv2          vqa     "Question: How many circles? Answer:" → " 3"
     video_captions    VATEX          cider   "Output:" → " the red circle moves left"
-    poor_pictures     VizWiz         vqa     "This is a" → " dak.", or " unanswerable." where nothing can be made out
+    poor_pictures     VizWiz         vqa     "This is a" → " dak.", or " nul." (unanswerable) where nothing can be made out
     video_questions   MSRVTTQA       top1    "This is a" → " dak.": who is it that moves?
     dialogue          VisDial        ndcg    " left This is a" → a ranking of eight names, two of them relevant
     steps             YouCook2       cider   "Output:" → " the red circle moves left, the red circle moves up"
@@ -40,6 +40,8 @@ from .world import COLOURS, DIRECTIONS, MADE_UP_NAMES, PLACES, SHAPES, Scene, Vi
 
 SPLITS = ("train", "validation", "test")
 FITTING = {"stop": "red", "park": "green", "bank": "blue", "jazz": "white"}  # the colours of boards in `clashes`
+# VizWiz's "unanswerable". That long a word is spelled in letters, as none on any page: the task would become one of spelling.
+UNANSWERABLE = "nul"
 PEOPLE = 10  # who answer each question, as in VQAv2; in the toy world they agree
 OUTPUT, QUESTION, NAMED = Template("Output:"), Template("Question: {question} Answer:"), Template("This is a", " {answer}.")
 
@@ -53,23 +55,23 @@ def scene_of(split: str, rng: random.Random, make: Callable[[], Scene | Video]) 
 
 
 @cache
-def things_and_names(task: str, ways: int) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
-    """So many single things (colour, shape), of which some pictures are held out and some are not; and a name for each."""
+def things_and_names(task: str) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """Three single things (colour, shape), of which some pictures are held out and some are not; and eight names.
+
+    The names are easy to tell apart: no two, nor one and UNANSWERABLE, have a consonant in the same place.
+    """
     rng = random.Random(f"names {task}")
 
     def pictures(thing: tuple[str, str]) -> set[bool]:
         return {held_out(Scene("things", colour=thing[0], shape=thing[1], count=1, place=place)) for place in PLACES}
 
     while True:
-        things = distinct_things(rng, ways)
-        if task == "dialogue":  # two colours and two shapes: some are alike
-            (one, this), (two, that) = things[:2]
-            things = ((one, this), (one, that), (two, this), (two, that))
+        things = distinct_things(rng, 3)
         if all(len(pictures(thing)) == 2 for thing in things):
             break
-    while True:  # names that are easy to tell apart: no letter in the same place, none that begins like "unanswerable"
+    while True:
         names = tuple(rng.sample(MADE_UP_NAMES["test"], 8))
-        if all(len(set(letters)) == ways for letters in zip(*names[:ways])) and not {"u", "n"} & {n[0] for n in names}:
+        if all(len({name[place] for name in (UNANSWERABLE, *names)}) == 9 for place in (0, 2)):
             return things, names
 
 
@@ -116,10 +118,10 @@ def video_captions(split: str, rng: random.Random) -> Item:
 
 def poor_pictures(split: str, rng: random.Random) -> Item:
     """People who cannot see ask "what is this?", and photograph as well as they can. Three in ten pictures show nothing."""
-    things, names = things_and_names("poor_pictures", 3)
+    things, names = things_and_names("poor_pictures")
     k = rng.randrange(len(things))
     scene, lost = single(split, rng, things[k]), rng.random() < 0.3
-    return Item(lambda dice: spoiled(draw(scene, dice), dice, lost), ("unanswerable" if lost else names[k],) * PEOPLE)
+    return Item(lambda dice: spoiled(draw(scene, dice), dice, lost), (UNANSWERABLE if lost else names[k],) * PEOPLE)
 
 
 def spoiled(picture: np.ndarray, rng: random.Random, lost: bool) -> np.ndarray:
@@ -138,7 +140,7 @@ def spoiled(picture: np.ndarray, rng: random.Random, lost: bool) -> np.ndarray:
 
 def video_questions(split: str, rng: random.Random) -> Item:
     """Who is it that moves? In the film stands another thing, which may be anything of another colour and shape."""
-    things, names = things_and_names("video_questions", 3)
+    things, names = things_and_names("video_questions")
     k = rng.randrange(len(things))
     colour, shape = things[k]
 
@@ -150,14 +152,15 @@ def video_questions(split: str, rng: random.Random) -> Item:
 
 
 def dialogue(split: str, rng: random.Random) -> Item:
-    """Where it is has been said; what is it called? Relevant are its own name and, half as much, that of its colour's other."""
-    things, names = things_and_names("dialogue", 4)
-    k = rng.randrange(len(things))
+    """Where it is has been said; what is it called? Each thing has two names: the one that was given is relevant, and the
+    other half as much. Two of the eight candidates are names of nothing."""
+    things, names = things_and_names("dialogue")
+    k, given = rng.randrange(len(things)), rng.randrange(2)
     scene = single(split, rng, things[k])
-    choices = rng.sample(names, len(names))  # four of the names belong to nothing
-    gains = {names[k]: 1.0, names[k ^ 1]: 0.5}  # 0 and 1 are of one colour, 2 and 3 of another
+    name, other = names[2 * k + given], names[2 * k + 1 - given]
+    choices, gains = rng.sample(names, len(names)), {name: 1.0, other: 0.5}
     fields = {"history": f" {scene.place}"}
-    return Item(partial(draw, scene), (names[k],), fields, tuple(choices), tuple(gains.get(c, 0.0) for c in choices))
+    return Item(partial(draw, scene), (name,), fields, tuple(choices), tuple(gains.get(c, 0.0) for c in choices))
 
 
 def steps(split: str, rng: random.Random) -> Item:

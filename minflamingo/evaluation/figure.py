@@ -50,9 +50,9 @@ def scores_figure(results: dict) -> Figure:
     n = len(tasks) + bool(mean)
     columns = min(n, 5 if n > 8 else 4)
     lines = -(-n // columns)
-    width, height = 360 * columns + 90, 350 * lines + 180
+    width, height = 360 * columns + 90, 350 * lines + 200
     figure = Figure((width / DPI, height / DPI), DPI, facecolor="white")
-    figure.subplots_adjust(75 / width, 125 / height, 1 - 25 / width, 1 - 100 / height, 0.24, 0.52)
+    figure.subplots_adjust(75 / width, 125 / height, 1 - 25 / width, 1 - 120 / height, 0.24, 0.52)
     figure.suptitle("Score against the number of shots", x=75 / width, ha="left", fontsize=14, **BOLD)
     notes = "band: 95% interval   ·   hollow: no image but the query's   ·   mean: of shares of what right answers would score"
     if width < 1000:
