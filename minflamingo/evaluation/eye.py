@@ -78,8 +78,7 @@ class Eye:
 
     def features(self, example: Example) -> Tensor | None:
         """(T, S, D) on the CPU, or None for a broken medium."""
-        if example.key not in self.kept and example.key not in self.broken:
-            self.look([example])
+        self.look([example])
         return self.kept.get(example.key)
 
 
