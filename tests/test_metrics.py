@@ -303,6 +303,8 @@ def test_ndcg_by_hand():
     assert METRICS["ndcg"]([scored]) == pytest.approx(100 * 0.5 / best)
     perfect = outcome("2/3", "", ["a"], (-2.0, -1.0, -7.0, -8.0), tuple("abcd"), (0.5, 1.0, 0.0, 0.0))
     assert per_example("ndcg", [scored, perfect]) == pytest.approx([100 * 0.5 / best, 100])
+    tied = outcome("4/1", "", ["a"], (0.0, 0.0, 0.0), tuple("abc"), (0.0, 0.0, 1.0))
+    assert METRICS["ndcg"]([tied]) == 0  # of equal scores the earlier candidate is first
     assert METRICS["ndcg"]([outcome("3/1", "", ["a"], (0.0, 1.0), ("a", "b"), (0.0, 0.0))]) == 0
 
 

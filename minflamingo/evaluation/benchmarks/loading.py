@@ -157,7 +157,7 @@ def load_benchmark(
         clean=Clean(benchmark.kind, template, name == "msrvttqa", source.stems or None),
         max_new_tokens=(32 if paper else 20) if benchmark.kind == "caption" else (16 if paper else 5),
         scoring="sum" if paper else "mean",
-        problems=tuple(source.problems),
+        problems=tuple(dict.fromkeys(source.problems)),  # a file that holds both splits was read twice
     )
 
 
