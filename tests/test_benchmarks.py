@@ -230,6 +230,7 @@ def test_coco_without_karpathys_file_is_read_from_the_official_one(tmp_path):
     write(tmp_path / "image_info_test2014.json", {"images": [{"id": 5, "file_name": "COCO_test2014_000000000005.jpg"}]})
     (hidden,) = load_benchmark("coco", tmp_path, split="test").queries
     assert hidden.answers == () and hidden.fields == {"image_id": 5}
+    assert load_benchmark("coco", tmp_path, split="val", support="test").support == []  # without an answer nothing can be shown
 
 
 def test_images_may_be_elsewhere(tmp_path):
@@ -291,8 +292,11 @@ def test_a_film_shows_one_frame_a_second_of_its_segment(tmp_path):
     assert spread(range(10, 70), 30) == list(range(11, 70, 2))
 
 
-@pytest.mark.parametrize("start, expected", [(0.0, [0, 1, 2, 3]), (1.5, [1.5, 2.5, 3.5])])
-def test_a_video_file_is_decoded_one_frame_a_second(tmp_path, start, expected):
+CUTS = [(0.0, 99.0, [0, 1, 2, 3]), (1.5, 99.0, [1.5, 2.5, 3.5]), (1.0, 3.0, [1, 2])]
+
+
+@pytest.mark.parametrize("start, end, expected", CUTS)
+def test_a_video_file_is_decoded_one_frame_a_second(tmp_path, start, end, expected):
     """Four seconds at 10 frames a second, each of another grey; needs PyAV."""
     av = pytest.importorskip("av")
     with av.open(str(tmp_path / "film.mp4"), "w") as container:
@@ -303,7 +307,7 @@ def test_a_video_file_is_decoded_one_frame_a_second(tmp_path, start, expected):
             frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 5 * i + 20, np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    shown = Film((tmp_path,), ("film",), start=start)()
+    shown = Film((tmp_path,), ("film",), start, end)()
     greys = [as_frames(frame).mean() for frame in shown]
     assert greys == pytest.approx([50 * second + 20 for second in expected], abs=4)
     (tmp_path / "film.mp4").write_bytes(b"no film")
@@ -414,7 +418,7 @@ BROKEN_RECORDS = {
     "textvqa": ("TextVQA_0.5.1_val.json", "data",
                 {"question_id": 1, "image_id": "a", "question": "?"}, "there is no 'answers'"),
     "visdial": ("visdial_1.0_val.json", "data/dialogs",
-                {"image_id": 1, "caption": "a", "dialog": [{"question": 99}]}, "99 is none of the pool's 3 texts"),
+                {"image_id": 1, "caption": "a", "dialog": [{"question": -1}]}, "-1 is none of the pool's 3 texts"),
     "vizwiz": ("val.json", "",
                {"image": "a.jpg", "question": "?", "answers": [{"answer": 3}]}, "must be a list of texts"),
     "msrvttqa": ("test_qa.json", "", {"id": 3, "video_id": 4, "question": "?"}, "there is no 'answer'"),
@@ -579,8 +583,8 @@ def test_coco_results_are_read_by_the_official_tool(tmp_path, capsys):
     assert {a["image_id"]: a["caption"] for a in results.anns.values()} == {391895: 'a "Ü"', 42: 'a "Ü"'}
 
 
-def test_results_are_written_whole_or_not_at_all(tmp_path):
-    """A wrong outcome leaves the old file as it was."""
+def test_results_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    """A wrong outcome leaves the old file as it was, and so does a disk that is full."""
     path = tmp_path / "results.json"
     path.write_text("old")
     stranger = Outcome(Example("1", lambda: None, (), {"question": "?"}), "x")
@@ -594,7 +598,19 @@ def test_results_are_written_whole_or_not_at_all(tmp_path):
     for name, outcomes, message in refused:
         with pytest.raises(ValueError, match=message):
             write_submission(name, outcomes, path)
+    fine = Outcome(Example("1", lambda: None, (), {"question_id": 1}), "x")
+
+    def half(file: Path, text: str, encoding: str) -> None:
+        file.write_bytes(text[:9].encode())
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Path, "write_text", half)
+        with pytest.raises(OSError, match="no space left"):
+            write_submission("vqav2", [fine], path)
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    write_submission("vqav2", [fine], path)
+    assert json.loads(path.read_text()) == [{"question_id": 1, "answer": "x"}]
 
 
 # ------------------------------------------------------------------------------------------------------------ published
