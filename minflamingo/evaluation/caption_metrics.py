@@ -22,7 +22,8 @@ so never), and so do "!!" and "?!".
 
     tokenize("A man's dog isn't here; it can't wait...")     a man 's dog is n't here it ca n't wait
 
-Known to differ: HTML entities, smileys other than :) ;) :(, web addresses with odd characters, telephone numbers in brackets.
+Known to differ, all rare in captions: HTML entities but for four, other smileys than :) ;) :( :D :P, telephone numbers in
+brackets, "US$5", "$1.50/lb", "M&Ms", "gonna's", version numbers, lists without spaces that have a hyphen ("a,b,c-d").
 Source of the definitions: https://github.com/salaniz/pycocoevalcap (cider, bleu with option "closest", tokenizer).
 """
 

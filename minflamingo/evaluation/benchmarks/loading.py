@@ -11,7 +11,7 @@
     choices by      the sum of their tokens' log-likelihoods                the mean
 
 OpenFlamingo puts a line break after each `<EOC>` of captions and questions. The paper's wording for HatefulMemes is given from
-memory (~); neither prints VisDial's, which is ours: `choices.py` shows it.
+memory (~). VisDial's is ours in both, as neither prints one: `choices.py` shows it.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ PAPER = {
 OPENFLAMINGO = {
     "caption": Template("Output:", "{answer}", between="\n"),
     "question": Template("Question:{question} Short answer:", "{answer}", between="\n"),
-    "dialogue": Template("{dialogue}Question:{question} Short answer:", "{answer}", between="\n"),
+    "dialogue": PAPER["dialogue"],  # OpenFlamingo has no VisDial
     "meme": Template("is an image with: '{text}' written on it. Is it hateful? Answer:", "{answer}"),
 }
 TEMPLATES: Mapping[str, Mapping[str, Template]] = {"paper": PAPER, "openflamingo": OPENFLAMINGO}
