@@ -22,7 +22,8 @@ so never), and so do "!!" and "?!".
 
     tokenize("A man's dog isn't here; it can't wait...")     a man 's dog is n't here it ca n't wait
 
-Known to differ: HTML entities, smileys other than :) ;) :(, web addresses with odd characters, telephone numbers in brackets.
+Known to differ, all rare in captions: HTML entities but for four, other smileys than :) ;) :( :D :P, telephone numbers in
+brackets, "US$5", "$1.50/lb", "M&Ms", "gonna's", version numbers, lists without spaces that have a hyphen ("a,b,c-d").
 Source of the definitions: https://github.com/salaniz/pycocoevalcap (cider, bleu with option "closest", tokenizer).
 """
 
@@ -129,12 +130,12 @@ def cider_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -
     log_images = math.log(len(refs)) if refs else 0.0
 
     def weighted(counts: Counter) -> tuple[dict, list[float], int]:
-        """Weights of the n-grams; the norm of each n's vector; the length, which the standard counts in pairs of words."""
+        """Weights of the n-grams; the norm of the vector of each n; the number of words."""
         weights = {gram: count * (log_images - math.log(max(1, seen_in[gram]))) for gram, count in counts.items()}
         squares = [0.0] * N
         for gram, w in weights.items():
             squares[len(gram) - 1] += w * w
-        return weights, [math.sqrt(s) for s in squares], sum(count for gram, count in counts.items() if len(gram) == 2)
+        return weights, [math.sqrt(s) for s in squares], sum(count for gram, count in counts.items() if len(gram) == 1)
 
     scores = []
     for caption, image in zip(captions, refs):

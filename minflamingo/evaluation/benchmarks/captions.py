@@ -41,8 +41,9 @@ def karpathy(source: Source, name: str, split: str) -> list[Example]:
     wanted = {"train": ("train", "restval")}.get(split, (split,))
     places = source.places("flickr30k-images", "flickr30k_images", "coco")
 
-    def make(record: dict) -> Example:
-        text(record, "split")
+    def make(record: dict) -> Example | None:
+        if text(record, "split") not in wanted:
+            return None
         file = text(record, "filename")
         if "cocoid" in record:
             image_id = identity(record, "cocoid")
@@ -53,9 +54,7 @@ def karpathy(source: Source, name: str, split: str) -> list[Example]:
         captions = texts([sentence["raw"] for sentence in record["sentences"]], "sentences")
         return Example(str(image_id), anywhere(places, path), captions, {"image_id": image_id})
 
-    # An image of another split is no problem; one that names none is.
-    of_split = [r for r in records if not isinstance(r, dict) or r.get("split") in (*wanted, None)]
-    return source.examples(of_split, make, name)
+    return source.examples(records, make, name)
 
 
 def anywhere(places: tuple, path: str) -> Picture:

@@ -65,8 +65,8 @@ class Source:
         except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} is not JSON: {error}") from None
 
-    def examples(self, records: Iterable[object], make: Callable[[dict], Example], where: str) -> list[Example]:
-        """What `make` makes of the records. One that it cannot read, or whose key came before, is noted and passed over."""
+    def examples(self, records: Iterable[object], make: Callable[[dict], Example | None], where: str) -> list[Example]:
+        """What `make` makes of the records; None is left out (another split). One that it cannot read is noted and left out."""
         if not isinstance(records, list | tuple):
             raise ValueError(f"{where}: expected a list of records, found {type(records).__name__}")
         made: dict[str, Example] = {}
@@ -75,6 +75,8 @@ class Source:
                 if not isinstance(record, dict):
                     raise ValueError(f"a record is an object, found {record!r:.60}")
                 example = make(record)
+                if example is None:
+                    continue
                 if example.key in made:
                     raise ValueError(f"{example.key} came before")
             except (ValueError, TypeError, LookupError, AttributeError) as error:
