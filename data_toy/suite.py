@@ -5,7 +5,7 @@
     video_captions    VATEX          cider   "Output:" → " the red circle moves left"
     poor_pictures     VizWiz         vqa     "This is a" → " dak.", or " nul." (unanswerable) where nothing can be made out
     video_questions   MSRVTTQA       top1    "This is a" → " dak.": who is it that moves?
-    dialogue          VisDial        ndcg    " left This is a" → a ranking of eight names, two of them relevant
+    dialogue          VisDial        ndcg    " left.This is a" → a ranking of eight names, two of them relevant
     steps             YouCook2       cider   "Output:" → " the red circle moves left, the red circle moves up"
     reading           TextVQA        vqa     "Output:" → " taxi"
     clashes           HatefulMemes   auc     "This is a" → " yes." where word and board agree, else " no."
@@ -159,7 +159,7 @@ def dialogue(split: str, rng: random.Random) -> Item:
     scene = single(split, rng, things[k])
     name, other = names[2 * k + given], names[2 * k + 1 - given]
     choices, gains = rng.sample(names, len(names)), {name: 1.0, other: 0.5}
-    fields = {"history": f" {scene.place}"}
+    fields = {"history": f" {scene.place}."}
     return Item(partial(draw, scene), (name,), fields, tuple(choices), tuple(gains.get(c, 0.0) for c in choices))
 
 
@@ -201,7 +201,7 @@ SUITE: dict[str, tuple[Callable[[str, random.Random], Item], Template, str]] = {
     "video_captions": (video_captions, OUTPUT, "cider"),
     "poor_pictures": (poor_pictures, NAMED, "vqa"),
     "video_questions": (video_questions, NAMED, "top1"),
-    "dialogue": (dialogue, Template("{history} This is a", " {answer}."), "ndcg"),
+    "dialogue": (dialogue, Template("{history}This is a", " {answer}."), "ndcg"),
     "steps": (steps, OUTPUT, "cider"),
     "reading": (reading, OUTPUT, "vqa"),
     "clashes": (clashes, NAMED, "auc"),

@@ -92,7 +92,7 @@ def test_an_example_that_cannot_be_opened_is_named_and_never_found(flamingo):
     eye = Eye(flamingo)
     support = [example(0), broken(1), example(2), example(3)]
     index = rices(eye, support)
-    assert eye.broken == {"train-1": "1.png is no image"}
+    assert [eye.why_broken(e) for e in support] == [None, "1.png is no image", None, None]
     assert sorted(index.nearest(pooled(eye.features(example(9)))[None], ["q"], 4)[0]) == [0, 2, 3]
     with pytest.raises(ValueError, match=r"RICES: none of the 2 support examples can be opened \(1.png is no image\)"):
         rices(Eye(flamingo), [broken(1), broken(2)])
@@ -114,7 +114,7 @@ def test_features_on_disk_are_read_again_for_the_same_eye_and_support_and_for_no
     eye = Eye(flamingo)
     again = rices(eye, support, tmp_path)
     assert looked == ["train-0", "train-1"] and torch.equal(first.features, again.features)
-    assert again.broken.tolist() == [False, False, True] and eye.broken == {"train-2": "2.png is no image"}
+    assert again.broken.tolist() == [False, False, True] and eye.why_broken(support[2]) == "2.png is no image"
     rices(Eye(flamingo), [*support, noted(3)], tmp_path)
     other = LoadedFlamingo(tiny_flamingo(seed=1), LETTERS, prepare_any)
     rices(Eye(other), support, tmp_path)
@@ -142,10 +142,10 @@ def test_the_eye_looks_at_each_item_once_and_forgets_what_was_used_longest_ago(f
     assert looked == list(range(8))
     small = Eye(flamingo, memory=eye.features(examples[0]).nbytes * 3)
     small.look(examples[:1] + examples[3:4] + examples[:1] + examples[6:7])
-    assert list(small.kept) == ["0", "3", "6"] and small.bytes <= small.memory
+    assert list(small.kept) == [examples[i].media for i in (0, 3, 6)] and small.bytes <= small.memory
     small.features(examples[0])
-    small.look([noted(9)])
-    assert list(small.kept) == ["6", "0", "9"]
+    small.look([nine := noted(9)])
+    assert list(small.kept) == [e.media for e in (examples[6], examples[0], nine)]
 
 
 def test_a_fingerprint_changes_with_the_weights(flamingo):

@@ -32,7 +32,8 @@ class Cell:
         self.out, self.task, self.shots, self.trial = out, task, shots, trial
         self.name = f"{task.name}-{shots}-{trial}"
         self.path = out / "cells" / f"{self.name}.jsonl"
-        self.settings = {**settings, "task": task_fingerprint(task), "shots": shots, "trial": trial}
+        content = {**settings, "task": task_fingerprint(task), "shots": shots, "trial": trial}
+        self.settings = json.loads(json.dumps(content))  # as it will be read: lists, no tuples
         self.records = self._read()
 
     def _read(self) -> list[dict]:

@@ -3,7 +3,7 @@
     eye = Eye(flamingo)
     eye.look(examples)              pixels → features, many frames at a time; what is looked at already costs nothing
     eye.features(example)           (T, S, D), as a prompt takes them in the place of pixels; None: the file is broken
-    eye.broken                      {"79841": "no such file: …"}: what could not be opened, and why
+    eye.why_broken(example)         "no such file: …"; None: it is sound
 
 A support picture stands in the prompts of many queries, and the eye is frozen: so it is encoded once and kept. What is kept is
 bounded: 2 GB are 330,000 pictures of the toy world (16 patches of 96 numbers), and 2,000 of CLIP ViT-L/14 (256 of 1024, fp32).
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
@@ -23,38 +23,39 @@ from .task import Example
 
 
 class Eye:
-    """Features of examples by their key. The least recently used are forgotten when more than `memory` bytes are kept.
+    """Features of examples, by their medium: several questions about one picture on disk look at it once.
 
     Args:
+        memory: bytes; of more than that, the least recently used are forgotten.
         at_once: frames that go through the eye together.
     """
 
     def __init__(self, flamingo: LoadedFlamingo, memory: int = 2 << 30, at_once: int = 64):
         self.flamingo, self.memory, self.at_once = flamingo, memory, at_once
-        self.kept: OrderedDict[str, Tensor] = OrderedDict()
+        self.kept: OrderedDict[Callable, Tensor] = OrderedDict()
         self.bytes = 0
-        self.broken: dict[str, str] = {}
+        self.broken: dict[Callable, str] = {}
 
     def look(self, examples: Iterable[Example]) -> None:
         """Encode what is not known yet. An OSError or ValueError of a medium makes it broken, and nothing else."""
-        waiting: dict[str, Tensor] = {}
+        waiting: dict[Callable, Tensor] = {}
         frames = 0
-        for example in {e.key: e for e in examples}.values():
-            if example.key in self.broken:
+        for media in dict.fromkeys(example.media for example in examples):
+            if media in self.broken:
                 continue
-            if example.key in self.kept:
-                self.kept.move_to_end(example.key)
+            if media in self.kept:
+                self.kept.move_to_end(media)
                 continue
             try:
-                medium = example.media()
+                medium = media()
                 if isinstance(medium, Tensor) and medium.is_floating_point():  # features already
-                    self._keep(example.key, medium)
+                    self._keep(media, medium)
                     continue
-                waiting[example.key] = self.flamingo.prepare(medium)  # (T, C, H, W)
+                waiting[media] = self.flamingo.prepare(medium)  # (T, C, H, W)
             except (OSError, ValueError) as error:
-                self.broken[example.key] = str(error)
+                self.broken[media] = str(error)
                 continue
-            frames += len(waiting[example.key])
+            frames += len(waiting[media])
             if frames >= self.at_once:
                 self._encode(waiting)
                 waiting, frames = {}, 0
@@ -62,15 +63,15 @@ class Eye:
             self._encode(waiting)
 
     @torch.no_grad()
-    def _encode(self, waiting: dict[str, Tensor]) -> None:
+    def _encode(self, waiting: dict[Callable, Tensor]) -> None:
         model, pixels = self.flamingo.model, torch.cat(list(waiting.values()))
         dtype = next(model.vision.parameters()).dtype
         parts = [model.vision(part.to(self.flamingo.device, dtype)).cpu() for part in pixels.split(self.at_once)]
-        for key, features in zip(waiting, torch.cat(parts).split([len(p) for p in waiting.values()])):
-            self._keep(key, features.clone())  # a view would hold all of them
+        for media, features in zip(waiting, torch.cat(parts).split([len(p) for p in waiting.values()])):
+            self._keep(media, features.clone())  # a view would hold all of them
 
-    def _keep(self, key: str, features: Tensor) -> None:
-        self.kept[key] = features
+    def _keep(self, media: Callable, features: Tensor) -> None:
+        self.kept[media] = features
         self.bytes += features.nbytes
         while self.bytes > self.memory and len(self.kept) > 1:
             _, forgotten = self.kept.popitem(last=False)
@@ -79,7 +80,11 @@ class Eye:
     def features(self, example: Example) -> Tensor | None:
         """(T, S, D) on the CPU, or None for a broken medium."""
         self.look([example])
-        return self.kept.get(example.key)
+        return self.kept.get(example.media)
+
+    def why_broken(self, example: Example) -> str | None:
+        """What was wrong when it was looked at."""
+        return self.broken.get(example.media)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -85,7 +85,7 @@ def rices(eye: Eye, support: Sequence[Example], folder: str | Path | None = None
     path = None if folder is None else Path(folder) / f"rices-{name}.pt"
     if path is not None and path.is_file():
         kept = load_tensors(path)
-        eye.broken.update(kept["broken"])
+        eye.broken.update({support[i].media: why for i, why in kept["broken"].items()})
         return Rices(kept["features"], keys)
     rows: list[Tensor | None] = []
     with tqdm(total=len(keys), desc="RICES: looking at the support", disable=len(keys) < 2000, leave=False) as bar:
@@ -98,10 +98,11 @@ def rices(eye: Eye, support: Sequence[Example], folder: str | Path | None = None
             bar.update(len(part))
     whole = next((row for row in rows if row is not None), None)
     if whole is None:
-        why = next((eye.broken[key] for key in keys if key in eye.broken), "there is none")
+        why = next((eye.why_broken(example) for example in support), "there is none")
         raise ValueError(f"RICES: none of the {len(keys)} support examples can be opened ({why})")
     features = torch.stack([torch.full_like(whole, torch.nan) if row is None else row for row in rows])
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors({"features": features, "broken": {key: eye.broken[key] for key in keys if key in eye.broken}}, path)
+        lost = torch.where(features.isnan().any(1))[0].tolist()
+        save_tensors({"features": features, "broken": {i: eye.why_broken(support[i]) for i in lost}}, path)
     return Rices(features, keys)

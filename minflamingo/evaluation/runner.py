@@ -116,12 +116,12 @@ class Shots:
         self.replaced = {}
         while not self.text_only:
             self.eye.look(itertools.chain(*chosen))
-            if not any(e.key in self.eye.broken for row in chosen for e in row):
+            if all(self.eye.why_broken(e) is None for row in chosen for e in row):
                 break
             for query, row, more in zip(queries, chosen, candidates):
-                if lost := [e.key for e in row if e.key in self.eye.broken]:
+                if lost := [e.key for e in row if self.eye.why_broken(e) is not None]:
                     self.replaced.setdefault(query.key, []).extend(lost)
-                    row[:] = [e for e in row if e.key not in self.eye.broken]
+                    row[:] = [e for e in row if self.eye.why_broken(e) is None]
                     row += itertools.islice(more, self.n - len(row))
         for query, row in zip(queries, chosen):
             if len(row) < self.n:
@@ -164,8 +164,8 @@ def answers(
     for at in range(start, len(queries_of_task), batch_size):
         part = whole = queries_of_task[at : at + batch_size]
         eye.look(part)
-        records = {e.key: {"key": e.key, "broken": eye.broken[e.key]} for e in part if e.key in eye.broken}
-        part = [e for e in part if e.key not in eye.broken]
+        records = {e.key: {"key": e.key, "broken": why} for e in part if (why := eye.why_broken(e)) is not None}
+        part = [e for e in part if e.key not in records]
         chosen = chooser.choose(part) if part else []
         queries = [as_query(task, e, row, eye, chooser.text_only) for e, row in zip(part, chosen)]
         for close_ended in (False, True):
