@@ -62,8 +62,9 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-TOY = ["eval", "--model", "model", "--suite", "little_suite", "--limit", "7", "--beams", "1", "--batch-size", "2"]
-VQA = ["eval", "--model", "model", "--task", "vqav2", "--data", "vqa", "--beams", "1", "--batch-size", "2", "--shots", "0_text,4"]
+HOW = ["--device", "cpu", "--beams", "1", "--batch-size", "2"]
+TOY = ["eval", "--model", "model", "--suite", "little_suite", "--limit", "7", *HOW]
+VQA = ["eval", "--model", "model", "--task", "vqav2", "--data", "vqa", "--shots", "0_text,4", *HOW]
 
 
 def results(place, out: str = "out") -> dict:

@@ -15,7 +15,7 @@ from minflamingo.complete import LoadedFlamingo
 from minflamingo.data.sample import EOC, collate
 from minflamingo.evaluation.benchmarks import OPENFLAMINGO, PAPER
 from minflamingo.evaluation.eye import Eye
-from minflamingo.evaluation.fewshot import few_shot_prompt
+from minflamingo.evaluation.fewshot import choice_scores, few_shot_prompt
 from minflamingo.evaluation.metrics import METRICS, Outcome
 from minflamingo.evaluation.runner import (
     Protocol,
@@ -251,6 +251,24 @@ def test_orders_are_different_and_begin_with_the_one_that_was_drawn():
         orders = orders_of(n, 6, 0)
         assert len(set(orders)) == len(orders) == min(6, math.factorial(n)) and orders[0] == tuple(range(n))
         assert all(sorted(order) == list(range(n)) for order in orders) and orders == orders_of(n, 6, 0)
+
+
+def test_ensembling_makes_the_order_of_the_shots_matter_less(flamingo):
+    """Appendix. Means of six orders vary a sixth as much as single ones: here, over many draws of orders, less than half."""
+    task, eye = close_ended(n=6), Eye(flamingo)
+    rows = Shots(task, "8", 0, Protocol(), eye).choose(task.queries)
+
+    def scores(seed: int, most: int) -> torch.Tensor:
+        """The log-likelihood of each query's first choice, over `most` orders; the first, as it was drawn, left out."""
+        orders = orders_of(8, most + 1, seed)[1:]
+        cases = [[as_query(task, q, [row[i] for i in order], eye) for order in orders] for q, row in zip(task.queries, rows)]
+        flat = [case for several in cases for case in several]
+        prompts = [few_shot_prompt(case, "8") for case in flat]
+        found = choice_scores(flamingo.model, LETTERS, prompts, [case.choices for case in flat], prepare)
+        return torch.tensor([row[0] for row in found]).unflatten(0, (len(rows), most)).mean(1)
+
+    single, ensembled = (torch.stack([scores(seed, n) for seed in range(12)]).var(0).mean() for n in (1, 6))
+    assert 0 < float(ensembled) < 0.5 * float(single)
 
 
 # ------------------------------------------------------------------------------------------------- what is left out, marks

@@ -26,13 +26,16 @@ from .task import Task
 
 
 class Cell:
-    """What has been answered so far for one (task, shots, trial); one line of a file per query, below a line of settings."""
+    """What has been answered so far for one (task, shots, trial); one line of a file per query, below a line of settings.
+
+    settings: what must be the same for the lines to be taken up again, `task_fingerprint` among it.
+    """
 
     def __init__(self, out: Path, task: Task, shots: str, trial: int, settings: dict):
         self.out, self.task, self.shots, self.trial = out, task, shots, trial
         self.name = f"{task.name}-{shots}-{trial}"
         self.path = out / "cells" / f"{self.name}.jsonl"
-        content = {**settings, "task": task_fingerprint(task), "shots": shots, "trial": trial}
+        content = {**settings, "shots": shots, "trial": trial}
         self.settings = json.loads(json.dumps(content))  # as it will be read: lists, no tuples
         self.records = self._read()
 

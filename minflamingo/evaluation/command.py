@@ -30,7 +30,7 @@ from .. import __version__
 from ..complete import LoadedFlamingo
 from ..training.checkpoint import save_json
 from .benchmarks import BENCHMARKS, PUBLISHED, TEMPLATES, files_expected, load_benchmark
-from .cells import Cell
+from .cells import Cell, task_fingerprint
 from .eye import Eye, fingerprint
 from .figure import plot_scores
 from .rices import rices
@@ -86,10 +86,12 @@ def run(given: argparse.Namespace, load: Callable[[], LoadedFlamingo]) -> dict:
             print(f"{task.name}: passed over {len(task.problems)} records, e.g. {task.problems[0]}")
     flamingo = load()
     whose = {"version": __version__, "model": fingerprint(flamingo.model), "image": flamingo.prepare.to_dict()}
-    cells = {
-        (task.name, s, trial): Cell(given.out, task, s, trial, {**whose, **asdict(protocol)})
-        for task in tasks for s in shots for trial in range(trials_of(s, given))
-    }  # fmt: skip
+    cells = {}
+    for task in tasks:
+        settings = {**whose, **asdict(protocol), "task": task_fingerprint(task)}
+        for s in shots:
+            for trial in range(trials_of(s, given)):
+                cells[task.name, s, trial] = Cell(given.out, task, s, trial, settings)
     results: dict = {"settings": {**whose, **asdict(protocol), "template": given.template}, "tasks": {}}
     with tqdm(
         total=sum(len(c.task.queries) for c in cells.values()), initial=sum(len(c.records) for c in cells.values()),
