@@ -199,6 +199,13 @@ def test_rices_and_ensembling_are_those_of_the_runner(place):
     assert np.allclose(scores, [r["scores"] for r in expected["records"]], atol=1e-5)
 
 
+def test_what_rices_does_without_is_counted(place, capsys):
+    """A support picture that is not there is in no search."""
+    main([*VQA, "--rices", "--out", "out"])
+    assert "vqav2: 1 support examples could not be opened, and RICES does without them" in capsys.readouterr().out
+    assert results(place)["tasks"]["vqav2"]["shots"]["4"]["replaced"] == []
+
+
 def test_a_limit_draws_queries_by_the_seed(place):
     """Not the first ones: files are often in order."""
     given = dict(task="vqav2", data=place / "vqa", split=None, template="paper", limit=3, suite="little_suite")

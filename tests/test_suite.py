@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ from data_toy.suite import LIKE, PEOPLE, SPLITS, SUITE, UNANSWERABLE, clean, exa
 from data_toy.words import caption, questions, toy_tokenizer
 from data_toy.world import MADE_UP_NAMES, Video, held_out
 from minflamingo.data.images import as_frames
+from minflamingo.evaluation.figure import UNITS
 from minflamingo.evaluation.metrics import METRICS, Outcome
 from minflamingo.evaluation.runner import perfect
 
@@ -189,6 +192,17 @@ def test_a_cleaned_answer_is_its_first_sentence():
     assert clean(" dak. They are mainly found in Nepal.") == "dak" and clean(" a red circle left of a blue star") == (
         "a red circle left of a blue star"
     )
+
+
+def test_the_benchmarks_of_the_readme_are_those_of_the_suite():
+    """Name, whose column it is, metric; and each prompt is one that some example asks with."""
+    readme = (Path(toy.__file__).parent / "README.md").read_text().split("## Nine benchmarks")[1]
+    rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w\- ]+) \| `(.*?)` →", readme, re.MULTILINE)
+    assert [(name, like) for name, like, _, _ in rows] == list(LIKE.items())
+    for name, _, metric, prompt in rows:
+        _, template, key = SUITE[name]
+        assert metric == UNITS[key]
+        assert prompt in {template.asked(example(name, "train", i)) for i in range(300)}
 
 
 def test_answers_are_spread():

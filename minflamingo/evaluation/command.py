@@ -77,7 +77,7 @@ def run(given: argparse.Namespace, load: Callable[[], LoadedFlamingo]) -> dict:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
     tasks = load_tasks(given)
     toy = all(task.name not in BENCHMARKS for task in tasks)
-    shots = (given.shots or (TOY_SHOTS if toy else SHOTS)).split(",")
+    shots = list(dict.fromkeys((given.shots or (TOY_SHOTS if toy else SHOTS)).split(",")))
     for s in shots:
         count_of(s)  # refuses what is no number of shots
     protocol = Protocol(given.seed, given.rices, given.ensemble, beams=given.beams)
@@ -163,6 +163,8 @@ def answer(flamingo: LoadedFlamingo, task: Task, cells: Sequence[Cell], protocol
             eye = eye or Eye(flamingo)
             if protocol.rices and index is None:
                 index = rices(eye, task.support, given.out / "cells")
+                if lost := int(index.broken.sum()):
+                    bar.write(f"{task.name}: {lost} support examples could not be opened, and RICES does without them")
             cell.begin()
             how = dict(start=len(cell.records), batch_size=given.batch_size)
             for records in answers(flamingo, task, cell.shots, cell.trial, protocol, eye, index, **how):
