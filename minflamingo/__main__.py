@@ -1,7 +1,8 @@
-"""python -m minflamingo complete | train      (each says more with --help)
+"""python -m minflamingo complete | train | eval      (each says more with --help)
 
     python -m minflamingo complete --model runs/tiny cat.png "Output: a cat" dog.png "Output:"
     python -m minflamingo train --config openflamingo-3b --vision … --language … --pages "mmc4/{000..099}.tar" --out runs/mine
+    python -m minflamingo eval --model runs/tiny --task toy
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from PIL import Image
 from . import load
 from .complete import LoadedFlamingo, complete
 from .data.sample import EOC
+from .evaluation import command as evaluation
 from .train import Settings, train
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -103,6 +105,8 @@ def main(arguments: list[str] | None = None) -> None:
     for name, value in vars(defaults).items():
         two.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
 
+    evaluation.add_parser(commands, add_parts)
+
     given = parser.parse_args(arguments)
     try:
         if given.command == "complete":
@@ -114,6 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
             show = None if given.beams > 1 else lambda text: print(text, end="", flush=True)
             text = complete(flamingo, prompt, **how, on_text=show)
             print(text if show is None else "")
+        elif given.command == "eval":
+            evaluation.run(given, lambda: loaded(given.model, given))
         else:
             settings = Settings(**{name: getattr(given, name) for name in vars(defaults)})
             shards = {m: getattr(given, m) for m in ("pages", "pairs", "videos")}

@@ -6,8 +6,9 @@
     shots "0_text"  zero-shot as in the paper: two examples WITHOUT their images, so that the form of an answer is known
     shots "0"       the query alone
 
-Open-ended answers are generated greedily up to `<EOC>` and must be right to the letter; close-ended ones are chosen from
-given answers by log-likelihood. Intervals are Wilson's, 95%: they stay inside 0…1 and are honest near both ends.
+Open-ended answers are generated up to `<EOC>`, greedily or by beam search; close-ended ones are chosen from given answers by
+log-likelihood. `predict` and `accuracy` are the toy world's examination: right to the letter, with Wilson's 95% intervals, that
+stay inside 0…1 and are honest near both ends. `runner.py` runs whole benchmarks on the same prompts, with their own metrics.
 
 Example: 190 right of 200 → accuracy 0.95, ci95 [0.910, 0.973].
 """
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 
 from ..data.sample import EOC, Sample, collate
 from ..flamingo import Flamingo
-from ..generate import generate, score_answers
+from ..generate import beam_search, generate, score_answers
 from ..tokenizer import Tokenizer
 
 SHOTS = ("0", "0_text", "1", "2", "4", "8", "16", "32")
@@ -36,6 +37,7 @@ class Query:
     prompt: str
     answer: str
     choices: tuple[str, ...] | None = None  # close-ended: the answers to choose from
+    between: str = ""  # stands after each <EOC> (OpenFlamingo's prompts have a line break there)
 
 
 def few_shot_prompt(query: Query, shots: str) -> Sample:
@@ -51,8 +53,49 @@ def few_shot_prompt(query: Query, shots: str) -> Sample:
         raise ValueError(f"{shots} shots asked for, but this query has {len(query.support)} support examples")
     pieces: list = []
     for medium, text in query.support[:n]:
-        pieces += [text, EOC] if shots == "0_text" else [medium, text, EOC]
+        pieces += [*([] if shots == "0_text" else [medium]), text, EOC, *([query.between] if query.between else [])]
     return Sample([*pieces, query.medium, *([query.prompt] if query.prompt else [])])
+
+
+def generated(
+    flamingo: Flamingo,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sample],
+    prepare: Callable | None = None,
+    max_new_tokens: int = 24,
+    beams: int = 1,
+) -> list[str]:
+    """Open-ended: what the model says behind each prompt, up to `<EOC>`; greedily, or by beam search (the paper's 3)."""
+    batch = collate(prompts, tokenizer, prepare, pad="left").to(next(flamingo.parameters()).device)
+    if beams == 1:
+        new_ids = generate(flamingo, batch, tokenizer.eoc_id, max_new_tokens)
+    else:
+        new_ids = beam_search(flamingo, batch, tokenizer.eoc_id, beams, max_new_tokens)
+    return [tokenizer.decode(ids) for ids in new_ids]
+
+
+def choice_scores(
+    flamingo: Flamingo,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Sample],
+    choices: Sequence[Sequence[str]],
+    prepare: Callable | None = None,
+    scoring: str = "sum",
+) -> list[tuple[float, ...]]:
+    """Close-ended: log-likelihood of each choice behind its prompt, which is read once; prompts may differ in choices.
+
+    scoring: "sum" over a choice's tokens, or their "mean", with which a long choice is not unlikely for its length.
+    """
+    if scoring not in ("sum", "mean"):
+        raise ValueError(f"scoring is {scoring!r}; choose 'sum' or 'mean'")
+    batch = collate(prompts, tokenizer, prepare, pad="left").to(next(flamingo.parameters()).device)
+    ids = [[tokenizer.encode(choice) for choice in several] for several in choices]
+    most = max(map(len, ids))
+    filled = [[*several, *[several[0]] * (most - len(several))] for several in ids]  # as many for each; the rest is cut off
+    rows = score_answers(flamingo, batch, filled).tolist()
+    return [
+        tuple(s / (len(i) if scoring == "mean" else 1) for s, i in zip(row, several)) for row, several in zip(rows, ids)
+    ]
 
 
 def predict(
@@ -65,18 +108,15 @@ def predict(
     batch_size: int = 64,
 ) -> list[str]:
     """The model's answer to each query, in the order given. A task is open-ended, or close-ended in all its queries."""
-    device = next(flamingo.parameters()).device
     answers: list[str] = []
     for start in range(0, len(queries), batch_size):
         part = queries[start : start + batch_size]
-        batch = collate([few_shot_prompt(q, shots) for q in part], tokenizer, prepare, pad="left").to(device)
+        prompts = [few_shot_prompt(q, shots) for q in part]
         if part[0].choices is None:
-            new_ids = generate(flamingo, batch, tokenizer.eoc_id, max_new_tokens)
-            answers += [tokenizer.decode(ids) for ids in new_ids]
+            answers += generated(flamingo, tokenizer, prompts, prepare, max_new_tokens)
         else:
-            candidates = [[tokenizer.encode(c) for c in q.choices] for q in part]
-            best = score_answers(flamingo, batch, candidates).argmax(1).tolist()
-            answers += [q.choices[i] for q, i in zip(part, best)]
+            scores = choice_scores(flamingo, tokenizer, prompts, [q.choices for q in part], prepare)
+            answers += [q.choices[row.index(max(row))] for q, row in zip(part, scores)]
     return answers
 
 

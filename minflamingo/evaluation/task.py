@@ -5,7 +5,7 @@
     shown     <image>Question: What's the cat wearing? Answer: sunglasses<EOC>
     asked     <image>Question: What is on the water? Answer:
 
-The texts are the paper's processed prompts, to the letter (§3, appendix); `OPENFLAMINGO` holds the other wording.
+Wordings are in `benchmarks/loading.py`: the paper's processed prompts, to the letter (§3, appendix), and OpenFlamingo's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Example:
     key: its name in the benchmark, as the predictions file wants it.
     media: makes the image (PIL, array), the video (list of frames) or the frozen eye's features (tensor) of this item; called
         when the item is needed, so that a benchmark on disk is read lazily. It may raise OSError or ValueError.
-    fields: what the template's prompt names, such as {"question": …}.
+    fields: what the template's prompt names, such as {"question": …}; and the benchmark's own ids, in their own types.
     answers: references. The first is shown when this is a support example.
     choices: close-ended, the answers to choose from; None: open-ended.
     gains: with choices, how relevant each is (VisDial's NDCG).
@@ -30,7 +30,7 @@ class Example:
     key: str
     media: Callable[[], object]
     answers: tuple[str, ...]
-    fields: Mapping[str, str] = field(default_factory=dict)
+    fields: Mapping[str, object] = field(default_factory=dict)
     choices: tuple[str, ...] | None = None
     gains: tuple[float, ...] | None = None
 
@@ -62,6 +62,7 @@ class Task:
     metric: a name in `metrics.METRICS`.
     clean: the benchmark's usual clean-up of a generated answer, before the metric sees it.
     scoring: how the log-likelihoods of choices compare: "mean" per token or "sum".
+    problems: what could not be read when the task was loaded, and was passed over.
     """
 
     name: str
@@ -72,3 +73,4 @@ class Task:
     clean: Callable[[str], str] = str.strip
     max_new_tokens: int = 20
     scoring: str = "mean"
+    problems: tuple[str, ...] = ()
