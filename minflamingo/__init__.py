@@ -6,7 +6,7 @@ around the model: data, training, evaluation, plots.
 
 __version__ = "0.1.0"
 
-from .complete import LoadedFlamingo, complete
+from .complete import LoadedFlamingo, complete, remember
 from .config import FlamingoConfig, LMConfig, ResamplerConfig, VisionConfig, preset
 from .data.sample import EOC, Sample, Unscored, collate
 from .flamingo import Batch, Flamingo
@@ -20,5 +20,5 @@ from .vision import ViT
 __all__ = [
     "EOC", "LM", "Batch", "Flamingo", "FlamingoConfig", "LMConfig", "LoadedFlamingo", "PerceiverResampler", "ResamplerConfig",
     "Sample", "Tokenizer", "ToyTokenizer", "Unscored", "ViT", "VisionConfig", "beam_search", "collate", "complete", "generate",
-    "load", "preset", "save", "score_answers",
+    "load", "preset", "remember", "save", "score_answers",
 ]  # fmt: skip

@@ -3,7 +3,11 @@
     flamingo = minflamingo.load("runs/tiny")
     complete(flamingo, [cat, "Output: a cat", EOC, dog, "Output:"])            →   " a dog"
 
-A prompt is a list of text (`str`), images (PIL, arrays), videos (lists of frames) and `EOC`.
+A prompt is a list of text (`str`), images (PIL, arrays), videos (lists of frames) and `EOC`. Shots that stand before many
+queries are read once, and so are their images:
+
+    shots = remember(flamingo, [cat, "Output: a cat", EOC])
+    complete(flamingo, [dog, "Output:"], after=shots)                          →   " a dog", as above
 """
 
 from __future__ import annotations
@@ -15,8 +19,8 @@ import torch
 
 from .data.images import ImagePreparation, as_frames
 from .data.sample import EOC, Sample, collate
-from .flamingo import Flamingo
-from .generate import beam_search, generate
+from .flamingo import Batch, Cache, Flamingo
+from .generate import beam_search, generate, read_prompt
 from .tokenizer import Tokenizer
 
 
@@ -33,6 +37,20 @@ class LoadedFlamingo:
         return next(self.model.parameters()).device
 
 
+@torch.inference_mode()
+def remember(flamingo: LoadedFlamingo, shots: Sequence[object]) -> Cache:
+    """Read an interleaved list once, for any number of `complete(flamingo, query, after=…)`; none of them changes it.
+
+    Args:
+        shots: text, images, videos and `EOC`, as in `complete`, from the sequence's beginning (`<BOS>`).
+    Returns:
+        The cache behind them: one row of keys and values, and of all images only the last one, which text goes on seeing.
+    Raises:
+        TypeError, ValueError: as in `complete`.
+    """
+    return read_prompt(flamingo.model, _batch(flamingo, shots, "remember"))[1]
+
+
 def complete(
     flamingo: LoadedFlamingo,
     prompt: Sequence[object],
@@ -43,6 +61,7 @@ def complete(
     top_p: float | None = None,
     seed: int | None = None,
     on_text: Callable[[str], None] | None = None,
+    after: Cache | None = None,
 ) -> str:
     """Continue an interleaved prompt with text, up to `<EOC>`.
 
@@ -51,30 +70,33 @@ def complete(
         beams: > 1 searches for the most likely continuation; then temperature must be 0.
         temperature: 0 takes the likeliest token each time; above, tokens are drawn (top_k, top_p narrow the choice).
         on_text: is called with each new piece of the text as soon as it is there (not with beams).
+        after: what `remember` has read. The prompt goes on from there, without a `<BOS>` of its own.
     Raises:
         TypeError, ValueError: something in the prompt is no text and no image; says which piece and why.
     """
-    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
-        raise TypeError("complete: the prompt is a list, such as [image, 'Output: a cat', EOC, image, 'Output:']")
-    if not prompt:
-        raise ValueError("complete: the prompt is empty")
     if beams < 1:
         raise ValueError(f"complete: beams is {beams}; it must be at least 1")
     if beams > 1 and temperature > 0:
         raise ValueError("complete: beam search does not sample; use beams=1 or temperature=0")
-    pieces = [
-        p if isinstance(p, str) or p is EOC else as_frames(p, f"prompt, piece {i}") for i, p in enumerate(prompt)
-    ]
-    batch = collate([Sample(pieces)], flamingo.tokenizer, flamingo.prepare, pad="left").to(flamingo.device)
+    batch = _batch(flamingo, prompt, "complete", bos=after is None)
     if beams > 1:
-        ids = beam_search(flamingo.model, batch, flamingo.tokenizer.eoc_id, beams, max_new_tokens)
+        ids = beam_search(flamingo.model, batch, flamingo.tokenizer.eoc_id, beams, max_new_tokens, after=after)
     else:
         generator = None if seed is None else torch.Generator(flamingo.device).manual_seed(seed)
         on_token = on_text and _pieces_of_text(flamingo.tokenizer, on_text)
-        ids = generate(
-            flamingo.model, batch, flamingo.tokenizer.eoc_id, max_new_tokens, temperature, top_k, top_p, generator, on_token
-        )
+        how = (max_new_tokens, temperature, top_k, top_p, generator, on_token, after)
+        ids = generate(flamingo.model, batch, flamingo.tokenizer.eoc_id, *how)
     return flamingo.tokenizer.decode(ids[0])
+
+
+def _batch(flamingo: LoadedFlamingo, prompt: Sequence[object], caller: str, bos: bool = True) -> Batch:
+    """A prompt as a batch of one row; `caller` is named in errors."""
+    if isinstance(prompt, str) or not isinstance(prompt, Sequence):
+        raise TypeError(f"{caller}: the prompt is a list, such as [image, 'Output: a cat', EOC, image, 'Output:']")
+    if not prompt:
+        raise ValueError(f"{caller}: the prompt is empty")
+    pieces = [p if isinstance(p, str) or p is EOC else as_frames(p, f"prompt, piece {i}") for i, p in enumerate(prompt)]
+    return collate([Sample(pieces, bos=bos)], flamingo.tokenizer, flamingo.prepare).to(flamingo.device)
 
 
 def _pieces_of_text(tokenizer: Tokenizer, on_text: Callable[[str], None]) -> Callable[[torch.Tensor], None]:

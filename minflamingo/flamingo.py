@@ -72,7 +72,6 @@ class Cache:
     def select(self, rows: Tensor) -> Cache:
         """The cache of other rows of the batch, which may be repeated or reordered; a prompt stays shared where it can."""
 
-
         def pick(x: Tensor) -> Tensor:
             return x[rows] if len(x) > 1 else x.expand(len(rows), *x.shape[1:])  # of one row there need be no copies
 

@@ -18,6 +18,7 @@ Example, in the toy world:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -123,7 +124,7 @@ def beam_search(
     """The most likely continuation that `beams` hypotheses kept side by side can find (the paper's open-ended setting).
 
     A hypothesis ends with `<EOC>`. Its score is its log-likelihood / length^length_penalty (0: no correction). The beams of a
-    prompt share its caches: reordering them selects rows of what they have written, nothing is encoded or copied again.
+    prompt share its caches, images too: reordering them selects rows of what they have written, and copies nothing else.
     `prompt` and `after` as in `generate`.
     """
     if beams < 1:
@@ -163,7 +164,7 @@ def beam_search(
         settled = length_penalty == 0 and all(f and max(f)[0] >= float(score[b].max()) for b, f in enumerate(finished))
         if settled or step == steps - 1:
             break
-        logits, cache = flamingo.read_on(next_tokens[:, None], cache.select(rows))
+        logits, cache = flamingo.read_on(next_tokens[:, None], replace(cache, lm=cache.lm.select(rows)))
         log_p = logits[:, -1].log_softmax(-1)
     for b in range(B):  # out of room: what still runs is an answer too, if nothing has ended
         if not finished[b]:

@@ -160,7 +160,7 @@ class CausalConv(nn.Module):
         for back in range(width):  # weight[0] is for the token itself, weight[1] for the one before it, …
             out = out + self.weight[back] * longer[:, width - 1 - back : width - 1 - back + L]
         if end is None:
-            return out, longer[:, L:]
+            return out, longer[:, L:].clone()  # not a view, which would keep the whole text in memory
         rows, last = torch.arange(len(x), device=x.device), torch.arange(width - 1, device=x.device)
         return out, longer[rows[:, None], end[:, None] + last]
 

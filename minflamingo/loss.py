@@ -39,9 +39,11 @@ def head_loss(head: Callable[[Tensor], Tensor], trained: list[nn.Parameter], hid
     """Mean negative log-likelihood of targets (n,) under head(hidden) (n, V), hidden (n, D). None at all: 0, not NaN.
 
     Args:
-        head: hidden → logits. Outside autocast by itself: what it computes in is its business.
+        head: hidden → logits, in whatever precision; the softmax is taken in fp32.
         trained: its parameters that want a gradient. A frozen LM's head has none.
     """
+    if not torch.is_grad_enabled():  # an evaluation: no chunk needs to find gradients that nobody asks for
+        hidden, trained = hidden.detach(), []
     vocabulary = head(hidden[:1].detach()).shape[-1] if len(hidden) else 1
     rows = max(1, CHUNK // vocabulary)
     if len(hidden) <= rows:  # all of it is one chunk
@@ -60,7 +62,8 @@ class _ChunkedLoss(torch.autograd.Function):
         total, of_hidden, of_trained = hidden.new_zeros((), dtype=torch.float32), [], [torch.zeros_like(p) for p in trained]
         for h, t in zip(hidden.split(rows), targets.split(rows)):
             with torch.set_grad_enabled(bool(wanted)):
-                h = h.detach().requires_grad_(bool(wanted))
+                if wanted:
+                    h = h.detach().requires_grad_()
                 loss = F.cross_entropy(head(h).float(), t, reduction="sum")
                 if wanted:
                     gradient, *gradients = torch.autograd.grad(loss, [h, *trained])

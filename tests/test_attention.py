@@ -7,8 +7,16 @@ import math
 import pytest
 import torch
 from conftest import close, random
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from minflamingo.attention import attention, attention_written_out, causal_mask, merge_heads, split_heads
+from minflamingo.attention import (
+    attention,
+    attention_with_shared,
+    attention_written_out,
+    causal_mask,
+    merge_heads,
+    split_heads,
+)
 
 B, H, LQ, LK, D = 2, 4, 5, 6, 8
 
@@ -170,3 +178,55 @@ def test_in_the_causal_mask_the_queries_are_the_last_positions():
     for lq in range(1, 4):
         for lk in range(lq, 6):
             assert causal_mask(lq, lk).tolist() == [[j <= lk - lq + i for j in range(lk)] for i in range(lq)]
+
+
+# ------------------------------------------------------------------------------------------- keys that rows share
+
+LP = 7  # keys that stand there once; each row has LK of its own
+
+
+def shared_inputs(rows: int, kv_heads: int, queries: int):
+    """Two prompts, read by `rows` rows each: q, shared keys and values, own keys and values, in double precision."""
+    shapes = [(2 * rows, H, queries, D), *[(2, kv_heads, LP, D)] * 2, *[(2 * rows, kv_heads, LK, D)] * 2]
+    return [random(*shape, seed=s).double().requires_grad_() for s, shape in enumerate(shapes)]
+
+
+@pytest.mark.parametrize("case", ["everything", "mask", "one mask for all", "ALiBi", "mask and ALiBi"])
+@pytest.mark.parametrize("queries", [1, 5, 40], ids=["one query", "few", "many"])
+@pytest.mark.parametrize("rows, kv_heads", [(1, 4), (1, 2), (3, 4), (3, 2), (3, 1)])
+def test_shared_keys_are_keys_repeated_for_each_row_in_values_and_gradients(rows, kv_heads, queries, case):
+    """The plain twin puts a copy of the shared keys before each row's own; grouped heads, masks and blind rows too."""
+    leaves = q, k0, v0, k, v = shared_inputs(rows, kv_heads, queries)
+    mask, bias = None, None
+    if "mask" in case:
+        mask = random(1 if "one" in case else 2 * rows, 1, queries, LP + LK, seed=9) > 0
+        mask[0, :, 0] = False  # the first query looks at nothing
+        mask[-1, :, -1, LP:] = False  # the last one of the last row at shared keys alone
+    if "ALiBi" in case:
+        bias = random(2 * rows, H, queries, LP + LK, seed=8).double()
+    out = attention_with_shared(q, k0, v0, k, v, mask, bias)
+    repeated = [torch.cat([x0.repeat_interleave(rows, 0), x], dim=2) for x0, x in ((k0, k), (v0, v))]
+    expected = attention(q, *repeated, mask, bias)
+    assert close(out, expected, 1e-12)
+    assert mask is None or torch.equal(out[0, :, 0], torch.zeros(H, D))
+    weight = random(*out.shape, seed=7)
+    ours, theirs = (torch.autograd.grad((x * weight).sum(), leaves) for x in (out, expected))
+    assert all(close(a, b, 1e-12) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_step_of_generation_copies_nothing_of_the_prompt():
+    """4 rows over one prompt of 1,000 keys: nothing larger than the scores is made (the keys are 8 times that)."""
+    q, k, v = (random(4, H, 1, 32, seed=s) for s in range(3))
+    k0, v0 = random(1, H, 1000, 32, seed=4), random(1, H, 1000, 32, seed=5)
+    given, made = {x.untyped_storage().data_ptr() for x in (k0, v0)}, []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if isinstance(out, torch.Tensor) and out.untyped_storage().data_ptr() not in given:
+                made.append(out.numel())
+            return out
+
+    with Watch():
+        attention_with_shared(q, k0, v0, k, v)
+    assert max(made) == 4 * H * 1001

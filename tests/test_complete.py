@@ -13,7 +13,7 @@ from conftest import close, picture, tiny_config, tiny_flamingo
 from PIL import Image
 
 import minflamingo
-from minflamingo import EOC, LoadedFlamingo, Sample, beam_search, collate, complete, load, preset, save
+from minflamingo import EOC, LoadedFlamingo, Sample, beam_search, collate, complete, load, preset, remember, save
 from minflamingo.data.images import ImagePreparation
 from minflamingo.flamingo import Batch
 from minflamingo.tokenizer import ToyTokenizer
@@ -357,3 +357,48 @@ def test_a_batch_of_one_is_what_collate_makes_of_it():
     ours = by_hand([BOS, IMG, *A_CAT, END, IMG], CAT, picture(3, frames=3))
     theirs = collate([Sample([CAT, " a cat", EOC, picture(3, frames=3)])], TOKENIZER, PREPARE, pad="left")
     assert torch.equal(ours.ids, theirs.ids) and torch.equal(ours.frames, theirs.frames) and close(ours.media, theirs.media)
+
+
+# ------------------------------------------------------------------------------------------------------ shots read once
+
+SHOTS = [Image.fromarray(CAT[0]), "Output: a cat", EOC, FILM, "Output: a dog", EOC]
+
+
+@pytest.mark.parametrize("how", [dict(), dict(beams=3), dict(temperature=1.5, seed=3)], ids=["greedy", "beams", "sampled"])
+@pytest.mark.parametrize("n", [2, 3, 4, 6], ids=["text last", "EOC last", "a film last", "two shots"])
+def test_a_query_after_remembered_shots_is_answered_as_behind_the_shots(flamingo, n, how):
+    """Read once, answer many: images, films, text and nothing but text, each as if shots and query were one prompt."""
+    shots = remember(flamingo, SHOTS[:n])
+    queries = [[DOG, "Output:"], [" a"], [FILM[:2], CAT], [EOC, picture(9), "Output: a"], ["a", DOG]]
+    answers = [complete(flamingo, query, max_new_tokens=7, after=shots, **how) for query in queries]
+    assert answers == [complete(flamingo, SHOTS[:n] + query, max_new_tokens=7, **how) for query in queries]
+    assert len(set(answers)) > 2
+
+
+def test_the_images_of_remembered_shots_are_not_looked_at_again(flamingo):
+    """Two images in the shots, one in each of three queries."""
+    seen = []
+    handle = flamingo.model.vision.register_forward_hook(lambda _m, x, _y: seen.append(len(x[0])))
+    shots = remember(flamingo, [CAT, " a cat", EOC, DOG, " a dog", EOC])
+    for seed in (1, 2, 3):
+        complete(flamingo, [picture(seed), " a"], after=shots)
+    handle.remove()
+    assert seen == [2, 1, 1, 1]
+
+
+def test_the_text_of_an_answer_after_shots_comes_piece_by_piece_too(flamingo):
+    """`on_text` and the limits are those of every completion; shots and query share the context of 64 tokens."""
+    shots, said = remember(flamingo, SHOTS[:3]), []
+    answer = complete(flamingo, [DOG, "Output:"], max_new_tokens=6, on_text=said.append, after=shots)
+    assert "".join(said) == answer != ""
+    with pytest.raises(ValueError, match="the language model's context is 64"):
+        complete(flamingo, ["x" * 60], after=shots)
+
+
+@pytest.mark.parametrize("shots, error, said", WRONG_PROMPTS.values(), ids=WRONG_PROMPTS)
+def test_shots_that_cannot_be_read_are_refused_by_their_piece(flamingo, shots, error, said):
+    """The same words as for a prompt, and who says them."""
+    with pytest.raises(error, match=said):
+        remember(flamingo, shots)
+    with pytest.raises(ValueError, match="remember: the prompt is empty"):
+        remember(flamingo, [])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from conftest import EOC, LETTERS, batch_of, close, picture, prepare, random, ti
 
 from minflamingo.data.sample import is_medium
 from minflamingo.flamingo import Batch, Flamingo
-from minflamingo.gated_xattn import media_index, xattn_mask
+from minflamingo.gated_xattn import Segments, cut_into_segments, media_index, xattn_mask
 from minflamingo.loss import next_token_loss
 
 
@@ -440,3 +441,116 @@ def test_a_loss_over_no_label_is_zero():
     loss.backward()
     assert loss == next_token_loss(logits, batch.labels) == flamingo.loss(batch) == 0
     assert all(torch.isfinite(p.grad).all() for _, p in flamingo.bridge_parameters() if p.grad is not None)
+
+
+# ------------------------------------------------------------------------------------- segments, and prompts read once
+
+PAGES = {
+    "images and videos": [["ab", picture(1, frames=3), "c", EOC, picture(2), "def"], [picture(3), picture(4, frames=6), "g"]],
+    "uneven": [[picture(1), "a", picture(2), "abcdefgh" * 3], ["ab", picture(3), "c", EOC, picture(4), picture(5), "d"]],
+    "rows with fewer images": [["abc"], [picture(1), "d"], ["e", picture(2), "f", picture(3), "gh", picture(4)]],
+    "one row": [["ab", *(piece for n in range(7) for piece in (picture(n), "a" * n))]],
+}
+
+
+@pytest.mark.parametrize("how", [dict(pad="left"), dict(pad="right"), dict(attend_next=True)], ids=["left", "right", "p_next"])
+@pytest.mark.parametrize("rows", PAGES.values(), ids=PAGES)
+def test_a_model_with_segments_is_the_model_with_the_mask_in_logits_and_gradients(rows, how):
+    """§2.3 written twice: `cut_into_segments` replaced by `xattn_mask`, everything else as it is, in double precision."""
+    batch, found, looks = batch_of(*rows, **how), [], []
+    for cut in (cut_into_segments, lambda phi, n: xattn_mask(phi, n, 3)):
+        flamingo = tiny_flamingo().double()
+        flamingo.xattn_layers["0"].register_forward_hook(lambda _m, given, _y: looks.append(type(given[3])))
+        with mock.patch("minflamingo.flamingo.cut_into_segments", cut):
+            logits = flamingo(batch)[0]
+        logits[batch.attention_mask].square().mean().backward()
+        found.append((logits.detach()[batch.attention_mask], *(p.grad for _, p in flamingo.bridge_parameters())))
+    assert looks == [Segments, torch.Tensor]
+    assert all(close(a, b, 1e-10) and a.any() for a, b in zip(*found, strict=True))
+
+
+SHOTS = {
+    "shots with images": ["ab", picture(1), "cd", EOC, picture(2, frames=3), "e", EOC],
+    "shots that end in an image": ["a", picture(1), "b", picture(2)],
+    "shots without images": ["ab", EOC, "cde", EOC],
+}
+QUERIES = {
+    "queries with images": [["ab", picture(3), "cde", picture(4), "f"], [picture(5, frames=2), "a"], ["gh"], [picture(6)]],
+    "queries of text": [["abcd"], ["e"], ["fg"], ["hhh"]],
+}
+
+
+@pytest.mark.parametrize("queries", QUERIES.values(), ids=QUERIES)
+@pytest.mark.parametrize("shots", SHOTS.values(), ids=SHOTS)
+def test_shots_read_once_and_then_queries_are_each_sequence_read_whole(shots, queries):
+    """Different lengths and numbers of images behind one prompt; text before a new image still sees the last shot's."""
+    flamingo = tiny_flamingo()
+    _, cache = flamingo.read(batch_of(shots), use_cache=True)
+    batch = batch_of(*queries, bos=False)
+    logits, cache = flamingo.read(batch, cache=cache.repeat(len(queries)), use_cache=True)
+    later, cache = flamingo.read_on(torch.tensor([[3, 9]] * len(queries)), cache)
+    for b, query in enumerate(queries):
+        alone = written_out(flamingo, [*shots, *query, "ag"])
+        ours = torch.cat([logits[b, batch.attention_mask[b]], later[b]])
+        assert close(ours, alone[-len(ours) :])
+
+
+def test_each_row_may_go_on_from_a_prompt_of_its_own():
+    """Prompts with two images, one and none, padded on the left; new images in some rows; then once more."""
+    flamingo = tiny_flamingo()
+    prompts = [["a", picture(1), "b", picture(2), "cd"], [picture(3), "ab"], ["efgh"]]
+    pieces = [[["a"], [picture(4), "bc"], ["d", picture(5), "e"]], [[picture(6), "ab"], ["cdef"], [picture(7), picture(8)]]]
+    _, cache = flamingo.read(batch_of(*prompts, pad="left"), use_cache=True)
+    for rows in pieces:
+        batch = batch_of(*rows, bos=False)
+        logits, cache = flamingo.read(batch, cache=cache, use_cache=True)
+        prompts = [prompt + row for prompt, row in zip(prompts, rows)]
+        for b, prompt in enumerate(prompts):
+            real = batch.attention_mask[b]
+            assert close(logits[b, real], written_out(flamingo, prompt)[-int(real.sum()) :])
+    assert cache.phi.tolist() == [1, 1, 1]
+
+
+def test_a_cache_holds_the_keys_of_one_image_however_many_there_were():
+    """K = 1: what follows can look at the last image only (§2.3); the others are in the text's own keys."""
+    flamingo, R = tiny_flamingo(), 3
+    for n in (1, 2, 9):
+        _, cache = flamingo.read(batch_of([piece for i in range(n) for piece in (picture(i), "a")]), use_cache=True)
+        for more in ([picture(20), "b"], ["c"], [picture(21), "d", picture(22)]):
+            assert [None if kv is None else kv[0].shape for kv in cache.media] == [(1, 2, R, 8), None, (1, 2, R, 8)]
+            assert cache.phi.tolist() == [1]
+            _, cache = flamingo.read(batch_of(more, bos=False), True, cache=cache)
+    _, everything = tiny_flamingo(attend="all").read(batch_of([picture(1), "a", picture(2)]), use_cache=True)
+    assert everything.media[0][0].shape[2] == 2 * R and everything.phi.tolist() == [2]
+
+
+def test_the_bytes_of_a_cache_count_what_rows_share_once():
+    """By hand: a prompt of 9 tokens and 2 images, 5 rows going on from it, each with a token of its own."""
+    flamingo, fp32 = tiny_flamingo(), 4
+    _, cache = flamingo.read(batch_of([picture(1), "ab", EOC, picture(2), "cde"]), use_cache=True)
+    prompt = 3 * 2 * 9 * 32 * fp32  # layers, k and v, tokens, width
+    tail = 3 * 2 * 32 * fp32  # layers, conv_width − 1, width
+    image = 2 * 2 * 3 * 16 * fp32  # bridges, k and v, R, heads · width of a head
+    assert cache.nbytes == prompt + tail + image + 9 + 8  # and a byte of mask a token, and phi
+    five = cache.repeat(5)
+    assert five.nbytes == prompt + 5 * tail + image + 5 * 9 + 5 * 8
+    _, five = flamingo.read_on(torch.full((5, 1), 3), five)
+    assert five.nbytes == prompt + 5 * 3 * 2 * 1 * 32 * fp32 + 5 * tail + image + 5 * 10 + 5 * 8
+
+
+def test_rows_and_cache_must_be_as_many():
+    """One prompt is repeated for its queries by whoever knows that it is theirs."""
+    flamingo = tiny_flamingo()
+    _, cache = flamingo.read(batch_of([picture(1), "a"], ["b"]), use_cache=True)
+    with pytest.raises(ValueError, match=r"3 rows cannot go on from a cache of 2: see cache\.repeat"):
+        flamingo.read(batch_of(["a"], ["b"], ["c"], bos=False), cache=cache)
+
+
+def test_in_the_ablation_images_behind_a_cache_are_refused_and_text_is_not():
+    """attend="all": the images of the cache and the new ones would have to stand together."""
+    flamingo, prompt = tiny_flamingo(attend="all"), [picture(1), "ab", picture(2), "c"]
+    _, cache = flamingo.read(batch_of(prompt), use_cache=True)
+    with pytest.raises(ValueError, match='attend="all": a batch with images cannot go on from a cache'):
+        flamingo.read(batch_of([picture(3), "a"], bos=False), cache=cache)
+    whole, _ = flamingo(batch_of([*prompt, "def"]))
+    assert close(flamingo.read(batch_of(["def"], bos=False), cache=cache)[0], whole[:, -3:])

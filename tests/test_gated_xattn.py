@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import close, enliven, random, tiny_config
 
+from minflamingo.attention import attention
 from minflamingo.config import ResamplerConfig
-from minflamingo.gated_xattn import GatedCrossAttentionDense, MaskedCrossAttention, media_index, xattn_mask
+from minflamingo.gated_xattn import (
+    GatedCrossAttentionDense,
+    MaskedCrossAttention,
+    cut_into_segments,
+    media_index,
+    segment_attention,
+    xattn_mask,
+)
 
 YES = torch.tensor([True])
 
@@ -184,3 +193,107 @@ def test_the_weights_for_figures_are_those_of_the_output():
     weights = layer.xattn.weights(y, k, mask)
     assert close((weights @ v).transpose(1, 2).flatten(2) @ layer.xattn.to_out.weight.T, layer.xattn(y, k, v, mask))
     assert close(weights.sum(-1), (PHI > 0).float()[:, None].expand(1, 2, L))
+
+
+# -------------------------------------------------------------------------------------------- the same in segments
+
+
+def phi_of(*layouts: str, forward: bool = False) -> torch.Tensor:
+    """Rows of one length → phi (B, L)."""
+    is_image = torch.cat([row(layout) for layout in layouts])
+    return media_index(is_image, torch.full((len(layouts),), forward))
+
+
+LAYOUTS = {
+    "text before the first image": phi_of("...#..#..", "#....#..."),
+    "adjacent images": phi_of("###.#", ".####"),
+    "padding on the left": phi_of("....#.#", "#.#...."),
+    "padding on the right": phi_of("#.#....", "....#.#"),
+    "a long piece beside short ones": phi_of("#.#.#......................#."),
+    "rows with fewer images": phi_of("#.#.#.#.", "........", "..#....."),
+    "p_next": phi_of("..#..#.", "#....#.", "##.#...", forward=True),
+    "one image": phi_of("..#.."),
+    "no token sees anything": phi_of("......", "......"),
+    "shots of one length": phi_of("#..#..#..", "#..#..#.."),
+    "a single token": phi_of("#"),
+}
+
+
+def both_ways(phi: torch.Tensor, n_media: int, latents: int = 3, heads: int = 2, d: int = 4):
+    """Values and gradients of `attention` under the mask, and of `segment_attention`, in double precision."""
+    B, L = phi.shape
+    leaves = [random(B, heads, n, d, seed=s).double().requires_grad_() for s, n in enumerate((L, *[n_media * latents] * 2))]
+    weight, found = random(B, heads, L, d, seed=5).double(), []
+    for out in (
+        attention(*leaves, xattn_mask(phi, n_media, latents)),
+        segment_attention(*leaves, cut_into_segments(phi, n_media)),
+    ):
+        nothing = sum(0 * x.sum() for x in leaves)  # where no token sees anything, `out` is a constant
+        found.append((out, *torch.autograd.grad((out * weight).sum() + nothing, leaves)))
+    return found
+
+
+@pytest.mark.parametrize("unused", [0, 1], ids=["", "an image nobody sees"])
+@pytest.mark.parametrize("phi", LAYOUTS.values(), ids=LAYOUTS)
+def test_segments_are_the_mask_in_values_and_gradients(phi, unused):
+    """Fig. 7 twice: every token against all images under the mask, or each piece against its own image alone."""
+    masked, cut = both_ways(phi, max(1, int(phi.max())) + unused)
+    assert all(close(a, b, 1e-12) for a, b in zip(masked, cut, strict=True))
+    assert not cut[0].transpose(1, 2)[phi == 0].any(), "who sees nothing receives exactly zero"
+
+
+def test_segments_are_the_mask_wherever_the_images_stand():
+    """Sixty random pages of up to 4 rows, 30 tokens and 6 images, from an image at every second token to none at all."""
+    dice = torch.Generator().manual_seed(0)
+    for i in range(60):
+        B, L = (int(torch.randint(1, n, (), generator=dice)) for n in (5, 31))
+        is_image = torch.rand(B, L, generator=dice) < (0.05, 0.2, 0.5)[i % 3]
+        phi = media_index(is_image, torch.rand(B, generator=dice) < 0.3)
+        masked, cut = both_ways(phi, max(1, int(phi.max())))
+        assert all(close(a, b, 1e-12) for a, b in zip(masked, cut, strict=True))
+        blocks = cut_into_segments(phi, max(1, int(phi.max()))).token
+        assert blocks.numel() <= 2 * int((phi > 0).sum()), "as much padding as text at most"
+
+
+def test_long_pieces_are_cut_to_the_mean_length():
+    """The docstring's example: 6 tokens in 2 pieces, so blocks of 3; the padding holds the first token."""
+    cut = cut_into_segments(torch.tensor([[0, 1, 1, 1, 1, 2, 2]]), 2)
+    assert cut.token.tolist() == [[1, 2, 3], [4, 0, 0], [5, 6, 0]] and cut.image.tolist() == [0, 0, 1]
+    assert cut.blind.flatten().tolist() == [True] + [False] * 6
+    uneven = cut_into_segments(LAYOUTS["a long piece beside short ones"], 4)
+    assert uneven.token.shape == (6, 8) and uneven.image.tolist() == [0, 1, 2, 2, 2, 3]  # pieces of 2, 2, 23 and 2 tokens
+
+
+def test_shots_of_one_length_need_no_padding_and_no_copies_of_the_images():
+    """32 shots and a query of 16 tokens: 33 blocks of 16, block m looks at image m; in every row of a batch."""
+    cut = cut_into_segments(phi_of(*["#..............." * 33] * 2), 33)
+    assert cut.token.shape == (66, 16) and cut.image is None
+    assert torch.equal(cut.token.flatten(), torch.arange(2 * 528))
+    fewer = cut_into_segments(phi_of("#..#..", "#....."), 2)  # pieces of 3, 3 and 6 tokens; the second row has no image 2
+    assert fewer.token.shape == (4, 4) and fewer.image.tolist() == [0, 1, 2, 2]
+
+
+@pytest.mark.parametrize("n_media", [2, 8, 32])
+def test_the_cost_grows_with_the_text_and_not_with_the_number_of_images(n_media):
+    """Scores computed a head: L·R for even shots and at most 2·L·R for any, where the mask needs L·N·R."""
+    entries = []
+
+    def count(q, k, v):
+        entries.append(q.shape[0] * q.shape[2] * k.shape[2])
+        return attention(q, k, v)
+
+    even, uneven = phi_of("#..." * n_media), phi_of("#" * n_media + "." * 3 * n_media)
+    for phi in (even, uneven):
+        L, k = phi.shape[1], random(1, 1, n_media * R, 4)
+        with mock.patch("minflamingo.gated_xattn.attention", count):
+            segment_attention(random(1, 1, L, 4), k, k, cut_into_segments(phi, n_media))
+    assert entries[0] == L * R and entries[1] <= 2 * L * R
+
+
+@pytest.mark.parametrize("phi", LAYOUTS.values(), ids=LAYOUTS)
+def test_the_whole_bridge_reads_segments_as_it_reads_the_mask(phi):
+    """GATED XATTN-DENSE takes either; norms, gates and projections around it are the same."""
+    layer, n_media = bridge().double(), max(1, int(phi.max()))
+    y, visual = random(*phi.shape, 16, seed=1).double(), random(len(phi), n_media * R, 12, seed=2).double()
+    k, v = layer.xattn.project_media(visual)
+    assert close(layer(y, k, v, xattn_mask(phi, n_media, R)), layer(y, k, v, cut_into_segments(phi, n_media)), 1e-12)

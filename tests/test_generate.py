@@ -358,3 +358,81 @@ def test_no_gradient_is_kept():
     """Generation is not training."""
     flamingo = enliven(talker()).requires_grad_(True)
     assert not score_answers(flamingo, batch_of(PROMPTS[0]), [[[3, 4]]]).requires_grad
+
+
+# --------------------------------------------------------------------------------------------- many after one prompt
+
+SHOTS = ["a", picture(1), "bcd", EOC, picture(2), "e", EOC]
+QUERIES = [[picture(3), "f"], ["gh"], ["a", picture(4, frames=3), "b", picture(5), "cde"], [picture(6)]]
+ANSWERS = {
+    "greedy": lambda f, p, after=None: generate(f, p, END, 10, after=after),
+    "sampled": lambda f, p, after=None: generate(f, p, END, 10, 1.0, generator=torch.Generator().manual_seed(1), after=after),
+    "beams": lambda f, p, after=None: beam_search(f, p, END, 3, 6, after=after),
+    "scores": lambda f, p, after=None: score_answers(f, p, [[[3, 4, END], [5], [6, 7, 8, 9]]] * len(p.ids), after=after),
+}
+
+
+def remembered(flamingo: Flamingo, *rows: list, pad: str = "left"):
+    with torch.inference_mode():
+        return flamingo.read(batch_of(*rows, pad=pad), use_cache=True)[1]
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("how", ANSWERS)
+def test_shots_read_once_give_the_answers_of_shots_read_with_each_query(how, seed):
+    """§3: the same shots before several queries; in one row for all, and in a row for each."""
+    flamingo = talker(seed, end=0.5, flat=0.3)
+    expected = ANSWERS[how](flamingo, batch_of(*[SHOTS + q for q in QUERIES], pad="left"))
+    queries = batch_of(*QUERIES, bos=False)
+    for after in (remembered(flamingo, SHOTS), remembered(flamingo, *[SHOTS] * len(QUERIES))):
+        answers = ANSWERS[how](flamingo, queries, after)
+        assert close(answers, expected, 2e-5) if how == "scores" else answers == expected
+
+
+@pytest.mark.parametrize("how", ANSWERS)
+def test_each_query_may_have_shots_of_its_own(how):
+    """As RICES chooses them: prompts of different lengths, read once for several answers or rounds."""
+    flamingo = talker(1, end=0.5, flat=0.3)
+    expected = ANSWERS[how](flamingo, batch_of(*[p + q for p, q in zip(PROMPTS, QUERIES)], pad="left"))
+    after = remembered(flamingo, *PROMPTS)
+    for _ in range(2):  # the cache is as it was
+        answers = ANSWERS[how](flamingo, batch_of(*QUERIES, bos=False), after)
+        assert close(answers, expected, 2e-5) if how == "scores" else answers == expected
+
+
+def test_each_image_is_encoded_once_for_twenty_queries():
+    """Two shots and twenty queries with an image each: 22 images pass the eye, the resampler and each projection."""
+    flamingo, seen = talker(end=-50.0), Counter()
+    after_all = [[picture(10 + i), "ab"[: i % 3]] if i % 3 else [picture(10 + i)] for i in range(20)]
+    for name, module in {"eye": flamingo.vision, "resampler": flamingo.resampler}.items():
+        module.register_forward_hook(lambda _m, x, _y, name=name: seen.update({name: len(x[0])}))
+    to_kv = flamingo.xattn_layers["2"].xattn.to_kv
+    to_kv.register_forward_hook(lambda _m, x, _y: seen.update({"to_kv": x[0].shape[0] * x[0].shape[1] // 3}))
+    after = remembered(flamingo, SHOTS)
+    queries = batch_of(*after_all, bos=False)
+    assert [len(a) for a in generate(flamingo, queries, END, 4, after=after)] == [4] * 20
+    assert seen == {"eye": 22, "resampler": 22, "to_kv": 22}
+
+
+def test_a_prompt_is_kept_once_under_all_queries_and_beams(monkeypatch):
+    """The shots' keys stay where they are while 4 queries with 3 beams each write; and so do the images of the beams."""
+    flamingo, places = talker(end=-50.0), []
+    after = remembered(flamingo, SHOTS)
+    read_on = flamingo.read_on
+
+    def spy(ids, cache):
+        places.append((cache.lm.shared[0][0].data_ptr(), cache.media[0][0].data_ptr(), len(cache.lm.shared[0][0])))
+        return read_on(ids, cache)
+
+    monkeypatch.setattr(flamingo, "read_on", spy)
+    beam_search(flamingo, batch_of(*QUERIES, bos=False), END, 3, 5, after=after)
+    assert len(places) == 4 and len(set(places)) == 1
+    assert places[0][0] == after.lm.shared[0][0].data_ptr() and places[0][2] == 1
+
+
+def test_a_cache_of_neither_one_row_nor_as_many_as_prompts_is_refused():
+    """Two prompts cannot be dealt out to four queries by guessing."""
+    flamingo = talker()
+    for how in ANSWERS.values():
+        with pytest.raises(ValueError, match="4 rows cannot go on from a cache of 2"):
+            how(flamingo, batch_of(*QUERIES, bos=False), remembered(flamingo, *PROMPTS[:2]))

@@ -359,3 +359,115 @@ def test_the_loss_of_the_language_model_is_that_of_its_logits():
     lm, ids = tiny_lm(), torch.tensor([[1, 5, 3, 8], [1, 4, 4, 2]])
     labels = ids.masked_fill(ids == 1, -100)
     assert torch.equal(lm.loss(ids, labels), next_token_loss(lm(lm.embed(ids))[0], labels))
+
+
+# ------------------------------------------------------------------------------ what is read once for several rows
+
+
+@every_family
+def test_text_behind_a_cache_may_be_padded_on_the_right(family):
+    """Queries of 4, 1 and 6 tokens behind prompts of 3, 5 and 2, then 2 more tokens each: as if each stood alone."""
+    lm = tiny_lm(family)
+    lengths = ((3, 5, 2), (4, 1, 6), (2, 2, 2))
+    prompts, queries, more = ([random(n, lm.config.d, seed=10 * i + n) for n in ns] for i, ns in enumerate(lengths))
+    _, cache = lm(*padded(prompts, "right"), use_cache=True)
+    x, mask = padded(queries, "right")
+    first, cache = lm(x, mask, cache)
+    second, cache = lm(torch.stack(more), cache=cache)
+    assert cache.mask.sum(1).tolist() == [9, 8, 10]
+    for b in range(3):
+        alone = lm(torch.cat([prompts[b], queries[b], more[b]])[None])[0][0]
+        n = len(prompts[b])
+        assert close(torch.cat([first[b, mask[b]], second[b]]), alone[n:])
+
+
+@pytest.mark.parametrize("family", ["toy", "neox", "mpt"])
+def test_padding_on_the_left_behind_a_cache_is_refused_only_where_a_convolution_stands(family):
+    """It would put padding between a token and the one before it; attention and positions do not mind."""
+    lm = tiny_lm(family)
+    _, cache = lm(random(2, 3, lm.config.d, seed=1), use_cache=True)
+    rows = [random(n, lm.config.d, seed=n) for n in (4, 2)]
+    x, mask = padded(rows, "left")
+    if family == "toy":
+        with pytest.raises(ValueError, match="behind a cache, padding stands on the right"):
+            lm(x, mask, cache)
+        return
+    logits, _ = lm(x, mask, cache)
+    for b, row in enumerate(rows):
+        whole = torch.cat([random(2, 3, lm.config.d, seed=1)[b], row])
+        assert close(logits[b, mask[b]], lm(whole[None])[0][0, 3:])
+
+
+def same_memory(one, other) -> bool:
+    """Are these the keys and values of all layers at the same place in memory, of the same shape?"""
+    return all(
+        a.data_ptr() == b.data_ptr() and a.shape == b.shape for kv, kw in zip(one, other) for a, b in zip(kv, kw)
+    )  # fmt: skip
+
+
+def two_prompts(family: str = "toy"):
+    lm = tiny_lm(family)
+    return lm, lm(random(2, 5, lm.config.d, seed=1), use_cache=True)[1]
+
+
+@pytest.mark.parametrize(
+    "rows", [[0, 1], [0, 0, 0, 1, 1, 1], [0, 0, 1, 1]], ids=["as they are", "three of each", "two of each"]
+)  # fmt: skip
+def test_repeated_rows_share_their_prompt_in_memory(rows):
+    """Row b of B reads prompt b // (B / B0), the very same tensors: queries, beams and answers cost no copy of it."""
+    _, cache = two_prompts()
+    assert same_memory(cache.select(torch.tensor(rows)).shared, cache.shared)
+
+
+@pytest.mark.parametrize(
+    "rows", [[1, 0], [0, 1, 1], [0, 0, 0, 1], [1, 1], [0, 0]], ids=["swapped", "uneven", "3 and 1", "the second", "the first"]
+)
+@every_family
+def test_rows_that_leave_their_prompt_take_a_copy_of_it_along(family, rows):
+    """Wherever a row goes, it goes on from its own text."""
+    lm, cache = two_prompts(family)
+    picked, x = cache.select(torch.tensor(rows)), random(len(rows), 2, lm.config.d, seed=3)
+    assert not same_memory(picked.shared, cache.shared)
+    prompts = random(2, 5, lm.config.d, seed=1)
+    assert close(lm(x, cache=picked)[0], lm(torch.cat([prompts[rows], x], dim=1))[0][:, 5:])
+
+
+@every_family
+def test_beams_are_reordered_within_their_prompt_without_touching_it(family):
+    """Two prompts, three beams each; each has written two tokens, then the beams of each prompt change places."""
+    lm, cache = two_prompts(family)
+    prompts, written, more = (random(n, L, lm.config.d, seed=s) for s, (n, L) in enumerate([(2, 5), (6, 2), (6, 1)], 1))
+    _, beams = lm(written, cache=cache.select(torch.tensor([0, 0, 0, 1, 1, 1])))
+    order = torch.tensor([2, 0, 2, 3, 3, 5])
+    picked = beams.select(order)
+    assert same_memory(picked.shared, cache.shared) and picked.own[0][0].shape[2] == 2
+    logits, _ = lm(more, cache=picked)
+    whole = torch.cat([prompts.repeat_interleave(3, 0), written[order], more], dim=1)
+    assert close(logits, lm(whole)[0][:, 7:])
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["one row a prompt", "two rows a prompt"])
+@every_family
+def test_a_long_text_settles_and_reads_on_as_if_it_were_one(family, alone):
+    """Own keys are copied at each step: after 128 they become the shared part, where nobody else reads that."""
+    lm = tiny_lm(family, max_length=400)
+    prompt, rows = random(1, 5, lm.config.d, seed=1), 1 if alone else 2
+    text = random(rows, 280, lm.config.d, seed=2)
+    whole, _ = lm(torch.cat([prompt.expand(rows, -1, -1), text], dim=1))
+    _, cache = lm(prompt, use_cache=True)
+    cache, parts, own = cache.select(torch.zeros(rows, dtype=torch.long)), [], []
+    for part in text.split([1, 126, 1, 1, 1, 127, 1, 1, 20, 1], dim=1):
+        logits, cache = lm(part, cache=cache)
+        parts.append(logits)
+        own.append(0 if cache.own is None else cache.own[0][0].shape[2])
+    assert close(torch.cat(parts, dim=1), whole[:, 5:], 1e-4)
+    assert own == ([1, 127, 0, 1, 2, 0, 1, 2, 22, 23] if alone else [1, 127, 128, 129, 130, 257, 258, 259, 279, 280])
+    assert cache.shared[0][0].shape[2] == (5 + 128 + 129 if alone else 5) and cache.length == 285
+
+
+@pytest.mark.parametrize("width", [2, 3, 8])
+def test_the_tail_of_the_convolution_does_not_keep_the_text_it_was_cut_from(width):
+    """A view of the last tokens would hold all of them in memory, in each layer."""
+    for end in (None, torch.tensor([50, 30])):
+        _, tail = CausalConv(6, width)(random(2, 50, 6), None, end)
+        assert tail.untyped_storage().nbytes() == 2 * (width - 1) * 6 * 4
