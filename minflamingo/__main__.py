@@ -1,8 +1,9 @@
-"""python -m minflamingo complete | train | eval      (each says more with --help)
+"""python -m minflamingo complete | train | eval | bench      (each says more with --help)
 
     python -m minflamingo complete --model runs/tiny cat.png "Output: a cat" dog.png "Output:"
     python -m minflamingo train --config openflamingo-3b --vision … --language … --pages "mmc4/{000..099}.tar" --out runs/mine
     python -m minflamingo eval --model runs/tiny --task toy
+    python -m minflamingo bench
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from . import load
+from .bench import command as benchmark
 from .complete import LoadedFlamingo, complete
 from .data.sample import EOC
 from .evaluation import command as evaluation
@@ -103,9 +105,11 @@ def main(arguments: list[str] | None = None) -> None:
     add_parts(two)
     defaults = Settings()
     for name, value in vars(defaults).items():
-        two.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+        how = {"action": "store_true"} if value is False else {"type": type(value), "default": value}
+        two.add_argument(f"--{name.replace('_', '-')}", **how)
 
     evaluation.add_parser(commands, add_parts)
+    benchmark.add_parser(commands)
 
     given = parser.parse_args(arguments)
     try:
@@ -118,6 +122,8 @@ def main(arguments: list[str] | None = None) -> None:
             show = None if given.beams > 1 else lambda text: print(text, end="", flush=True)
             text = complete(flamingo, prompt, **how, on_text=show)
             print(text if show is None else "")
+        elif given.command == "bench":
+            benchmark.command(given)
         elif given.command == "eval":
             evaluation.run(given, lambda: loaded(given.model, given))
         else:

@@ -51,7 +51,7 @@ class Batch:
     attend_next: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {k: v.to(device) for k, v in vars(self).items() if v is not None}
+        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if v is not None}
         return replace(self, **moved)
 
 
@@ -197,12 +197,15 @@ class Flamingo(nn.Module):
         logits, _ = self.read(batch)
         return logits, next_token_loss(logits, batch.labels)
 
-    def loss(self, batch: Batch) -> Tensor:
-        """The loss of `forward` alone, quicker: logits are made where there are labels and nowhere else."""
+    def loss(self, batch: Batch, recompute: bool = False) -> Tensor:
+        """The loss of `forward` alone, quicker: logits are made where there are labels and nowhere else.
+
+        recompute: activation checkpointing, see `LM.read`.
+        """
         at, targets = labelled(batch.labels)
         heads = [self.lm.head, *([self.new_head] if self.config.new_head else [])]
         trained = [p for head in heads for p in head.parameters() if p.requires_grad]
-        return head_loss(self.head, trained, self._run(batch, None, False, at)[0], targets)
+        return head_loss(self.head, trained, self._run(batch, None, False, at, recompute)[0], targets)
 
     def read(
         self, batch: Batch, use_cache: bool = False, at: Tensor | None = None, cache: Cache | None = None
@@ -225,7 +228,9 @@ class Flamingo(nn.Module):
         logits = self.lm.head(hidden)
         return torch.cat([logits, self.new_head(hidden)], dim=-1) if self.config.new_head else logits
 
-    def _run(self, batch: Batch, cache: Cache | None, use_cache: bool, at: Tensor | None) -> tuple[Tensor, Cache | None]:
+    def _run(
+        self, batch: Batch, cache: Cache | None, use_cache: bool, at: Tensor | None, recompute: bool = False
+    ) -> tuple[Tensor, Cache | None]:
         """The LM with a bridge in front of its layers: hidden states before the head, and the cache behind this batch."""
         check_media_count(batch, self.image_id)
         if cache is not None and len(cache.phi) != len(batch.ids):
@@ -251,7 +256,7 @@ class Flamingo(nn.Module):
             return self.xattn_layers[str(i)](x, k, v, looks)
 
         lm_cache = cache and cache.lm
-        hidden, lm_cache = self.lm.read(self.embed(batch.ids), mask, lm_cache, before_block, use_cache, at)
+        hidden, lm_cache = self.lm.read(self.embed(batch.ids), mask, lm_cache, before_block, use_cache, at, recompute)
         if not use_cache:
             return hidden, None
         phi = phi.gather(1, last_real(mask).clamp_min(0)[:, None])[:, 0]  # of each row's last token

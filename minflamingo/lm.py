@@ -25,6 +25,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .attention import attention, attention_with_shared, causal_mask, merge_heads, split_heads
 from .config import LMConfig
@@ -250,8 +251,13 @@ class LM(nn.Module):
         before_block: Callable[[int, Tensor], Tensor] | None = None,
         use_cache: bool = False,
         at: Tensor | None = None,
+        recompute: bool = False,
     ) -> tuple[Tensor, LMCache | None]:
-        """All of `forward` but the head: (B, L, D), or (number of True in `at`, D), normed."""
+        """All of `forward` but the head: (B, L, D), or (number of True in `at`, D), normed.
+
+        recompute: in training, keep only what enters each block and compute the rest once more in the backward pass
+        (activation checkpointing): a fraction of the memory for a third more time. The gradients are the same.
+        """
         c, x = self.config, embeddings
         sizes = check_shape(x, "B L D", "embeddings", D=c.d)
         B, L = sizes["B"], sizes["L"]
@@ -269,6 +275,9 @@ class LM(nn.Module):
         everywhere = (real.long().cumsum(1) - 1).clamp_min(0)  # (B, past + L)
         positions = everywhere[:, past:]
 
+        # Padding behind a text is seen by no token of it: then plain causal attention is the same, and needs no mask.
+        if padded and not past and c.position != "alibi" and bool(new[:, 0].all() and (new[:, 1:] <= new[:, :-1]).all()):
+            padded = False
         mask = None  # None: plain causal, which the fused kernel knows by itself
         if padded or c.position == "alibi" or (past and (L > 1 or not bool(real.all()))):
             mask = causal_mask(L, past + L, x.device) & real[:, None, None, :]  # (B, 1, L, past + L)
@@ -278,16 +287,19 @@ class LM(nn.Module):
             distance = distance if padded or past else distance[:1]
             bias = (alibi_slopes(c.heads, c.alibi_max).to(x.device)[:, None, None] * distance).to(x.dtype)
         keep = new[..., None].to(x.dtype) if padded else None
-        end = last_real(new) + 1 if padded else None
+        end = last_real(new) + 1 if attention_mask is not None and (use_cache or cache) else None
 
         if c.position == "learned":
             x = x + self.position_embed(positions + c.position_offset)
         kvs, tails = [], []
-        for i, block in enumerate(self.blocks):
-            if before_block is not None:
-                x = before_block(i, x)
+
+        def one(i: int, x: Tensor):
             layer_past, tail = (cache.past(i), cache.tails[i]) if cache else (None, None)
-            x, kv, tail = block(x, positions, mask, bias, keep, end, layer_past, tail)
+            x = x if before_block is None else before_block(i, x)
+            return self.blocks[i](x, positions, mask, bias, keep, end, layer_past, tail)
+
+        for i in range(len(self.blocks)):
+            x, kv, tail = checkpoint(one, i, x, use_reentrant=False) if recompute else one(i, x)
             kvs.append(kv)
             tails.append(tail)
         hidden = self.final_norm(x if at is None else x[at])

@@ -41,6 +41,7 @@ class Settings:
     warmup: int = 5000
     weight_decay: float = 0.1
     clip: float = 1.0
+    recompute: bool = False  # activation checkpointing: less memory, a third more time
     workers: int = 0
     save_every: float = 300.0
 
@@ -90,17 +91,17 @@ def train(loaded: LoadedFlamingo, shards: dict[str, str | None], out: Path, s: S
     for parameter in named.values() if device.type == "cuda" else flamingo.parameters():
         parameter.data = parameter.data.float()
     parameters = list(named.values())
-    optimizer = torch.optim.AdamW(parameter_groups(named.items(), s.lr, s.weight_decay), betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(parameter_groups(named.items(), s.lr, s.weight_decay), betas=(0.9, 0.95), fused=True)
     modules = {"bridge": Bridge(named), "data": mixture}
     # What does not change the result may be another when a run goes on.
-    settings = {name: value for name, value in asdict(s).items() if name not in ("workers", "save_every")}
+    settings = {name: value for name, value in asdict(s).items() if name not in ("recompute", "workers", "save_every")}
     stage = Stage("flamingo", Path(out) / "stages", s.steps, modules, optimizer, settings, s.save_every)
     autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
     flamingo.train()
 
     def loss(batch):
         with autocast:
-            return flamingo.loss(batch.to(device))
+            return flamingo.loss(batch.to(device), s.recompute)
 
     for step, batches in zip(stage.steps(), mixture):
         losses = accumulate_gradients({m: lambda b=b: loss(b) for m, b in batches.items()}, mixture.weights, parameters)

@@ -8,11 +8,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
 import torch
 from torch import Tensor, nn
 
+from .. import flamingo as whole
 from ..config import FlamingoConfig, LMConfig, ResamplerConfig, VisionConfig, preset
 from ..flamingo import Batch, Flamingo
+from ..gated_xattn import xattn_mask
+from ..layers import Linear
 
 SHOT_TOKENS = 16
 SHOTS = (0, 4, 8, 16, 32)
@@ -78,6 +85,17 @@ def prompt(flamingo: Flamingo, shots: int, patches: int, device: torch.device | 
 def queries(flamingo: Flamingo, rows: int, patches: int, device: torch.device | str = "cpu") -> Batch:
     """`rows` different queries of one picture and 16 tokens."""
     return pages(flamingo, rows, 1, SHOT_TOKENS, patches, device, seed=1)
+
+
+@contextmanager
+def plainly(flamingo: Flamingo) -> Iterator[None]:
+    """Inside, the plain twins do the work: every token against the tokens of all images, and `nn.Linear` as it is."""
+    R = flamingo.config.resampler.n_latents
+    with (
+        patch.object(whole, "cut_into_segments", lambda phi, n_media: xattn_mask(phi, n_media, R)),
+        patch.object(Linear, "forward", nn.Linear.forward),
+    ):
+        yield
 
 
 def read_per_token(flamingo: Flamingo) -> int:
