@@ -554,3 +554,20 @@ def test_in_the_ablation_images_behind_a_cache_are_refused_and_text_is_not():
         flamingo.read(batch_of([picture(3), "a"], bos=False), cache=cache)
     whole, _ = flamingo(batch_of([*prompt, "def"]))
     assert close(flamingo.read(batch_of(["def"], bos=False), cache=cache)[0], whole[:, -3:])
+
+
+def test_recomputing_activations_keeps_less_and_gives_the_same_gradients():
+    """Activation checkpointing: of each layer only its input waits for the backward pass."""
+    flamingo, batch = tiny_flamingo(), batch_of([picture(1), "abcdef", picture(2), "gh"], [picture(3), "ab"])
+    parameters = [p for _, p in flamingo.bridge_parameters()]
+
+    def gradients(recompute: bool) -> tuple[tuple[torch.Tensor, ...], int]:
+        kept = {}
+        keep = lambda x: kept.setdefault(x.data_ptr(), x.nbytes) and x  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = flamingo.loss(batch, recompute=recompute)
+        return torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True), sum(kept.values())
+
+    (plain, much), (again, little) = gradients(False), gradients(True)
+    assert all(close(a, b) for a, b in zip(plain, again))
+    assert little < 0.6 * much

@@ -34,6 +34,25 @@ def test_the_minutes_are_those_of_the_runs():
     assert longest <= said + 0.05 and said - longest < 0.11
 
 
+def test_the_costs_are_those_of_the_bench():
+    """Each number between the two marks, from `python -m minflamingo bench`, whose result lies beside its figure."""
+    bench = json.loads((ROOT / "tutorials" / "figures" / "bench.json").read_text())
+    said = README.split("<!-- bench -->")[1].split("<!-- end of bench -->")[0]
+    token, steps = bench["token"]["32"], list(bench["step"].values())[:2]
+    timed = [bench["prompt"]["32"], bench["generate"]["32"], token, *steps]
+    rows = [line for line in said.split("\n") if re.match(r"\| (a|the) ", line)]
+    table = [[float(n) for n in re.findall(r"\| ([\d.]+)", line)] for line in rows]
+    for (theirs, ours, ratio), row, unit in zip(table, timed, (1, 1, 1000, 1, 1), strict=True):
+        assert [theirs, ours] == pytest.approx([row[k]["median"] * unit for k in ("peer", "ours")], abs=0.051)
+        assert ratio == pytest.approx(row["peer_ratio"], abs=0.051)
+    others = [float(n) for n in re.findall(r"\d+\.\d+", said.split("Peak memory")[1])]
+    memory = [row["peak_memory"] / row["peer_peak_memory"] for row in steps]
+    rest = [token["against_no_shots"], 1 / token["of_reading_limit"], bench["queries"]["ratio"]]
+    assert others == pytest.approx([*memory, *rest], abs=0.051)
+    assert all(row["same_tokens"] for row in bench["generate"].values())
+    assert max(row["largest_difference"] for row in bench["prompt"].values()) < 1e-5
+
+
 def test_every_file_and_figure_it_names_exists():
     """Links and pictures of the README."""
     linked = re.findall(r"\]\(((?!http)[^)#]+)\)", README)

@@ -63,7 +63,7 @@ def plot_bench(result: dict, path: str | Path) -> Path:
                 place += height
         place += 0.5
     right.set_xlim(0, longest * 1.75)
-    right.invert_yaxis()
+    right.set_ylim(place - 0.6, -0.5)  # downwards, with room for the first name
     right.set_yticks([])
     right.spines["left"].set_visible(False)
     tidy(right, "a training step (s) and its peak memory")
