@@ -108,14 +108,26 @@ def test_a_peer_that_cannot_start_says_what_it_said(tmp_path):
         Peer("open_flamingo", sys.executable, tmp_path, cases.config("tiny"))
 
 
+def agrees(peer: Peer) -> None:
+    """Logits and loss to 1e-4, and the very same tokens."""
+    batch = cases.prompt(peer.flamingo, 5, patches=6)
+    with torch.no_grad():
+        logits, _ = read_prompt(peer.flamingo, batch)
+        loss = peer.flamingo.loss(batch)
+    assert close(logits, peer.ask("read", batch)[1], 1e-4)
+    assert generate(peer.flamingo, batch, -1, 8) == peer.ask("generate", batch, tokens=8)[1].tolist()
+    assert close(loss, peer.ask("step", batch)[1], 1e-4)
+
+
+def test_idefics_of_transformers_on_the_same_weights_gives_the_same(tmp_path):
+    """In a process of its own, as `--against idefics` runs it."""
+    pytest.importorskip("transformers")
+    with Peer("idefics", sys.executable, tmp_path, cases.config("tiny")) as peer:
+        agrees(peer)
+
+
 @pytest.mark.skipif("OPEN_FLAMINGO_PYTHON" not in os.environ, reason="needs an interpreter with open_flamingo 2.0.1")
 def test_open_flamingo_on_the_same_weights_gives_the_same(tmp_path):
-    """OPEN_FLAMINGO_PYTHON=ENV/bin/python pytest -k same_weights: logits, tokens and loss, to 1e-4."""
+    """OPEN_FLAMINGO_PYTHON=ENV/bin/python pytest -k same_weights."""
     with Peer("open_flamingo", os.environ["OPEN_FLAMINGO_PYTHON"], tmp_path, cases.config("tiny")) as peer:
-        batch = cases.prompt(peer.flamingo, 5, patches=6)
-        with torch.no_grad():
-            logits, _ = read_prompt(peer.flamingo, batch)
-            loss = peer.flamingo.loss(batch)
-        assert close(logits, peer.ask("read", batch)[1], 1e-4)
-        assert generate(peer.flamingo, batch, -1, 8) == peer.ask("generate", batch, tokens=8)[1].tolist()
-        assert close(loss, peer.ask("step", batch)[1], 1e-4)
+        agrees(peer)
