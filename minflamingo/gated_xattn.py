@@ -179,8 +179,8 @@ class GatedCrossAttentionDense(nn.Module):
         super().__init__()
         d = c.lm.d
         self.xattn = MaskedCrossAttention(c)
-        self.ff_norm = make_norm(c.xattn_norm, d, c.xattn_norm_eps)
         d_ff = c.xattn_d_ff or c.xattn_ff_mult * d
+        self.ff_norm = make_norm(c.xattn_norm, d, c.xattn_norm_eps) if d_ff else None
         self.ff = FeedForward(d, d_ff, c.xattn_activation, gated=c.xattn_gated_mlp) if d_ff else None
         channels = {"scalar": 1, "vector": d, "none": None}[c.xattn_gate]
         for alpha in ("alpha_xattn", "alpha_dense"):

@@ -24,7 +24,7 @@ def patch_attention(flamingo: Flamingo, batch: Batch) -> Tensor:
         ValueError: there is no image, or a video among them; or the resampler is no Perceiver.
     """
     if (kind := flamingo.config.resampler.kind) != "perceiver":
-        raise ValueError(f"patch_attention follows the looks of a Perceiver's latents: this model's resampler is of kind {kind!r}")
+        raise ValueError(f"patch_attention follows the looks of a Perceiver's latents; this resampler is of kind {kind!r}")
     media = batch.media
     if media is None or media.shape[2] != 1:
         raise ValueError("patch_attention follows the looks to still images: this batch has none, or it has videos (T > 1)")

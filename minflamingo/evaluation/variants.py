@@ -8,7 +8,7 @@ What a row changes is a field of the config where Flamingo has one (gates, place
 token sees). Three rows are built here, out of the model's own parts, with an LM of n layers:
 
     GATED XATTN-DENSE   bridge, self-attention + mlp, bridge, self-attention + mlp, …          bridge: cross-attention, dense
-    vanilla             self-attention, cross-attention, mlp, self-attention, …                the decoder of Vaswani et al. 2017
+    vanilla             self-attention, cross-attention, mlp, self-attention, …                as in Vaswani et al. 2017
     grafting            n frozen layers as they are, then n new ones, each with a bridge       Luo et al. 2022 (VC-GPT)
 
 Example: the toy tongue has 3 layers. Vanilla has cross-attention between the two halves of each of them: 6 halves, numbers 1,
