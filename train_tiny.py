@@ -210,7 +210,7 @@ def encode_album(flamingo: Flamingo, album: Album) -> Album:
     return album.encode(eye)
 
 
-def draw_pages(album: Album, rng: random.Random, shots: int) -> list[Sample]:
+def draw_pages(album: Album, rng: random.Random, shots: int, p_next: float | None = None) -> list[Sample]:
     """Interleaved pages of 3 to 8 shots each, `shots` on all together; or long pages: 8, and text before. [N > 1, T = 1]
 
     A prompt of 32 shots is longer than 8 images ever are; long pages have its length.
@@ -219,17 +219,18 @@ def draw_pages(album: Album, rng: random.Random, shots: int) -> list[Sample]:
     drawn = rng.choices(list(PAGES), weights=list(PAGES.values()), k=max(2, shots // (text_only + n)))
     rows = [world(album, rng, text_only + n) for world in drawn]
     rows = [row[: text_only + n] if text_only else row for row in rows]  # several questions about a picture add up
-    return [worlds.page(row, album, attend_next=rng.random() < P_NEXT, text_only=text_only) for row in rows]
+    p_next = P_NEXT if p_next is None else p_next
+    return [worlds.page(row, album, attend_next=rng.random() < p_next, text_only=text_only) for row in rows]
 
 
-def draw_batches(album: Album, rng: random.Random, recipe: Recipe) -> dict[str, list[Sample]]:
+def draw_batches(album: Album, rng: random.Random, recipe: Recipe, p_next: float | None = None) -> dict[str, list[Sample]]:
     """One batch of each of the paper's three kinds of dataset."""
     # Here too some pages are long: other films' texts, without their films, stand before.
     before, n = (28, 3) if rng.random() < LONG_PAGES else (0, rng.choice((1, 2, 3)))
     videos = [worlds.video(album, rng, before + n) for _ in range(recipe.bridge_videos // n)]
     pairs = [worlds.captions(album, rng, 1, PAIR_KINDS) for _ in range(recipe.bridge_pairs)]
     return {
-        "pages": draw_pages(album, rng, recipe.bridge_shots),
+        "pages": draw_pages(album, rng, recipe.bridge_shots, p_next),
         "pairs": [worlds.page(shots, album) for shots in pairs],
         "videos": [worlds.page(shots, album, text_only=before) for shots in videos],
     }

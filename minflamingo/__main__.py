@@ -1,8 +1,9 @@
-"""python -m minflamingo complete | train | eval | bench      (each says more with --help)
+"""python -m minflamingo complete | train | eval | ablate | bench      (each says more with --help)
 
     python -m minflamingo complete --model runs/tiny cat.png "Output: a cat" dog.png "Output:"
     python -m minflamingo train --config openflamingo-3b --vision … --language … --pages "mmc4/{000..099}.tar" --out runs/mine
     python -m minflamingo eval --model runs/tiny --task toy
+    python -m minflamingo ablate --model runs/tiny
     python -m minflamingo bench
 """
 
@@ -19,6 +20,7 @@ from . import load
 from .bench import command as benchmark
 from .complete import LoadedFlamingo, complete
 from .data.sample import EOC
+from .evaluation import ablate
 from .evaluation import command as evaluation
 from .train import Settings, train
 
@@ -109,6 +111,7 @@ def main(arguments: list[str] | None = None) -> None:
         two.add_argument(f"--{name.replace('_', '-')}", **how)
 
     evaluation.add_parser(commands, add_parts)
+    ablate.add_parser(commands)
     benchmark.add_parser(commands)
 
     given = parser.parse_args(arguments)
@@ -126,6 +129,8 @@ def main(arguments: list[str] | None = None) -> None:
             benchmark.command(given)
         elif given.command == "eval":
             evaluation.run(given, lambda: loaded(given.model, given))
+        elif given.command == "ablate":
+            ablate.run(given)
         else:
             settings = Settings(**{name: getattr(given, name) for name in vars(defaults)})
             shards = {m: getattr(given, m) for m in ("pages", "pairs", "videos")}

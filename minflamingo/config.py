@@ -129,6 +129,10 @@ class ResamplerConfig:
     ff_mult: int = 4
     activation: str = "sq_relu"
     qk_norm: bool = False  # LayerNorm on each head's queries and keys (IDEFICS)
+    kind: str = "perceiver"  # "transformer" or "mlp", of as many parameters: the ablations of paper table 3
+
+    def __post_init__(self):
+        one_of("ResamplerConfig", "kind", self.kind, ("perceiver", "transformer", "mlp"))
 
 
 @dataclass(frozen=True)
@@ -142,14 +146,14 @@ class FlamingoConfig:
     xattn_first: int = 0  # OpenFlamingo: every - 1
     xattn_heads: int = 8
     xattn_d_head: int = 64
-    xattn_ff_mult: int = 4
+    xattn_ff_mult: int = 4  # 0: cross-attention alone, without a dense layer behind it
     xattn_d_ff: int | None = None  # None: xattn_ff_mult · d
     xattn_activation: str = "sq_relu"
     xattn_gated_mlp: bool = False  # SwiGLU, with "silu"
     xattn_norm: str = "layernorm"
     xattn_norm_eps: float = 1e-5
     xattn_qk_norm: bool = False  # the same norm on each head's queries and keys
-    xattn_gate: str = "scalar"  # "vector": one alpha per channel
+    xattn_gate: str = "scalar"  # "vector": one alpha per channel; "none": always open (the ablation of paper table 3)
     n_new_tokens: int = 1  # ids V, V+1, … that the LM's table does not have
     image_token: int = 0  # which of them is `<image>`
     new_head: str | None = None  # may new tokens be said? None: no. "tied": by their embeddings; "own": rows of their own
@@ -159,7 +163,7 @@ class FlamingoConfig:
         one_of("FlamingoConfig", "attend", self.attend, ("last", "all"))
         one_of("FlamingoConfig", "xattn_activation", self.xattn_activation, ACTIVATION_NAMES)
         one_of("FlamingoConfig", "xattn_norm", self.xattn_norm, ("layernorm", "rmsnorm"))
-        one_of("FlamingoConfig", "xattn_gate", self.xattn_gate, ("scalar", "vector"))
+        one_of("FlamingoConfig", "xattn_gate", self.xattn_gate, ("scalar", "vector", "none"))
         one_of("FlamingoConfig", "new_head", self.new_head, (None, "tied", "own"))
         if not 0 <= self.image_token < self.n_new_tokens:
             raise ValueError(f"FlamingoConfig.image_token is {self.image_token}; there are {self.n_new_tokens} new tokens")

@@ -158,7 +158,7 @@ class Flamingo(nn.Module):
         Raises:
             ValueError: another number of axes, or values that are not finite.
         """
-        media = media.to(self.resampler.latents.dtype)  # prepared in fp32, whatever the model's
+        media = media.to(self.resampler.final_norm.weight.dtype)  # prepared in fp32, whatever the model's
         if media.dim() not in (5, 6):
             raise ValueError(f"media: expected (B, N, T, C, H, W) pixels or (B, N, T, S, D) features, got {tuple(media.shape)}")
         if media.dim() == 6 and not bool(torch.isfinite(media).all()):

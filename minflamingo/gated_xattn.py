@@ -167,6 +167,11 @@ class MaskedCrossAttention(nn.Module):
         return attention_written_out(self.queries(y), k, k, mask)[1]
 
 
+def openness(alpha: Tensor | None) -> Tensor | float:
+    """tanh alpha, how far a gate is open. None: there is no gate (xattn_gate="none"), which is one that stands open."""
+    return 1.0 if alpha is None else alpha.tanh()
+
+
 class GatedCrossAttentionDense(nn.Module):
     """GATED XATTN-DENSE, in front of a frozen LM layer: y (B, L, D) → y (B, L, D)."""
 
@@ -174,14 +179,15 @@ class GatedCrossAttentionDense(nn.Module):
         super().__init__()
         d = c.lm.d
         self.xattn = MaskedCrossAttention(c)
-        self.ff_norm = make_norm(c.xattn_norm, d, c.xattn_norm_eps)
-        self.ff = FeedForward(d, c.xattn_d_ff or c.xattn_ff_mult * d, c.xattn_activation, gated=c.xattn_gated_mlp)
-        channels = d if c.xattn_gate == "vector" else 1
-        self.alpha_xattn = nn.Parameter(torch.zeros(channels))
-        self.alpha_dense = nn.Parameter(torch.zeros(channels))
+        d_ff = c.xattn_d_ff or c.xattn_ff_mult * d
+        self.ff_norm = make_norm(c.xattn_norm, d, c.xattn_norm_eps) if d_ff else None
+        self.ff = FeedForward(d, d_ff, c.xattn_activation, gated=c.xattn_gated_mlp) if d_ff else None
+        channels = {"scalar": 1, "vector": d, "none": None}[c.xattn_gate]
+        for alpha in ("alpha_xattn", "alpha_dense"):
+            self.register_parameter(alpha, None if channels is None else nn.Parameter(torch.zeros(channels)))
 
     def forward(self, y: Tensor, k: Tensor | None, v: Tensor | None, mask: Tensor | Segments | None) -> Tensor:
         """k, v None: there is no image at all, and cross-attention gives zero as it does before the first one."""
         if k is not None:
-            y = y + self.alpha_xattn.tanh() * self.xattn(y, k, v, mask)
-        return y + self.alpha_dense.tanh() * self.ff(self.ff_norm(y))
+            y = y + openness(self.alpha_xattn) * self.xattn(y, k, v, mask)
+        return y if self.ff is None else y + openness(self.alpha_dense) * self.ff(self.ff_norm(y))

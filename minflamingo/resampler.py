@@ -11,6 +11,10 @@ A video longer than those of training has its time embeddings interpolated linea
     place among 4   0    .43   .86  1.29  1.71  2.14  2.57   3          time_embedding(1) = .57·e0 + .43·e1
 
 Example: 2 pictures of 16 patches → features (2, 1, 16, 128) → visual tokens (2, 8, 128).
+
+Table 3 compares it with two others of as many parameters, here `kind`. "transformer": features and latents all ask and all
+answer, (T·S + R)² scores a head in the place of R · (T·S + R). "mlp": each feature thinks alone and none looks at another; a
+visual token is the mean of an R-th part of them, so of 16 patches and R = 8 each is the mean of two neighbours.
 """
 
 from __future__ import annotations
@@ -53,6 +57,19 @@ class ResamplerLayer(nn.Module):
         return latents + self.ff(self.ff_norm(latents))
 
 
+class DenseLayer(nn.Module):
+    """kind="mlp": a layer without attention, whose parameters make the feed-forward block wider."""
+
+    def __init__(self, c: ResamplerConfig):
+        super().__init__()
+        inner = 2 * c.heads * c.d_head + c.ff_mult * c.d  # to_q, to_kv and to_out are 4 D·inner, a block's two matrices 2
+        self.ff_norm = nn.LayerNorm(c.d)
+        self.ff = FeedForward(c.d, inner, c.activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.ff(self.ff_norm(x))
+
+
 class PerceiverResampler(nn.Module):
     """features (M, T, S, D) of M images or videos → visual tokens (M, R, D).
 
@@ -62,20 +79,26 @@ class PerceiverResampler(nn.Module):
     def __init__(self, config: ResamplerConfig):
         super().__init__()
         c = self.config = config
-        self.latents = nn.Parameter(torch.randn(c.n_latents, c.d))
+        if c.kind != "mlp":
+            self.latents = nn.Parameter(torch.randn(c.n_latents, c.d))
         if c.n_time_embeddings:
             self.time_embeddings = nn.Parameter(torch.randn(c.n_time_embeddings, c.d) * 0.1)
-        self.layers = nn.ModuleList(ResamplerLayer(c) for _ in range(c.layers))
+        layer = DenseLayer if c.kind == "mlp" else ResamplerLayer
+        self.layers = nn.ModuleList(layer(c) for _ in range(c.layers))
         self.final_norm = nn.LayerNorm(c.d)
 
     def time_embedding(self, n_frames: int) -> Tensor:
         """(n_frames, D): the first learned rows, or all of them interpolated when the video is longer. None learned: zero."""
         if not self.config.n_time_embeddings:
-            return self.latents.new_zeros(n_frames, self.config.d)
+            return self.final_norm.weight.new_zeros(n_frames, self.config.d)
         learned = self.time_embeddings
         if n_frames <= learned.shape[0]:
             return learned[:n_frames]
         return F.interpolate(learned.T[None], size=n_frames, mode="linear", align_corners=True)[0].T
+
+    def means(self, features: Tensor) -> Tensor:
+        """features (M, T·S, D), in order → (M, R, D), the mean of each R-th part of them."""
+        return F.adaptive_avg_pool1d(features.transpose(1, 2), self.config.n_latents).transpose(1, 2)
 
     def forward(self, features: Tensor, frames: Tensor | None = None) -> Tensor:
         sizes = check_shape(features, "M T S D", "features", D=self.config.d)
@@ -91,7 +114,17 @@ class PerceiverResampler(nn.Module):
             real = F.pad(real.repeat_interleave(S, dim=1), (0, self.config.n_latents), value=True)
             mask = real[:, None, None, :]  # (M, 1, 1, T·S + R)
         features = (features + times[:, :, None, :]).flatten(1, 2)  # (M, T, S, D) → (M, T·S, D)
+        if self.config.kind == "mlp":
+            for layer in self.layers:
+                features = layer(features)
+            if mask is None:
+                return self.final_norm(self.means(features))
+            ends = (frames * S).tolist()
+            return self.final_norm(torch.cat([self.means(x[None, :end]) for x, end in zip(features, ends)]))
         latents = self.latents.expand(M, -1, -1)
+        if self.config.kind == "transformer":
+            # Whoever is among the latents asks and answers: so all are, and nothing stands beside them.
+            latents, features = torch.cat([features, latents], dim=1), features[:, :0]
         for layer in self.layers:
             latents = layer(latents, features, mask)
-        return self.final_norm(latents)
+        return self.final_norm(latents[:, -self.config.n_latents :])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..attention import attention_written_out
 from ..flamingo import Batch, Flamingo
-from ..gated_xattn import media_index, xattn_mask
+from ..gated_xattn import media_index, openness, xattn_mask
 
 
 @torch.no_grad()
@@ -21,8 +21,10 @@ def patch_attention(flamingo: Flamingo, batch: Batch) -> Tensor:
     """For a batch of still images: (B, L, N, S), how much token l looks at patch s of image n. Zero but at n = phi(l).
 
     Raises:
-        ValueError: there is no image, or a video among them.
+        ValueError: there is no image, or a video among them; or the resampler is no Perceiver.
     """
+    if (kind := flamingo.config.resampler.kind) != "perceiver":
+        raise ValueError(f"patch_attention follows the looks of a Perceiver's latents; this resampler is of kind {kind!r}")
     media = batch.media
     if media is None or media.shape[2] != 1:
         raise ValueError("patch_attention follows the looks to still images: this batch has none, or it has videos (T > 1)")
@@ -49,9 +51,9 @@ def patch_attention(flamingo: Flamingo, batch: Batch) -> Tensor:
         if projected[i] is None:
             return x
         layer, (k, v) = flamingo.xattn_layers[str(i)], projected[i]
-        openness = float(layer.alpha_xattn.tanh().abs())
-        total = total + openness * layer.xattn.weights(x, k, mask).mean(1)  # (B, L, N·R)
-        weight += openness
+        opened = abs(float(openness(layer.alpha_xattn)))
+        total = total + opened * layer.xattn.weights(x, k, mask).mean(1)  # (B, L, N·R)
+        weight += opened
         return layer(x, k, v, mask)
 
     flamingo.lm(flamingo.embed(batch.ids), batch.attention_mask, None, before_block)
