@@ -1,8 +1,9 @@
-"""python -m minflamingo complete | train | eval      (each says more with --help)
+"""python -m minflamingo complete | train | eval | finetune      (each says more with --help)
 
     python -m minflamingo complete --model runs/tiny cat.png "Output: a cat" dog.png "Output:"
     python -m minflamingo train --config openflamingo-3b --vision … --language … --pages "mmc4/{000..099}.tar" --out runs/mine
     python -m minflamingo eval --model runs/tiny --task toy
+    python -m minflamingo finetune --model runs/tiny --task toy
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from . import load
 from .complete import LoadedFlamingo, complete
 from .data.sample import EOC
 from .evaluation import command as evaluation
+from .evaluation import finetune_command as finetuning
 from .train import Settings, train
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -106,6 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
         two.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
 
     evaluation.add_parser(commands, add_parts)
+    finetuning.add_parser(commands, add_parts)
 
     given = parser.parse_args(arguments)
     try:
@@ -120,6 +123,8 @@ def main(arguments: list[str] | None = None) -> None:
             print(text if show is None else "")
         elif given.command == "eval":
             evaluation.run(given, lambda: loaded(given.model, given))
+        elif given.command == "finetune":
+            finetuning.run(given, lambda: loaded(given.model, given))
         else:
             settings = Settings(**{name: getattr(given, name) for name in vars(defaults)})
             shards = {m: getattr(given, m) for m in ("pages", "pairs", "videos")}
