@@ -74,7 +74,7 @@ def add_parser(commands, add_parts: Callable[[argparse.ArgumentParser], None]) -
     one.add_argument("--per-cell", type=int, default=2, help="draws of the other axes for each learning rate × steps; 0: all")
     one.add_argument("--in-full", action="store_true", help="no successive halving: every point runs all of its steps")
     one.add_argument("--shots", default="32", help="what fine-tuning is compared with")
-    one.add_argument("--eval", type=Path, help="results.json of `eval` with this model and these tasks: then shots are not run again")
+    one.add_argument("--eval", type=Path, help="results.json of `eval` with this model and these tasks, for its shots")
     one.add_argument("--specialist", action=argparse.BooleanOptionalAction, help="default: for toy tasks")
     one.add_argument("--specialist-lr", type=float, default=SPECIALIST_LR)
     one.add_argument("--weight-decay", type=float, default=Habits().weight_decay)
