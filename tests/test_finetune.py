@@ -320,8 +320,8 @@ def test_halving_runs_all_points_for_a_quarter_and_the_best_quarter_in_full(tmp_
 
 @pytest.fixture
 def place(tmp_path, monkeypatch):
-    """A folder with a small Flamingo, and a suite of two toy tasks that says which pictures were looked at."""
-    save(little_flamingo(), tmp_path / "model")
+    """A suite of two toy tasks that says which pictures were looked at; the model is made, which is quicker than reading it."""
+    monkeypatch.setattr("minflamingo.__main__.load", lambda *_: little_flamingo())
     (tmp_path / "dark_suite.py").write_text(SUITE)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -329,7 +329,7 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-COMMAND = ["finetune", "--model", "model", "--suite", "dark_suite", "--limit", "6", "--shots", "2", "--device", "cpu"]
+COMMAND = ["finetune", "--model", "made", "--suite", "dark_suite", "--limit", "6", "--shots", "2", "--device", "cpu"]
 COMMAND += ["--lr", "1e-3,1e-2", "--steps", "4,8", "--batch-size", "4", "--beams", "1", "--per-cell", "1"]
 
 
@@ -344,7 +344,7 @@ def test_the_command_ends_in_a_table_a_figure_and_models_that_can_be_loaded(plac
         for kind in ("shots", "tuned", "specialist"):
             low, high = task[kind]["interval"]
             assert f"{task[kind]['score']:.1f} [{low:.0f}, {high:.0f}]" in printed
-        model, before = minflamingo.load(place / "out/models" / name).model, minflamingo.load(place / "model").model
+        model, before = minflamingo.load(place / "out/models" / name).model, little_flamingo().model
         assert sum_of(model.lm) == sum_of(before.lm) and sum_of(model.vision) != sum_of(before.vision)
     assert "fine-tuning on 16 examples beats 2 shots on" in printed
     assert str(Point(**found["tasks"]["named"]["point"])) in printed
@@ -406,7 +406,7 @@ def test_shots_of_an_earlier_evaluation_are_taken_over_and_larger_pictures_looke
     ):  # fmt: skip
         with pytest.raises(SystemExit, match=said):
             main([*arguments, *change, "--out", "no"])
-    save(little_flamingo(xattn_every=1), place / "model")
+    monkeypatch.setattr("minflamingo.__main__.load", lambda *_: little_flamingo(xattn_every=1))
     with pytest.raises(SystemExit, match="is of another model"):
         main([*arguments, "--out", "no"])
 
