@@ -1,8 +1,9 @@
-"""python -m minflamingo complete | train | eval | ablate | bench      (each says more with --help)
+"""python -m minflamingo complete | train | eval | finetune | ablate | bench      (each says more with --help)
 
     python -m minflamingo complete --model runs/tiny cat.png "Output: a cat" dog.png "Output:"
     python -m minflamingo train --config openflamingo-3b --vision … --language … --pages "mmc4/{000..099}.tar" --out runs/mine
     python -m minflamingo eval --model runs/tiny --task toy
+    python -m minflamingo finetune --model runs/tiny --task toy
     python -m minflamingo ablate --model runs/tiny
     python -m minflamingo bench
 """
@@ -22,6 +23,7 @@ from .complete import LoadedFlamingo, complete
 from .data.sample import EOC
 from .evaluation import ablate
 from .evaluation import command as evaluation
+from .evaluation import finetune_command as finetuning
 from .train import Settings, train
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
@@ -111,6 +113,7 @@ def main(arguments: list[str] | None = None) -> None:
         two.add_argument(f"--{name.replace('_', '-')}", **how)
 
     evaluation.add_parser(commands, add_parts)
+    finetuning.add_parser(commands, add_parts)
     ablate.add_parser(commands)
     benchmark.add_parser(commands)
 
@@ -129,6 +132,8 @@ def main(arguments: list[str] | None = None) -> None:
             benchmark.command(given)
         elif given.command == "eval":
             evaluation.run(given, lambda: loaded(given.model, given))
+        elif given.command == "finetune":
+            finetuning.run(given, lambda: loaded(given.model, given))
         elif given.command == "ablate":
             ablate.run(given)
         else:

@@ -10,11 +10,17 @@ For pictures of 48 pixels there is the convolutional stem (`stem="conv"`): patch
 convolutions of these strides, which learn strokes and corners much sooner than one 12×12 matrix does (Xiao et al. 2021).
 
 Example: 48×48 pixels, patch 12 → a grid of 4×4 → features (B, 16, 128). With a class token the first of 17 is the class.
+
+An eye can be given larger pictures than it was trained on (`enlarge`; the paper's fine-tuning does so, §3.2): the patches stay
+as they are, there are more of them, and the positions are stretched over the finer grid.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attention, merge_heads, split_heads
@@ -103,3 +109,42 @@ class ViT(nn.Module):
             x = block(x)
         x = self.post_norm(x)
         return x if self.config.keep_class_token or not self.config.class_token else x[:, 1:]
+
+
+def stretch(positions: Tensor, side: int) -> Tensor:
+    """Learned positions of a square grid in reading order (S, D) → those of a grid of side × side, (side², D), bilinearly.
+
+    A patch is where its middle is: of 2 patches the middles lie at 1/4 and 3/4 of the picture, of 4 at 1/8, 3/8, 5/8, 7/8. So
+    from values 0 and 1 come 0, 1/4, 3/4, 1: between two middles what lies between, outside of them the nearest.
+    """
+    old = round(len(positions) ** 0.5)
+    if old * old != len(positions) or side < 1:
+        raise ValueError(f"{len(positions)} positions on a grid of side {side}: both grids must be squares, not empty")
+    if side == old:
+        return positions.clone()
+    grid = positions.unflatten(0, (old, old)).permute(2, 0, 1)[None].float()  # (S, D) → (1, D, old, old)
+    grid = F.interpolate(grid, (side, side), mode="bilinear", align_corners=False)
+    return grid[0].permute(1, 2, 0).flatten(0, 1).to(positions.dtype)
+
+
+@torch.no_grad()
+def enlarge(vit: ViT, image_size: int) -> ViT:
+    """Make `vit`, in place, an eye for pictures of `image_size` pixels. At its own size nothing changes.
+
+    Raises:
+        ValueError: the patches do not fit; says which sizes do. TypeError: the eye is no ViT.
+    """
+    if not isinstance(vit, ViT):
+        raise TypeError(f"only a ViT can be given pictures of another size, not a {type(vit).__name__}")
+    c, p = vit.config, vit.config.patch_size
+    if image_size < p or image_size % p:
+        below = max(p, image_size // p * p)
+        raise ValueError(
+            f"pictures of {image_size} pixels cannot be cut into patches of {p}: "
+            f"take a multiple, such as {below} or {below + p}"
+        )
+    first = int(c.class_token)  # the class stands nowhere in the picture: its position stays
+    positions = torch.cat([vit.positions[:first], stretch(vit.positions[first:], image_size // p)])
+    vit.positions = nn.Parameter(positions, vit.positions.requires_grad)
+    vit.config = replace(c, image_size=image_size)
+    return vit

@@ -148,6 +148,16 @@ def test_neither_word_nor_board_tells_whether_they_clash(scenes):
             assert len(yes & no) >= (4 if split == "train" else 2)
 
 
+def test_in_clashes_the_place_of_a_board_misleads(scenes):
+    """data_toy/README: at the bottom all boards that agree are held out; so nothing else agrees in the test."""
+    boards = {
+        split: [(*scenes("clashes", split, i), example("clashes", split, i).answers[0]) for i in range(200)]
+        for split in ("train", "test")
+    }
+    assert {answer for board, answer in boards["train"] if board.place == "bottom"} == {"no"}
+    assert {board.place for board, answer in boards["test"] if answer == "yes"} == {"bottom"}
+
+
 def test_three_in_ten_poor_pictures_show_nothing():
     """Their contrast is gone: what is left of the thing is less than a tenth."""
     def contrast(e) -> float:

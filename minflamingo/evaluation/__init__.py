@@ -8,5 +8,7 @@
     metrics     CIDEr, VQA accuracy, top-1, ROC AUC, NDCG, with intervals
     benchmarks  COCO, VQAv2 and the others, on disk in their official formats
     cells, command, figure      python -m minflamingo eval: stops and goes on, a table, a figure
+    finetune    one task learned by gradients, eye included; augmentation, schedules
+    grid, finetune_command      python -m minflamingo finetune: the grid search, in jobs that are kept
     looking     what a token looks at
 """

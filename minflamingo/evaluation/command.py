@@ -151,7 +151,9 @@ def toy_suite(given: argparse.Namespace) -> dict[str, Task]:
             f"the toy tasks are in the module {given.suite}, which cannot be imported ({error}). "
             "Run this in the repository's folder, or name another one with --suite"
         ) from None
-    return module.suite(given.split or "test", queries=given.limit or TOY_QUERIES)
+    training = getattr(given, "training", None)  # of `finetune`: how many examples may be learned from
+    more = {} if training is None else {"support": training}
+    return module.suite(given.split or "test", queries=given.limit or TOY_QUERIES, **more)
 
 
 def answer(flamingo: LoadedFlamingo, task: Task, cells: Sequence[Cell], protocol: Protocol, given, bar: tqdm) -> None:
