@@ -17,8 +17,8 @@ split shows nothing else. Names are made up for the benchmark, stand on no train
 thing all over it. Everything is drawn when it is asked for: an example is its number.
 
 In four of the nine ("This is a") what the answer is, and not only how it is put, can be learned from the shots alone. In
-`clashes` likeness misleads: for every meme that agrees there are others with the same word, or the same board, that do not
-(HatefulMemes has such "benign confounders" too, so that neither picture nor words alone can tell).
+`clashes` neither word nor board alone can tell: for every meme that agrees there are others with the same word, or the same
+board, that do not (the "benign confounders" of HatefulMemes).
 """
 
 from __future__ import annotations
@@ -39,7 +39,10 @@ from .words import caption, questions
 from .world import COLOURS, DIRECTIONS, MADE_UP_NAMES, PLACES, SHAPES, Scene, Video, held_out
 
 SPLITS = ("train", "validation", "test")
-FITTING = {"stop": "red", "park": "green", "bank": "blue", "jazz": "white"}  # the colours of boards in `clashes`
+# The colours of boards that go with a word, in `clashes`: warm ones or cold ones. With these six words the held-out boards are
+# spread: at top and bottom, among those that agree and those that do not.
+WARM, COLD = ("red", "orange", "yellow"), ("green", "cyan", "blue")
+FITTING = {"stop": WARM, "cafe": WARM, "food": WARM, "park": COLD, "bus": COLD, "zoo": COLD}
 # VizWiz's "unanswerable". That long a word is spelled in letters, as none on any page: the task would become one of spelling.
 UNANSWERABLE = "nul"
 PEOPLE = 10  # who answer each question, as in VQAv2; in the toy world they agree
@@ -182,12 +185,12 @@ def reading(split: str, rng: random.Random) -> Item:
 
 
 def clashes(split: str, rng: random.Random) -> Item:
-    """A word on a board. Half of the boards have the colour of their word; neither word nor board alone tells."""
+    """A word on a board. Half of the boards have a colour that goes with their word; neither word nor board alone tells."""
     agree = rng.random() < 0.5
 
     def board() -> Scene:
         word = rng.choice(list(FITTING))
-        colour = FITTING[word] if agree else rng.choice([c for c in FITTING.values() if c != FITTING[word]])
+        colour = rng.choice([c for c in (*WARM, *COLD) if (c in FITTING[word]) == agree])
         return Scene("sign", colour=colour, word=word, place=rng.choice(("top", "bottom")))
 
     return Item(partial(draw, scene_of(split, rng, board)), ("yes" if agree else "no",), choices=("yes", "no"))
