@@ -235,6 +235,8 @@ class Flamingo(nn.Module):
         check_media_count(batch, self.image_id)
         if cache is not None and len(cache.phi) != len(batch.ids):
             raise ValueError(f"{len(batch.ids)} rows cannot go on from a cache of {len(cache.phi)}: see cache.repeat")
+        if cache is not None and batch.attend_next is not None and bool(batch.attend_next.any()):
+            raise ValueError("attend_next is a layout of training: what goes on from a cache looks at the last image before it")
         R, attend, mask = self.config.resampler.n_latents, self.config.attend, batch.attention_mask
         phi = media_index((batch.ids == self.image_id) & mask, batch.attend_next)
         media = None if batch.media is None else self.project_media(self.see(batch.media, batch.frames))

@@ -17,6 +17,7 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 CHUNK = 2**24  # logits at a time: 64 MB in fp32
 
@@ -76,5 +77,6 @@ class _ChunkedLoss(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, gradient):
         return None, None, None, *(gradient * saved for saved in ctx.saved_tensors)

@@ -546,6 +546,15 @@ def test_rows_and_cache_must_be_as_many():
         flamingo.read(batch_of(["a"], ["b"], ["c"], bos=False), cache=cache)
 
 
+def test_the_layout_of_training_is_refused_behind_a_cache():
+    """attend_next: text of the cache would have had to look at an image that is only now there."""
+    flamingo = tiny_flamingo()
+    _, cache = flamingo.read(batch_of([picture(1), "a"]), use_cache=True)
+    batch = replace(batch_of(["b", picture(2)], bos=False), attend_next=torch.tensor([True]))
+    with pytest.raises(ValueError, match="attend_next is a layout of training"):
+        flamingo.read(batch, cache=cache)
+
+
 def test_in_the_ablation_images_behind_a_cache_are_refused_and_text_is_not():
     """attend="all": the images of the cache and the new ones would have to stand together."""
     flamingo, prompt = tiny_flamingo(attend="all"), [picture(1), "ab", picture(2), "c"]
