@@ -72,6 +72,7 @@ def groups(named: dict[str, nn.Parameter], row: Row) -> list[dict]:
 def teach(flamingo: Flamingo, row: Row, seed: int, steps: int, folder: str | Path, line: int | None = None) -> Stage:
     """Train what `row` trains, in place. What has been done is in `folder`; the same call goes on from there."""
     tokenizer, device, named = toy_tokenizer(), next(flamingo.parameters()).device, trained_parameters(flamingo)
+    train_tiny.begin_as_a_dash(flamingo)
     parameters, updates = list(named.values()), plan(row, steps)
     optimizer = torch.optim.AdamW(groups(named, row), betas=(0.9, 0.98))
     settings = {"seed": seed, "row": repr(row), "config": repr(flamingo.config), "recipe": repr(RECIPE)}

@@ -8,7 +8,8 @@ Two shelves, read one after the other:
    the **induction circuit** (Olsson et al. 2022). In-context learning with pictures later uses this very circuit, so it must
    exist in the frozen LM first. Lengths vary; pages of fixed period would teach to copy by position instead.
 2. `reading`    pages about the toy world in the forms in which it is later asked: with a description where the picture will be
-   (" a red circle" "Output: red"), or without; the creatures' facts, which stand nowhere else; the tables of sums.
+   (" a red circle" "Output: red"), or without; the creatures' facts, which stand nowhere else; the tables of sums. Half of the
+   pages are lists, with a dash before each entry, where later an `<image>` will be.
 
 Held-out cases are held out of PICTURES. Text knows all colours, sums and facts; only the names of the test are kept from it.
 """
@@ -20,7 +21,7 @@ import random
 from minflamingo.data.sample import EOC, Sample, Unscored
 
 from .album import any_scene, distinct_things
-from .words import attributes, caption, fact, questions, sum_text
+from .words import DASH, attributes, caption, fact, questions, sum_text
 from .world import CREATURES, DIGITS, OPERATORS, UNPICTURED, made_up_names
 from .worlds import ASKED
 
@@ -110,5 +111,16 @@ SHELVES = {binding_page: 4, output_page: 3, question_page: 3, naming_page: 4, su
 
 
 def reading(rng: random.Random, chunks: int) -> Sample:
-    """One page of `chunks` chunks about the toy world."""
-    return rng.choices(list(SHELVES), weights=list(SHELVES.values()))[0](rng, chunks)
+    """One page of `chunks` chunks about the toy world; half of the pages are lists."""
+    page = rng.choices(list(SHELVES), weights=list(SHELVES.values()))[0](rng, chunks)
+    return listed(page) if rng.random() < 0.5 else page
+
+
+def listed(page: Sample) -> Sample:
+    """With a dash before each entry: "-Output: red<EOC>-Output: blue<EOC>".
+
+    A prompt of 32 shots has 32 `<image>` tokens, and to the frozen LM each is one more token that it may look at. One that
+    has read lists knows that such a mark at the beginning of an entry says nothing, however many there are.
+    """
+    starts = [True, *(piece is EOC for piece in page.pieces[:-1])]
+    return Sample([p for starting, piece in zip(starts, page.pieces) for p in (*([Unscored(DASH)] * starting), piece)])

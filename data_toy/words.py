@@ -101,6 +101,10 @@ def fact(name: str) -> str:
     return f" They are mainly found in {(HOMES | UNPICTURED)[name]}."
 
 
+# Begins an entry of a list in the library. On a training page it stands where a text has lost its picture.
+DASH = "-"
+
+
 def vocabulary() -> list[str]:
     """Every piece of text that the toy world can say, made-up names apart (those are spelled in bytes)."""
     lines = ["Output:", "Question:", " Answer:", "This is a", ".", ",", "?", " sign", " says", " at the", " in", " and"]

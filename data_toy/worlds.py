@@ -25,7 +25,7 @@ from dataclasses import dataclass, replace
 from minflamingo.data.sample import EOC, Sample, Unscored, is_medium
 
 from .album import Album, distinct_things
-from .words import attributes, caption, fact, questions
+from .words import DASH, attributes, caption, fact, questions
 from .world import CREATURES, HELD_OUT_CREATURES, HOMES, MADE_UP_NAMES, UNPICTURED
 
 # What `task` may ask of each kind of picture. The kind is drawn first and then the attribute: so a single picture never
@@ -183,12 +183,13 @@ def page(shots: list[Shot], album: Album, attend_next: bool = False, text_only: 
 
     `attend_next`: the layout in which each text stands BEFORE its image, text<EOC><image>…: on the web nobody says which
     image a text belongs to (the paper's p_next).
-    `text_only`: so many of the first shots are without their images: a long page, of whose images only some are kept. What a
-    made-up name means must have been seen, so there the name's first mention beside an image is the first one.
+    `text_only`: so many of the first shots are without their images: a long page, of whose images only some are kept. A dash
+    holds the place of a lost one, so the page is as long as a prompt of so many shots. What a made-up name means must have been
+    seen, so there the name's first mention beside an image is the first one.
     """
     pieces, shown = [], set()
     for shot in shots[:text_only]:
-        pieces += [Unscored(shot.text + (shot.aside[1] if shot.aside else "")), Unscored(EOC)]
+        pieces += [Unscored(DASH + shot.text + (shot.aside[1] if shot.aside else "")), Unscored(EOC)]
     for shot in shots[text_only:]:
         if shot.medium is None and (attend_next or not any(map(is_medium, pieces))):
             continue  # it would look at a picture that it does not speak of

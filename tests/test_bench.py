@@ -82,7 +82,7 @@ def test_the_command_writes_a_table_and_a_figure(tmp_path, capsys):
     """`python -m minflamingo bench --size tiny`: each part is there, ratios are those of the medians beside them."""
     main(["bench", "--size", "tiny", "--rounds", "1", "--out", str(tmp_path / "bench"), "--device", "cpu"])
     result = json.loads((tmp_path / "bench" / "bench.json").read_text())
-    assert set(result) >= {"device", "torch", "limits", "prompt", "generate", "token", "queries", "step", "cache", "pipeline"}
+    assert set(result) >= {"device", "torch", "limits", "prompt", "generate", "token", "queries", "candidates", "step", "cache"}
     for row in result["prompt"].values():
         assert row["plain_ratio"] == pytest.approx(row["plain"]["median"] / row["ours"]["median"], rel=0.02, abs=0.02)
     held = [row["bytes"] for row in result["cache"].values()]

@@ -16,8 +16,8 @@ import torch
 from data_toy import make_sample, pairs, tasks, worlds
 from data_toy.album import SHARES, Album, draw_album, picture_scene
 from data_toy.draw import draw_video
-from data_toy.library import SHELVES, nonsense, reading
-from data_toy.words import attributes, caption, fact, questions, toy_tokenizer, vocabulary
+from data_toy.library import SHELVES, listed, nonsense, reading
+from data_toy.words import DASH, attributes, caption, fact, questions, toy_tokenizer, vocabulary
 from data_toy.world import (
     COLOURS,
     COUNTS,
@@ -492,6 +492,23 @@ def test_a_page_of_the_library_has_as_many_chunks_as_asked_for(shelf):
     assert sum(p is EOC for p in page.pieces) == 7 and page.pieces[-1] is EOC
 
 
+@pytest.mark.parametrize("shelf", SHELVES, ids=lambda shelf: shelf.__name__)
+def test_a_list_is_the_page_with_a_dash_before_each_entry(shelf):
+    """Unscored: nobody is to foretell it. All else is as it was."""
+    page = shelf(random.Random(0), 7)
+    entries = [list(group) for group in split_after(listed(page).pieces, ends)]
+    assert [entry[0] for entry in entries] == [Unscored(DASH)] * 7
+    assert [piece for entry in entries for piece in entry[1:]] == page.pieces
+
+
+def test_half_of_the_library_are_lists():
+    """The other half of the pages has no dash at all."""
+    rng = random.Random(0)
+    pages = [reading(rng, 6).pieces for _ in range(300)]
+    dashes = Counter(pieces.count(Unscored(DASH)) for pieces in pages)
+    assert set(dashes) == {0, 6} and 120 < dashes[6] < 180
+
+
 # ------------------------------------------------------------------------------------------------ the sample and the README
 
 
@@ -619,3 +636,11 @@ def test_on_a_long_page_a_made_up_name_is_known_once_its_thing_was_shown(album):
             text = answer.text if isinstance(answer, Unscored) else answer
             assert isinstance(answer, str) == (text in shown)
             shown.add(text)
+
+
+def test_on_a_long_page_a_dash_holds_the_place_of_each_lost_picture(album):
+    """So it has as many marks, pictures and dashes together, as a prompt of so many shots has pictures."""
+    for row in rows(worlds.captions, album, n=20, times=5):
+        pieces = worlds.page(row, album, text_only=12).pieces
+        marks = [is_medium(p) or (isinstance(p, Unscored) and str(p.text).startswith(DASH)) for p in pieces]
+        assert sum(marks) == 20 and sum(map(is_medium, pieces)) == 8

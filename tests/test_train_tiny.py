@@ -342,6 +342,16 @@ def test_a_page_has_at_most_8_images_and_a_long_page_has_text_alone_before_them(
     assert 0 < long_ones / 40 < 2 * train_tiny.LONG_PAGES
 
 
+def test_the_row_of_the_image_token_begins_as_a_faint_dash():
+    """A seventh of the dash's row; the language model's own table is as it was."""
+    tokenizer = toy_tokenizer()
+    flamingo = minflamingo.Flamingo(minflamingo.preset("tiny", tokenizer.vocab_size))
+    table = flamingo.lm.embed.weight.clone()
+    train_tiny.begin_as_a_dash(flamingo)
+    assert torch.allclose(flamingo.new_embed.weight[0], 0.14 * table[tokenizer.encode("-")[0]])
+    assert flamingo.new_embed.weight.requires_grad and torch.equal(flamingo.lm.embed.weight, table)
+
+
 def test_micro_batches_have_the_loss_of_the_one_large_batch():
     """Pages of like length together: the shares add up to 1, and Σ share · loss is the mean over all labelled tokens."""
     tokenizer, album = toy_tokenizer(), draw_album(1200, seed=1)

@@ -3,6 +3,7 @@
     prompt      reading it, 0 … 32 shots: ours, plain, peer; and the fraction of the machine's matmul rate
     generate    prompt and 32 new tokens; and a new token alone, with the fraction of the machine's reading rate
     queries     many queries after the same 32 shots, against as many queries without shots
+    candidates  ten given answers compared behind 32 shots, against reading the prompt alone
     step        a training step, and its peak memory; how it grows with the number of images
     cache       bytes that a prompt leaves behind
     pipeline    laying out, preparing and padding pages, in samples a second
@@ -31,7 +32,7 @@ from .. import loss
 from ..data.images import ImagePreparation
 from ..data.sample import EOC, Sample, collate
 from ..flamingo import Batch
-from ..generate import generate, read_prompt
+from ..generate import generate, read_prompt, score_answers
 from ..layers import Linear
 from ..tokenizer import ToyTokenizer
 from ..training.checkpoint import save_json
@@ -179,6 +180,24 @@ def bench_queries(b: Bench, n: int = 1000, at_once: int = 50, new_tokens: int = 
     return {"n": n, **row, "ratio": round(row["after_32_shots"]["median"] / expected, 3)}
 
 
+def bench_candidates(b: Bench, n: int = 10, tokens: int = 4) -> dict:
+    """The log-likelihood of `n` given answers behind a prompt of 32 shots, which is read once; and the prompt alone."""
+    batch = cases.prompt(b.flamingo, 32, b.patches, b.device)
+    answers = torch.randint(3, b.flamingo.lm.config.vocab_size, (1, n, tokens), generator=torch.Generator().manual_seed(2)).tolist()
+
+    def scored():
+        score_answers(b.flamingo, batch, answers)
+
+    @torch.inference_mode()
+    def prefill():
+        read_prompt(b.flamingo, batch)
+
+    calls = {"scored": scored, "prefill": prefill}
+    taken = measure.in_turns({k: lambda f=f: measure.seconds(f, b.device) for k, f in calls.items()}, b.rounds)
+    row = {name: measure.summary(values) for name, values in taken.items()}
+    return {"n": n, **row, "ratio": round(row["scored"]["median"] / row["prefill"]["median"], 3)}
+
+
 def bench_steps(b: Bench, pages: tuple = PAGES) -> dict:
     """A training step of the bridge: forward, backward, clipping, AdamW."""
     parameters = [p for _, p in b.flamingo.bridge_parameters()]
@@ -250,7 +269,7 @@ def run(size: str, device: str, rounds: int, out: Path, against: str | None = No
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         peer = Peer(against, python, Path(folder), cases.config(size)) if against else None
-        with peer or nullcontext(), tqdm(total=6, desc="bench", dynamic_ncols=True) as bar:
+        with peer or nullcontext(), tqdm(total=7, desc="bench", dynamic_ncols=True) as bar:
             b = Bench(size, device, rounds, peer)
 
             def done(value):
@@ -264,6 +283,7 @@ def run(size: str, device: str, rounds: int, out: Path, against: str | None = No
             }  # fmt: skip
             result["generate"], result["token"] = done(bench_generation(b))
             result["queries"] = done(bench_queries(b, 1000 if size != "tiny" else 100))
+            result["candidates"] = done(bench_candidates(b))
             result["step"] = done(bench_steps(b, PAGES if size != "tiny" else ((2, 2, 32),)))
             result["cache"] = done(bench_caches(b))
             result["pipeline"] = done(bench_pipeline())
@@ -296,6 +316,9 @@ def report(result: dict) -> str:
     after, without, once = (q[k]["median"] for k in ("after_32_shots", "no_shots", "prefill"))
     lines.append(f"{q['n']} queries after the same 32 shots: {after:.2f} s; "
                  f"without shots, and the shots read once: {without:.2f} + {once:.2f} s ({q['ratio']:.2f}x)")  # fmt: skip
+    c = result["candidates"]
+    lines.append(f"{c['n']} candidate answers behind 32 shots: {c['scored']['median']:.3f} s; "
+                 f"the prompt alone: {c['prefill']['median']:.3f} s ({c['ratio']:.2f}x)")  # fmt: skip
     lines.append(f"one token at 32 shots against none: {result['token']['32']['against_no_shots']:.2f}x; "
                  f"cache of 32 shots: {result['cache']['32']['bytes'] / 2**20:.1f} MiB")  # fmt: skip
     return "\n".join(lines)
