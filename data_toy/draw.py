@@ -126,9 +126,9 @@ def shape_mask(shape: str, size: int) -> np.ndarray:
         polygon([(0.5, 0.0), (1.0, 1.0), (0.0, 1.0)])
     elif shape == "diamond":  # narrower than high, so that it is no square on its corner
         polygon([(0.5, 0.0), (0.9, 0.5), (0.5, 1.0), (0.1, 0.5)])
-    elif shape == "cross":
-        pen.rectangle((0.34 * big, 0, 0.66 * big, big), fill=255)
-        pen.rectangle((0, 0.34 * big, big, 0.66 * big), fill=255)
+    elif shape == "cross":  # lying like an x: an upright one is too much like a star at 13 pixels
+        polygon([(0, 0), (0.18, 0), (1, 0.82), (1, 1), (0.82, 1), (0, 0.18)])
+        polygon([(1, 0), (0.82, 0), (0, 0.82), (0, 1), (0.18, 1), (1, 0.18)])
     elif shape == "star":  # ten corners, far and near in turn
         corners = [(0.53 if k % 2 == 0 else 0.23, math.pi * k / 5) for k in range(10)]
         polygon([(0.5 + r * math.sin(a), 0.53 - r * math.cos(a)) for r, a in corners])
