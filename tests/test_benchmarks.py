@@ -12,9 +12,10 @@ import pytest
 from conftest import picture
 from PIL import Image
 
+from minflamingo.data.films import spread
 from minflamingo.data.images import as_frames
 from minflamingo.evaluation.benchmarks import BENCHMARKS, PUBLISHED, TEMPLATES, files_expected, load_benchmark, write_submission
-from minflamingo.evaluation.benchmarks.files import Film, spread
+from minflamingo.evaluation.benchmarks.files import Film
 from minflamingo.evaluation.metrics import METRICS, Outcome
 from minflamingo.evaluation.task import Example, Task
 

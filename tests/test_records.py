@@ -203,6 +203,37 @@ def test_a_folder_of_videos_may_be_a_video_itself():
     assert same(samples["v"], picture(0), "a", EOC) and same(samples["v/run"], picture(1), "b", EOC) and len(samples) == 2
 
 
+def mp4(seconds: int) -> bytes:
+    """So many seconds at 5 frames each, second t of grey 20 + 40 t. Needs PyAV."""
+    av, file = pytest.importorskip("av"), io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for i in range(5 * seconds):
+            grey = np.full((32, 32, 3), 20 + 40 * (i // 5), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(grey, format="rgb24")))
+        container.mux(stream.encode())
+    return file.getvalue()
+
+
+def test_a_video_file_and_a_text_are_a_video():
+    """One frame a second (§2.1), at most as many as asked for; beside others, in folders too."""
+    files = {"v/run.mp4": mp4(5), "v/run.txt": "a", "fly.MP4": mp4(1), "fly.json": {"caption": "b"}}
+    samples = read(Videos(frames=3), files)
+    greys = {key: [float(frame.mean()) for frame in sample.media[0]] for key, sample in samples.items()}
+    assert greys == {"v/run": pytest.approx([20, 100, 180], abs=4), "fly": pytest.approx([20], abs=4)}
+    assert [sample.pieces[1] for sample in samples.values()] == ["a", "b"]
+
+
+def test_a_damaged_video_file_is_a_broken_sample():
+    """It is skipped and counted, like a damaged picture."""
+    pytest.importorskip("av")
+    with pytest.raises(ValueError, match=r"run\.mp4 is no video, or damaged"):
+        read(Videos(), {"run.mp4": b"no film", "run.txt": "a"})
+    with pytest.raises(ValueError, match=r"one film in several files: mp4, avi"):
+        read(Videos(), {"run.mp4": b"1", "run.avi": b"2", "run.txt": "a"})
+
+
 # ----------------------------------------------------------------------------------------------------------- documents
 
 

@@ -183,7 +183,8 @@ def bench_queries(b: Bench, n: int = 1000, at_once: int = 50, new_tokens: int = 
 def bench_candidates(b: Bench, n: int = 10, tokens: int = 4) -> dict:
     """The log-likelihood of `n` given answers behind a prompt of 32 shots, which is read once; and the prompt alone."""
     batch = cases.prompt(b.flamingo, 32, b.patches, b.device)
-    answers = torch.randint(3, b.flamingo.lm.config.vocab_size, (1, n, tokens), generator=torch.Generator().manual_seed(2)).tolist()
+    V, generator = b.flamingo.lm.config.vocab_size, torch.Generator().manual_seed(2)
+    answers = torch.randint(3, V, (1, n, tokens), generator=generator).tolist()
 
     def scored():
         score_answers(b.flamingo, batch, answers)

@@ -3,6 +3,7 @@
     Pairs       cats/7.jpg + cats/7.txt                      (or 7.json with a "caption")     [N=1, T=1]
     Videos      run/0.jpg … run/9.jpg + run.txt              (or run/text.txt, run.0.jpg …)   [N=1, T>1]
                 run.json {"caption": …, "frames": ["a.jpg", …]}
+                run.mp4 + run.txt                         (or run.json; one frame a second; needs PyAV)
     Documents   7.json in the form of MMC4 or OBELICS        (images inside as base64, or as files beside it)  [N>1, T=1]
 
 A reader has two methods. `group(names)` says which files belong together: key → {ending: name}. Called with such a record and
@@ -16,6 +17,7 @@ caption), or raises ValueError: the record is broken. What becomes of those is t
 
 from __future__ import annotations
 
+import io
 import json
 import posixpath
 import random
@@ -26,6 +28,7 @@ from typing import Protocol
 
 from ..tokenizer import Tokenizer
 from .documents import THRESHOLD, Picture, cut, mmc4, obelics, picture, text_of, window
+from .films import VIDEOS, by_number, decode, spread
 from .images import as_frames
 from .sample import EOC, Sample
 
@@ -119,7 +122,11 @@ class Pairs:
 
 @dataclass(frozen=True)
 class Videos:
-    """Video-text pairs: a folder or row of frames and a text. Of more than `frames` frames, as many evenly spread ones."""
+    """Video-text pairs: a text and a video file, or a folder or row of frames. Of more than `frames`, as many spread ones.
+
+    Raises (when called):
+        ImportError: it is a video file and PyAV is not installed.
+    """
 
     tokenizer: Tokenizer | None = None
     max_tokens: int | None = None
@@ -137,6 +144,8 @@ class Videos:
             stem, ending = parts[1], parts[2].lower()
             if ending.split(".")[-1] in IMAGES:  # run.0.jpg belongs to run, and so does run/0.jpg
                 groups.setdefault(stem if "." in ending else posixpath.dirname(name) or stem, {})[name] = name
+            elif f".{ending}" in VIDEOS:
+                groups.setdefault(stem, {})[ending] = name
             elif ending in ("txt", "json"):
                 texts.append((stem, ending, name))
         folders = set(groups)
@@ -147,9 +156,21 @@ class Videos:
 
     def __call__(self, record: Record, rng: random.Random) -> Sample | None:
         text = record.caption()
+        if not text:
+            return None
+        files = [f for f in record.files if f".{f}" in VIDEOS]
+        if len(files) > 1:
+            raise ValueError(f"one film in several files: {', '.join(files)}")
+        if files:
+            frames = decode(io.BytesIO(record.read(files[0])), record.files[files[0]], most=self.frames)
+        else:
+            frames = [frame.pixels()[0] for frame in spread(self._pictures(record), self.frames)]
+        return captioned(as_frames(frames), text, self.tokenizer, self.max_tokens)
+
+    def _pictures(self, record: Record) -> list[Picture]:
         listed = record.json().get("frames") if "json" in record.files else None
         if listed is None:  # in the order of their numbers: 2.jpg before 10.jpg
-            names = sorted((f for f in record.files if f not in ("txt", "json")), key=_by_number)
+            names = sorted((f for f in record.files if f not in ("txt", "json")), key=by_number)
             film = [Picture(name, lambda name=name: record.read(name)) for name in names]
         elif isinstance(listed, list):
             film = [picture(frame, record.find, f"frames[{t}]") for t, frame in enumerate(listed)]
@@ -157,11 +178,7 @@ class Videos:
             raise ValueError(f"frames must be a list, found {listed!r:.60}")
         if not film or None in film:
             raise ValueError("there are no frames" if not film else f"frames[{film.index(None)}] is null")
-        if not text:
-            return None
-        T = min(self.frames, len(film))
-        chosen = [film[(2 * t + 1) * len(film) // (2 * T)] for t in range(T)]  # the middles of T equal parts
-        return captioned(as_frames([frame.pixels()[0] for frame in chosen]), text, self.tokenizer, self.max_tokens)
+        return film
 
 
 @dataclass(frozen=True)
@@ -195,7 +212,3 @@ class Documents:
 def _check_room(reader: Pairs | Videos) -> None:
     if reader.max_tokens is not None and (reader.tokenizer is None or reader.max_tokens < 4):
         raise ValueError(f"{type(reader).__name__}: max_tokens needs a tokenizer, and room for a text: 4 or more")
-
-
-def _by_number(name: str) -> list:
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

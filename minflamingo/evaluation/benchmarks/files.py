@@ -16,17 +16,16 @@ of 30 equal parts, the frames at 11, 13, … 69 s.
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
+from ...data.films import VIDEOS, by_number, decode, spread
 from ..task import Example
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
-VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
 MAX_FRAMES = 30
 
 
@@ -169,22 +168,16 @@ class Film:
                 return self._of_folder(path)
             for ending in VIDEOS:
                 if (file := path.with_name(path.name + ending)).is_file():
-                    return self._of_file(file)
+                    return decode(file, str(file), self.start, self.end, self.max_frames)
         looked = ", ".join(map(str, self.places))
         raise FileNotFoundError(f"{self.names[0]}: neither a folder of frames nor a video file in {looked}")
 
     def _of_folder(self, folder: Path) -> list[Image.Image]:
-        frames = sorted((f for f in folder.iterdir() if f.suffix.lower() in IMAGES), key=lambda f: _numbers(f.stem))
+        frames = sorted((f for f in folder.iterdir() if f.suffix.lower() in IMAGES), key=lambda f: by_number(f.stem))
         frames = [f for second, f in enumerate(frames) if self.start <= second < self.end] or frames[-1:]
         if not frames:
             raise ValueError(f"{folder}: there are no frames in it ({', '.join(IMAGES)})")
         return [read_image(f) for f in spread(frames, self.max_frames)]
-
-    def _of_file(self, path: Path) -> list[Image.Image]:
-        frames = spread(decode(path, self.start, self.end), self.max_frames)
-        if not frames:
-            raise ValueError(f"{path}: no frame could be decoded from {self.start:g} s on")
-        return [frame.to_image() for frame in frames]
 
 
 def read_image(path: Path) -> Image.Image:
@@ -196,43 +189,3 @@ def read_image(path: Path) -> Image.Image:
         raise
     except Exception as error:  # of a damaged file may come anything: OSError, SyntaxError, DecompressionBombError …
         raise ValueError(f"{path} is no image, or damaged: {error}") from None
-
-
-def decode(path: Path, start: float = 0.0, end: float = float("inf")) -> list:
-    """One frame (av.VideoFrame) a second of a video file: the first at or after `start`, `start` + 1, … before `end`.
-
-    Raises:
-        ImportError: PyAV is not installed. ValueError: this is no video, or damaged.
-    """
-    try:
-        import av
-    except ImportError:
-        raise ImportError(f"{path} is a video file: reading it needs PyAV (pip install 'minflamingo[video]')") from None
-    chosen, wanted = [], start
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            begin = float((stream.start_time or 0) * stream.time_base)
-            if start > 0:  # to the key frame before it
-                container.seek(int((start + begin) / stream.time_base), stream=stream)
-            for frame in container.decode(stream):
-                now = frame.time - begin
-                if now >= end:
-                    break
-                if now >= wanted - 1e-3:
-                    chosen.append(frame)
-                    wanted = max(wanted + 1, start + int(now - start) + 1)
-    except (av.error.FFmpegError, IndexError, TypeError) as error:
-        raise ValueError(f"{path} is no video, or damaged: {error}") from None
-    return chosen
-
-
-def spread(frames: Sequence, most: int) -> list:
-    """All frames, or of more than `most` the middles of as many equal parts."""
-    T = min(most, len(frames))
-    return [frames[(2 * t + 1) * len(frames) // (2 * T)] for t in range(T)]
-
-
-def _numbers(name: str) -> list:
-    """2 before 10."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
