@@ -53,6 +53,36 @@ def test_the_costs_are_those_of_the_bench():
     assert max(row["largest_difference"] for row in bench["prompt"].values()) < 1e-5
 
 
+def test_the_fine_tuned_scores_are_those_of_the_run():
+    """Each row between the two marks, from `python -m minflamingo finetune`, whose results lie beside the figures."""
+    tasks = json.loads((ROOT / "tutorials" / "figures" / "finetune.json").read_text())["tasks"]
+    said = README.split("<!-- finetune -->")[1].split("<!-- end of finetune -->")[0]
+    rows = re.findall(r"^\| `(\w+)` \|[^|]+\| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", said, re.MULTILINE)
+    assert [name for name, *_ in rows] == list(tasks)
+    for name, *numbers in rows:
+        scores = [tasks[name][kind]["score"] for kind in ("shots", "tuned", "specialist")]
+        assert [float(n) for n in numbers] == pytest.approx(scores, abs=0.051)
+    better = sum(task["tuned"]["score"] > task["shots"]["score"] for task in tasks.values())
+    assert f"beats 32 shots on {better} of the nine" in said
+    assert not any(task["tuned"]["changed"]["language model"] for task in tasks.values())
+    assert all(task["tuned"]["changed"]["eye"] for task in tasks.values())
+
+
+def test_what_it_says_of_the_ablations_is_in_their_results():
+    """Rows that differ by more than the seeds do have the paper's sign; the exceptions are those that are named."""
+    rows = json.loads((ROOT / "tutorials" / "figures" / "ablations.json").read_text())["rows"]
+    whole = rows["baseline"]["shots"]["4"]["seeds"]
+    against = [name for name, row in rows.items() if row["paper_difference"] is not None
+               and row["shots"]["4"]["difference"] > -1]  # fmt: skip
+    named = README.split("<!-- ablations -->")[1].split("<!-- end of ablations -->")[0]
+    assert re.findall(r"\(`([\w-]+)`\)", named) == against
+    for name in ("no-pages", "no-pairs", "middle", "every-2nd", "vanilla", "lm-random", "all-images"):
+        assert max(rows[name]["shots"]["4"]["seeds"]) < min(whole), name
+    assert min((row["shots"]["4"]["score"], name) for name, row in rows.items() if name.startswith("no-p"))[1] == "no-pages"
+    assert rows["all-images"]["shots"]["32"]["score"] < rows["baseline"]["shots"]["32"]["score"] / 2
+    assert f"{max(whole + rows['no-gate']['shots']['4']['seeds']) - min(rows['no-gate']['shots']['4']['seeds']):.0f} points" in README
+
+
 def test_every_file_and_figure_it_names_exists():
     """Links and pictures of the README."""
     linked = re.findall(r"\]\(((?!http)[^)#]+)\)", README)
