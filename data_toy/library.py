@@ -122,5 +122,8 @@ def listed(page: Sample) -> Sample:
     A prompt of 32 shots has 32 `<image>` tokens, and to the frozen LM each is one more token that it may look at. One that
     has read lists knows that such a mark at the beginning of an entry says nothing, however many there are.
     """
-    starts = [True, *(piece is EOC for piece in page.pieces[:-1])]
-    return Sample([p for starting, piece in zip(starts, page.pieces) for p in (*([Unscored(DASH)] * starting), piece)])
+    pieces, before = [], EOC
+    for piece in page.pieces:
+        pieces += [Unscored(DASH), piece] if before is EOC else [piece]
+        before = piece
+    return Sample(pieces)

@@ -145,6 +145,9 @@ def test_neither_word_nor_board_nor_place_tells_whether_they_clash(split, scenes
     for place in ("top", "bottom"):
         answers = [answer for board, answer in facts if board.place == place]
         assert 0.3 < answers.count("yes") / len(answers) < 0.7, (split, place)
+    for known in ("word", "colour"):
+        seen = {said: {getattr(board, known) for board, answer in facts if answer == said} for said in ("yes", "no")}
+        assert len(seen["yes"] & seen["no"]) >= (2 if split == "test" else 6), (split, known)
     if split != "test":
         for known in ("word", "colour"):
             for value in {getattr(board, known) for board, _ in facts}:
@@ -159,6 +162,9 @@ def test_every_word_of_clashes_is_seen_with_boards_that_go_with_it_and_others():
     for word, fitting in toy.FITTING.items():
         assert len([c for w, c in shown if w == word and c in fitting]) >= 2
         assert len([c for w, c in shown if w == word and c not in fitting]) >= 2
+    for colour in (*toy.WARM, *toy.COLD):
+        goes = [colour in toy.FITTING[word] for word, c in shown if c == colour]
+        assert goes.count(True) >= 2 and goes.count(False) >= 2
 
 
 def test_three_in_ten_poor_pictures_show_nothing():

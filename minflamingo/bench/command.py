@@ -81,6 +81,11 @@ class Bench:
                 row[f"{other}_ratio"] = round(median(taken[other]) / median(taken["ours"]), 2)
         return row
 
+    def timed(self, calls: dict[str, Callable[[], object]], rounds: int) -> dict:
+        """Calls of ours in turns: {name: its summary}."""
+        taken = measure.in_turns({k: lambda f=f: measure.seconds(f, self.device) for k, f in calls.items()}, rounds)
+        return {name: measure.summary(values) for name, values in taken.items()}
+
     def flops(self, call: Callable[[], object]) -> int:
         """Floating-point operations of matrix products and attention in one call, as PyTorch counts them."""
         # It knows products by their public name, and no gradient taken within a gradient.
@@ -173,9 +178,7 @@ def bench_queries(b: Bench, n: int = 1000, at_once: int = 50, new_tokens: int = 
     def prefill():
         read_prompt(b.flamingo, shots)
 
-    calls = {"no_shots": without, "after_32_shots": after, "prefill": prefill}
-    taken = measure.in_turns({k: lambda f=f: measure.seconds(f, b.device) for k, f in calls.items()}, max(1, b.rounds // 2))
-    row = {name: measure.summary(values) for name, values in taken.items()}
+    row = b.timed({"no_shots": without, "after_32_shots": after, "prefill": prefill}, max(1, b.rounds // 2))
     expected = row["no_shots"]["median"] + row["prefill"]["median"]
     return {"n": n, **row, "ratio": round(row["after_32_shots"]["median"] / expected, 3)}
 
@@ -193,9 +196,7 @@ def bench_candidates(b: Bench, n: int = 10, tokens: int = 4) -> dict:
     def prefill():
         read_prompt(b.flamingo, batch)
 
-    calls = {"scored": scored, "prefill": prefill}
-    taken = measure.in_turns({k: lambda f=f: measure.seconds(f, b.device) for k, f in calls.items()}, b.rounds)
-    row = {name: measure.summary(values) for name, values in taken.items()}
+    row = b.timed({"scored": scored, "prefill": prefill}, b.rounds)
     return {"n": n, **row, "ratio": round(row["scored"]["median"] / row["prefill"]["median"], 3)}
 
 
