@@ -38,7 +38,7 @@ from data_toy.album import Album, draw_album
 from data_toy.library import nonsense, reading
 from data_toy.pairs import contrastive_batch
 from data_toy.tasks import CHANCE, ROWS, mark, queries
-from data_toy.words import DASH, caption, toy_tokenizer
+from data_toy.words import DASH, caption, marks, toy_tokenizer
 from minflamingo.complete import LoadedFlamingo
 from minflamingo.config import FlamingoConfig, preset
 from minflamingo.data.images import ImagePreparation
@@ -63,7 +63,7 @@ class Recipe:
     eye_steps: int = 830
     eye_batch: int = 256
     eye_lr: float = 2.5e-3
-    tongue_steps: int = 1350
+    tongue_steps: int = 1450
     tongue_nonsense_steps: int = 300  # of these, the first
     tongue_tokens: int = 2048  # per step
     tongue_lr: float = 3e-3
@@ -99,6 +99,7 @@ LAMBDA = {"pages": 1.0, "pairs": 1.0, "videos": 1.0}
 PARTS = {"pages": 3, "pairs": 1, "videos": 1}  # batches of like length: little padding
 P_NEXT = 0.1  # share of pages whose text stands before its image
 LONG_PAGES = 0.3  # share of steps whose pages are long ones
+NAMED_FILMS = 0.2  # share of steps whose films give names to what moves, instead of saying how it does
 
 
 @dataclass(frozen=True)
@@ -220,19 +221,24 @@ def draw_pages(album: Album, rng: random.Random, shots: int, p_next: float | Non
     rows = [world(album, rng, text_only + n) for world in drawn]
     rows = [row[: text_only + n] if text_only else row for row in rows]  # several questions about a picture add up
     p_next = P_NEXT if p_next is None else p_next
-    return [worlds.page(row, album, attend_next=rng.random() < p_next, text_only=text_only) for row in rows]
+    return [worlds.page(row, album, rng.random() < p_next, marks(rng, text_only)) for row in rows]
 
 
 def draw_batches(album: Album, rng: random.Random, recipe: Recipe, p_next: float | None = None) -> dict[str, list[Sample]]:
     """One batch of each of the paper's three kinds of dataset."""
     # Here too some pages are long: other films' texts, without their films, stand before.
-    before, n = (28, 3) if rng.random() < LONG_PAGES else (0, rng.choice((1, 2, 3)))
-    videos = [worlds.video(album, rng, before + n) for _ in range(recipe.bridge_videos // n)]
+    long, named = rng.random() < LONG_PAGES, rng.random() < NAMED_FILMS
+    if named:
+        before, n = (24, 8) if long else (0, rng.randint(4, 8))
+    else:
+        before, n = (28, 3) if long else (0, rng.choice((1, 2, 3)))
+    world = partial(worlds.binding, shown="mover") if named else worlds.video
+    videos = [world(album, rng, before + n) for _ in range(max(1, recipe.bridge_videos // n))]
     pairs = [worlds.captions(album, rng, 1, PAIR_KINDS) for _ in range(recipe.bridge_pairs)]
     return {
         "pages": draw_pages(album, rng, recipe.bridge_shots, p_next),
         "pairs": [worlds.page(shots, album) for shots in pairs],
-        "videos": [worlds.page(shots, album, text_only=before) for shots in videos],
+        "videos": [worlds.page(shots, album, lost=marks(rng, before)) for shots in videos],
     }
 
 

@@ -82,7 +82,8 @@ def picture_scene(rng: random.Random, kind: str, split: str = "train") -> Scene 
 class Album:
     """`media[i]` shows `scenes[i]`: uint8 pixels (T, H, W, C), or the eye's features (T, S, D). `ids[key]` finds pictures.
 
-    Keys: ("kind", kind), ("attribute", name), ("question", kind), ("single", (colour, shape)), ("creature", name).
+    Keys: ("kind", kind), ("attribute", name), ("question", kind), ("single", (colour, shape)), ("creature", name),
+    ("mover", (colour, shape)).
     """
 
     scenes: list[Scene | Video]
@@ -96,6 +97,7 @@ class Album:
         for i, scene in enumerate(self.scenes):
             if isinstance(scene, Video):
                 found["kind", "video"].append(i)
+                found["mover", scene.mover].append(i)
                 continue
             found["kind", scene.kind].append(i)
             for name in attributes(scene):

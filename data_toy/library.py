@@ -9,7 +9,7 @@ Two shelves, read one after the other:
    exist in the frozen LM first. Lengths vary; pages of fixed period would teach to copy by position instead.
 2. `reading`    pages about the toy world in the forms in which it is later asked: with a description where the picture will be
    (" a red circle" "Output: red"), or without; the creatures' facts, which stand nowhere else; the tables of sums. Half of the
-   pages are lists, with a dash before each entry, where later an `<image>` will be.
+   pages are lists, with a mark before each entry, where later an `<image>` will be.
 
 Held-out cases are held out of PICTURES. Text knows all colours, sums and facts; only the names of the test are kept from it.
 """
@@ -21,7 +21,7 @@ import random
 from minflamingo.data.sample import EOC, Sample, Unscored
 
 from .album import any_scene, distinct_things
-from .words import DASH, attributes, caption, fact, questions, sum_text
+from .words import attributes, caption, fact, marks, questions, sum_text
 from .world import CREATURES, DIGITS, OPERATORS, UNPICTURED, made_up_names
 from .worlds import ASKED
 
@@ -46,13 +46,20 @@ def nonsense(rng: random.Random, words: list[str], longest_filler: int, length: 
 def naming_page(rng: random.Random, chunks: int) -> Sample:
     """ "This is a yak. They are mainly found in Nepal." — or, on other pages, the names alone.
 
-    No name comes twice on a page: what could be looked up there would not be remembered.
+    A fact is scored where its name comes for the first time: what could be looked up on the page would not be remembered. On
+    half of the pages names come again, as they do in a prompt of 32 shots: there, too, a new one's home must be remembered.
     """
-    with_facts = rng.random() < 0.8
-    names = rng.sample((*CREATURES, *UNPICTURED), min(chunks, len(CREATURES) + len(UNPICTURED)))
-    if not with_facts:
+    animals = (*CREATURES, *UNPICTURED)
+    names = rng.sample(animals, min(chunks, len(animals)))
+    if rng.random() < 0.2:
         return Sample([p for n in names for p in (f"This is a {n}.", EOC)])
-    return Sample([p for n in names for p in (Unscored(f"This is a {n}."), fact(n), EOC)])  # which one comes next is no fact
+    if rng.random() < 0.5:
+        names = rng.choices(names[: max(2, chunks // 2)], k=chunks)
+    pieces, told = [], set()
+    for n in names:  # which one comes next is no fact
+        pieces += [Unscored(f"This is a {n}."), Unscored(fact(n)) if n in told else fact(n), EOC]
+        told.add(n)
+    return Sample(pieces)
 
 
 def binding_page(rng: random.Random, chunks: int) -> Sample:
@@ -107,23 +114,25 @@ def sums_page(rng: random.Random, chunks: int) -> Sample:
     return Sample([p for i, text in cut for p in (Unscored("Output: " + text[:i]), text[i:], EOC)])
 
 
-SHELVES = {binding_page: 4, output_page: 3, question_page: 3, naming_page: 4, sums_page: 6}
+SHELVES = {binding_page: 4, output_page: 3, question_page: 3, naming_page: 5, sums_page: 6}
 
 
 def reading(rng: random.Random, chunks: int) -> Sample:
     """One page of `chunks` chunks about the toy world; half of the pages are lists."""
     page = rng.choices(list(SHELVES), weights=list(SHELVES.values()))[0](rng, chunks)
-    return listed(page) if rng.random() < 0.5 else page
+    return listed(page, rng) if rng.random() < 0.5 else page
 
 
-def listed(page: Sample) -> Sample:
-    """With a dash before each entry: "-Output: red<EOC>-Output: blue<EOC>".
+def listed(page: Sample, rng: random.Random) -> Sample:
+    """With a mark before each entry: "-Output: red<EOC>-Output: blue<EOC>", or "-Output: red<EOC> zooOutput: blue<EOC>".
 
     A prompt of 32 shots has 32 `<image>` tokens, and to the frozen LM each is one more token that it may look at. One that
-    has read lists knows that such a mark at the beginning of an entry says nothing, however many there are.
+    has read lists knows that such a mark at the beginning of an entry says nothing, however many there are. No two pictures
+    are alike, and so are the marks of some lists: any word.
     """
     pieces, before = [], EOC
+    mark = iter(marks(rng, page.pieces.count(EOC) + 1))  # one more: the last entry may lack its end
     for piece in page.pieces:
-        pieces += [Unscored(DASH), piece] if before is EOC else [piece]
+        pieces += [Unscored(next(mark)), piece] if before is EOC else [piece]
         before = piece
     return Sample(pieces)

@@ -10,6 +10,9 @@ Everything is written as it stands in prompts, so words carry their leading spac
 
 from __future__ import annotations
 
+import random
+from functools import cache
+
 from minflamingo.tokenizer import ToyTokenizer, pieces_of
 
 from .world import (
@@ -105,7 +108,14 @@ def fact(name: str) -> str:
 DASH = "-"
 
 
-def vocabulary() -> list[str]:
+def marks(rng: random.Random, n: int) -> list[str]:
+    """What stands before the `n` entries of a list: dashes; on every second list each second one is any word of this world."""
+    scribbled = rng.choice((0.0, 0.5))
+    return [rng.choice(vocabulary()) if rng.random() < scribbled else DASH for _ in range(n)]
+
+
+@cache
+def vocabulary() -> tuple[str, ...]:
     """Every piece of text that the toy world can say, made-up names apart (those are spelled in bytes)."""
     lines = ["Output:", "Question:", " Answer:", "This is a", ".", ",", "?", " sign", " says", " at the", " in", " and"]
     things = (*COLOURS, *SHAPES, *map(plural, SHAPES), *PLACES, *DIRECTIONS, *SIGN_WORDS, *CREATURES, *UNPICTURED)
@@ -118,7 +128,7 @@ def vocabulary() -> list[str]:
     pair = Scene("pair", things=(("red", "cross"), ("blue", "star")), relation="above")
     sign = Scene("sign", colour="red", word="taxi", place="top")
     lines += [" " + q for scene in (things, pair, sign) for q, _ in questions(scene)]
-    return list(dict.fromkeys(piece for line in lines for piece in pieces_of(line)))
+    return tuple(dict.fromkeys(piece for line in lines for piece in pieces_of(line)))
 
 
 def toy_tokenizer() -> ToyTokenizer:

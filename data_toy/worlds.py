@@ -20,12 +20,13 @@ per world, and evaluation differs in the album it draws from (`split="test"`), i
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from minflamingo.data.sample import EOC, Sample, Unscored, is_medium
 
 from .album import Album, distinct_things
-from .words import DASH, attributes, caption, fact, questions
+from .words import attributes, caption, fact, questions
 from .world import CREATURES, HELD_OUT_CREATURES, HOMES, MADE_UP_NAMES, UNPICTURED
 
 # What `task` may ask of each kind of picture. The kind is drawn first and then the attribute: so a single picture never
@@ -67,12 +68,17 @@ def sums_beside(album: Album, rng: random.Random, n: int) -> list[Shot]:
     return [Shot(unrelated(album, rng), f"Output: {asked}=", result) for asked, _, result in cut]
 
 
-def binding(album: Album, rng: random.Random, n: int, ways: int | None = None, split: str = "train") -> list[Shot]:
-    """Shots come in rounds: each round shows every one of the `ways` things once, in a new order."""
+def binding(
+    album: Album, rng: random.Random, n: int, ways: int | None = None, split: str = "train", shown: str = "single"
+) -> list[Shot]:
+    """Shots come in rounds: each round shows every one of the `ways` things once, in a new order.
+
+    `shown`: "single", a thing alone in a picture; "mover", the one that moves in a film.
+    """
     ways = ways or rng.choice((2, 3, 4))
     for _ in range(10_000):  # a small or a held-out album does not show every thing
         things = distinct_things(rng, ways)
-        if all(("single", thing) in album.ids for thing in things):
+        if all((shown, thing) in album.ids for thing in things):
             break
     else:
         raise ValueError(f"this album of {len(album.scenes)} has no {ways} different single things: draw a larger one")
@@ -82,14 +88,14 @@ def binding(album: Album, rng: random.Random, n: int, ways: int | None = None, s
     shots, mentioned = [], set()
     end = "" if bare else "."
     for k in order:
-        medium = rng.choice(album.having("single", things[k]))
+        medium = rng.choice(album.having(shown, things[k]))
         prompt, space = ("", "") if bare else ("This is a", " ")
         choices = tuple(f"{space}{name}{end}" for name in names)
         shots.append(Shot(medium, prompt, choices[k], k in mentioned, choices=choices))
         mentioned.add(k)
     if split == "test":  # never the very picture that is asked about: a name is bound to a thing, not to a picture
         asked = shots[-1].medium
-        others = [i for i in album.having("single", things[order[-1]]) if i != asked] or [asked]
+        others = [i for i in album.having(shown, things[order[-1]]) if i != asked] or [asked]
         shots[:-1] = [replace(shot, medium=rng.choice(others)) if shot.medium == asked else shot for shot in shots[:-1]]
     return shots
 
@@ -178,24 +184,24 @@ def left_to_the_tongue(answer: str) -> list[str | Unscored]:
     return [name, Unscored(they + home)] if they else [name]
 
 
-def page(shots: list[Shot], album: Album, attend_next: bool = False, text_only: int = 0) -> Sample:
+def page(shots: list[Shot], album: Album, attend_next: bool = False, lost: Sequence[str] = ()) -> Sample:
     """A row of shots as an interleaved page: <image>text<EOC><image>text<EOC>…
 
     `attend_next`: the layout in which each text stands BEFORE its image, text<EOC><image>…: on the web nobody says which
     image a text belongs to (the paper's p_next).
-    `text_only`: so many of the first shots are without their images: a long page, of whose images only some are kept. A dash
-    holds the place of a lost one, so the page is as long as a prompt of so many shots. What a made-up name means must have been
-    seen, so there the name's first mention beside an image is the first one.
+    `lost`: so many of the first shots are without their images: a long page, of whose images only some are kept. These marks
+    (`words.marks`) hold the places of the others, so the page is as long as a prompt of so many shots. What a made-up name
+    means must have been seen, so there the name's first mention beside an image is the first one.
     """
     pieces, shown = [], set()
-    for shot in shots[:text_only]:
-        pieces += [Unscored(DASH + shot.text + (shot.aside[1] if shot.aside else "")), Unscored(EOC)]
-    for shot in shots[text_only:]:
+    for mark, shot in zip(lost, shots):
+        pieces += [Unscored(mark), Unscored(shot.text + (shot.aside[1] if shot.aside else "")), Unscored(EOC)]
+    for shot in shots[len(lost) :]:
         if shot.medium is None and (attend_next or not any(map(is_medium, pieces))):
             continue  # it would look at a picture that it does not speak of
         # What is asked is not scored: no picture tells what somebody wants to know of it.
         said = [Unscored(shot.prompt)] if shot.prompt else []
-        known = shot.known and (text_only == 0 or shot.choices is None or shot.answer in shown)
+        known = shot.known and (not lost or shot.choices is None or shot.answer in shown)
         shown.add(shot.answer)
         said += left_to_the_tongue(shot.answer) if known else [Unscored(shot.answer)]
         if shot.aside:

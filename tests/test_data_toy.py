@@ -16,7 +16,7 @@ import torch
 from data_toy import make_sample, pairs, tasks, worlds
 from data_toy.album import SHARES, Album, draw_album, picture_scene
 from data_toy.draw import draw_video
-from data_toy.library import SHELVES, listed, nonsense, reading
+from data_toy.library import SHELVES, listed, naming_page, nonsense, reading
 from data_toy.words import DASH, attributes, caption, fact, questions, toy_tokenizer, vocabulary
 from data_toy.world import (
     COLOURS,
@@ -493,20 +493,40 @@ def test_a_page_of_the_library_has_as_many_chunks_as_asked_for(shelf):
 
 
 @pytest.mark.parametrize("shelf", SHELVES, ids=lambda shelf: shelf.__name__)
-def test_a_list_is_the_page_with_a_dash_before_each_entry(shelf):
-    """Unscored: nobody is to foretell it. All else is as it was."""
-    page = shelf(random.Random(0), 7)
-    entries = [list(group) for group in split_after(listed(page).pieces, ends)]
-    assert [entry[0] for entry in entries] == [Unscored(DASH)] * 7
-    assert [piece for entry in entries for piece in entry[1:]] == page.pieces
+def test_a_list_is_the_page_with_a_mark_before_each_entry(shelf):
+    """Unscored: nobody is to foretell it. All else is as it was. On half of the lists all marks are dashes."""
+    page, dashes = shelf(random.Random(0), 7), Counter()
+    for seed in range(60):
+        entries = [list(group) for group in split_after(listed(page, random.Random(seed)).pieces, ends)]
+        assert len(entries) == 7
+        assert all(isinstance(entry[0], Unscored) and entry[0].text in (DASH, *vocabulary()) for entry in entries)
+        assert [piece for entry in entries for piece in entry[1:]] == page.pieces
+        dashes[sum(entry[0] == Unscored(DASH) for entry in entries)] += 1
+    assert 18 < dashes[7] < 42
 
 
 def test_half_of_the_library_are_lists():
     """The other half of the pages has no dash at all."""
     rng = random.Random(0)
-    pages = [reading(rng, 6).pieces for _ in range(300)]
+    pages = [reading(rng, 12).pieces for _ in range(300)]
     dashes = Counter(pieces.count(Unscored(DASH)) for pieces in pages)
-    assert set(dashes) == {0, 6} and 120 < dashes[6] < 180
+    assert 120 < dashes[0] < 180 and 45 < dashes[12] < 105
+    assert set(dashes) <= set(range(13))
+
+
+def test_a_home_is_scored_where_its_animal_comes_for_the_first_time():
+    """What could be looked up on the page would not be remembered; on some pages animals come again, as in a prompt."""
+    again = 0
+    for seed in range(60):
+        pieces, told = naming_page(random.Random(seed), 20).pieces, set()
+        for said, home, end in zip(pieces[::3], pieces[1::3], pieces[2::3]):
+            if home is EOC:  # a page of names alone
+                break
+            assert end is EOC and isinstance(said, Unscored)
+            assert isinstance(home, Unscored) == (said.text in told)
+            again += said.text in told
+            told.add(said.text)
+    assert again > 60
 
 
 # ------------------------------------------------------------------------------------------------ the sample and the README
@@ -628,8 +648,8 @@ def test_the_recipe_of_the_readme_runs(tmp_path, sample):
 def test_on_a_long_page_a_made_up_name_is_known_once_its_thing_was_shown(album):
     """Text alone does not say what a dax is: a name's first mention beside an image carries no loss, though read before."""
     for row in rows(worlds.binding, album, n=20, times=20, ways=3):
-        page, shown = worlds.page(row, album, text_only=12), set()
-        said = [p for p in page.pieces[24:] if not is_medium(p)]
+        page, shown = worlds.page(row, album, lost=[DASH] * 12), set()
+        said = [p for p in page.pieces[36:] if not is_medium(p)]
         answers = [p for p in said if (p.text if isinstance(p, Unscored) else p) in row[0].choices]
         assert len(answers) == 8
         for answer in answers:
@@ -638,9 +658,17 @@ def test_on_a_long_page_a_made_up_name_is_known_once_its_thing_was_shown(album):
             shown.add(text)
 
 
-def test_on_a_long_page_a_dash_holds_the_place_of_each_lost_picture(album):
-    """So it has as many marks, pictures and dashes together, as a prompt of so many shots has pictures."""
+def test_on_a_long_page_a_mark_holds_the_place_of_each_lost_picture(album):
+    """So it has as many marks, pictures and others together, as a prompt of so many shots has pictures."""
     for row in rows(worlds.captions, album, n=20, times=5):
-        pieces = worlds.page(row, album, text_only=12).pieces
-        marks = [is_medium(p) or (isinstance(p, Unscored) and str(p.text).startswith(DASH)) for p in pieces]
+        pieces = worlds.page(row, album, lost=[DASH, " zoo"] * 6).pieces
+        marks = [is_medium(p) or p in (Unscored(DASH), Unscored(" zoo")) for p in pieces]
         assert sum(marks) == 20 and sum(map(is_medium, pieces)) == 8
+
+
+def test_films_can_give_names_to_what_moves(album):
+    """The same pages as with pictures; a name belongs to the mover of its film."""
+    for row in rows(worlds.binding, album, n=8, times=20, ways=2, shown="mover"):
+        named = {shot.answer: album.scenes[shot.medium].mover for shot in row}
+        assert len(named) == len(set(named.values()))
+        assert all(album.scenes[shot.medium].mover == named[shot.answer] for shot in row)
