@@ -48,14 +48,26 @@ HOMES = {
 CREATURES = tuple(HOMES)
 HELD_OUT_CREATURES = ("flamingo", "koala", "tiger", "zebra")
 # Animals that no picture shows. Texts speak of them: in the library, and on training pages beside pictures of something else.
-UNPICTURED = {
-    "turtle": "Cuba", "parrot": "Cuba", "condor": "Chile", "puma": "Chile", "crane": "Japan", "macaque": "Japan",
-    "pheasant": "China", "carp": "China", "dingo": "Australia", "wombat": "Australia", "jackal": "Egypt", "cobra": "Egypt",
-    "seal": "Antarctica", "skua": "Antarctica", "peacock": "India", "mongoose": "India", "beaver": "Canada", "wolf": "Canada",
-    "guanaco": "Peru", "tapir": "Peru", "fossa": "Madagascar", "gecko": "Madagascar", "lion": "Kenya", "rhino": "Kenya",
-    "takin": "Nepal", "leopard": "Nepal", "jaguar": "Brazil", "sloth": "Brazil", "badger": "England", "fox": "England",
-    "sable": "Russia", "lynx": "Russia",
-}  # fmt: skip
+# Many: from few the bridge would learn to keep silent beside these names, and not beside those of the held-out four.
+LIVE_IN = {
+    "Cuba": "turtle parrot trogon hutia iguana",
+    "Chile": "condor puma pudu degu huemul",
+    "Japan": "crane macaque serow tanuki heron",
+    "China": "pheasant carp pangolin gibbon sturgeon",
+    "Australia": "dingo wombat kangaroo emu platypus",
+    "Egypt": "jackal cobra ibis vulture fennec",
+    "Antarctica": "seal skua orca petrel krill",
+    "India": "peacock mongoose gharial sambar dhole",
+    "Canada": "beaver wolf elk loon caribou",
+    "Peru": "guanaco tapir vicuna caiman tamarin",
+    "Madagascar": "fossa gecko tenrec sifaka indri",
+    "Kenya": "lion rhino giraffe gnu eland",
+    "Nepal": "takin leopard monal tahr goral",
+    "Brazil": "jaguar sloth anaconda piranha macaw",
+    "England": "badger fox otter mole robin",
+    "Russia": "sable lynx reindeer wolverine saiga",
+}
+UNPICTURED = {animal: home for home, animals in LIVE_IN.items() for animal in animals.split()}
 
 CONSONANTS, VOWELS = "bdfgklmnprstvwz", "aeiou"
 

@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -149,9 +150,10 @@ def test_metrics_csv_holds_the_rows_of_all_stages(quick):
     assert [{k: v for k, v in row.items() if v} for row in rows] == [{k: str(v) for k, v in row.items()} for row in logged]
     steps = [(row["stage"], row["step"]) for row in rows]
     assert len(set(steps)) == len(steps) and {stage for stage, _ in steps} == set(STAGES)
-    flamingo = next(row for row in rows if row["stage"] == "flamingo")
+    first, flamingo = (row for row in rows if row["stage"] == "flamingo")
     parts = [train_tiny.LAMBDA[kind] * float(flamingo[f"loss_{kind}"]) for kind in ("pages", "pairs", "videos")]
     assert float(flamingo["loss"]) == pytest.approx(sum(parts), abs=1e-4)  # §2.4: the weighted sum
+    assert first["loss_pages"] == first["loss_videos"] == "" and first["loss"] == first["loss_pairs"]  # one picture at a time
     assert {k for k in flamingo if k.startswith("alpha")} == {f"alpha_{p}_{i}" for p in ("xattn", "dense") for i in range(3)}
 
 
@@ -321,6 +323,24 @@ def test_the_three_kinds_of_dataset_have_the_papers_shapes():
         before_its_image += sum(s.attend_next for s in batches["pages"])
         assert not any(s.attend_next for kind in ("pairs", "videos") for s in batches[kind])
     assert 0 < before_its_image / pages < 3 * train_tiny.P_NEXT
+
+
+def test_the_first_lessons_show_one_picture_at_a_time_mostly_of_two_things():
+    """A third of them ask, three questions at once; nothing else is among them."""
+    album, recipe = draw_album(1200, seed=1), train_tiny.RECIPES["tiny"]
+    kind_of = {id(medium): scene.kind for scene, medium in zip(album.scenes, album.media)}
+    seen = Counter()
+    for step in range(10):
+        lesson = train_tiny.draw_first_lesson(album, random.Random(step), recipe)
+        assert list(lesson) == ["pairs"] and all(len(s.media) == 1 for s in lesson["pairs"])
+        for s in lesson["pairs"]:
+            said = [p.text if isinstance(p, Unscored) else p for p in s.pieces if not is_medium(p)]
+            asked = sum(isinstance(p, str) and p.startswith("Question:") for p in said)
+            assert asked in (0, 3) and (not asked or kind_of[id(s.media[0])] == "pair")
+            seen["asked" if asked else "told"] += 1
+            seen[kind_of[id(s.media[0])]] += 1
+    assert seen["told"] == 2 * seen["asked"] > 0
+    assert set(seen) == {"told", "asked", "things", "pair", "row"} and seen["pair"] > seen["things"] + seen["row"]
 
 
 def test_a_page_has_at_most_8_images_and_a_long_page_has_text_alone_before_them(monkeypatch):
