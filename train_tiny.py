@@ -68,8 +68,8 @@ class Recipe:
     tongue_tokens: int = 2048  # per step
     tongue_lr: float = 3e-3
     album: int = 24_000  # pictures and films that the pages are made of
-    bridge_steps: int = 1600
-    bridge_first_steps: int = 400  # of these, the first: one picture at a time
+    bridge_steps: int = 1500
+    bridge_first_steps: int = 350  # of these, the first: one picture at a time
     bridge_shots: int = 160  # pictures on the pages of one step
     bridge_pairs: int = 64
     bridge_videos: int = 24
@@ -92,7 +92,7 @@ LESSON = {"vision": "eye", "language": "tongue"}
 # The mixture of the bridge's lessons. Each dataset m has its weight lambda_m in the loss (paper §2.4).
 ASK = partial(worlds.vqa, kinds=("things", "pair", "pair", "pair", "sign"), at_once=3)
 PAGES = {
-    worlds.task: 2, worlds.binding: 5, worlds.naming: 2, ASK: 3.5, worlds.arithmetic: 1, worlds.sums_beside: 0.7,
+    worlds.task: 2, worlds.binding: 5.5, worlds.naming: 2, ASK: 3, worlds.arithmetic: 1, worlds.sums_beside: 0.7,
     worlds.ocr: 0.3, worlds.captions: 2,
 }  # fmt: skip
 PAIR_KINDS = ("things", "pair", "pair", "row", "sign", "sum", "sum", "sum")
@@ -278,13 +278,13 @@ def gate_openings(flamingo: Flamingo) -> dict[str, float]:
 
 @torch.no_grad()
 def begin_as_a_dash(flamingo: Flamingo) -> None:
-    """The row of `<image>` begins as a faint dash: the mark before an entry of a list, which the tongue knows to say nothing.
+    """The row of `<image>` begins as a dash: the mark before an entry of a list, which the tongue knows to say nothing.
 
     In the tongue's self-attention an `<image>` is one more token. With 32 of them, and never more than 8 in training, a tongue
-    that had not read lists recalled wrong homes and sums. Faint: what the picture adds to it shall soon outweigh it.
+    that had not read lists recalled wrong homes and sums, and captions got mixed up.
     """
     (dash,) = toy_tokenizer().encode(DASH)
-    flamingo.new_embed.weight.copy_(0.14 * flamingo.lm.embed.weight[dash])
+    flamingo.new_embed.weight.copy_(flamingo.lm.embed.weight[dash])
 
 
 def build_the_bridge(run: Run, eye: Stage, tongue: Stage) -> tuple[Stage, Flamingo]:
