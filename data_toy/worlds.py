@@ -81,7 +81,7 @@ def binding(
         if all((shown, thing) in album.ids for thing in things):
             break
     else:
-        raise ValueError(f"this album of {len(album.scenes)} has no {ways} different single things: draw a larger one")
+        raise ValueError(f"this album of {len(album.scenes)} has no {ways} different {shown} things: draw a larger one")
     names = rng.sample(MADE_UP_NAMES[split], ways)
     bare = rng.random() < 0.5
     order = [k for _ in range(-(-(n - 1) // ways)) for k in rng.sample(range(ways), ways)][: n - 1] + [rng.randrange(ways)]
