@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -82,19 +83,22 @@ class LMCache:
 
 
 def rotary_angles(positions: Tensor, channels: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (B, 1, L, channels): channel pair i turns by position · theta^(−2i/channels). In fp32."""
+    """cos and ±sin, each (B, 1, L, channels): channel pair i turns by position · theta^(−2i/channels). In fp32.
+
+    A turned pair is (a cos − b sin, b cos + a sin), so the sines of the first half have the minus already.
+    """
     frequencies = theta ** (-torch.arange(0, channels, 2, device=positions.device).float() / channels)
     angles = positions[:, None, :, None].float() * frequencies  # (B, 1, L, channels/2)
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the first channels of each head (GPT-NeoX layout: channel i is paired with i + half); leave the others."""
-    turned, rest = x[..., : cos.shape[-1]], x[..., cos.shape[-1] :]
-    a, b = turned.chunk(2, dim=-1)
-    turned = turned * cos.to(x.dtype) + torch.cat([-b, a], dim=-1) * sin.to(x.dtype)
-    return torch.cat([turned, rest], dim=-1)
+    channels = cos.shape[-1]
+    turned, rest = x[..., :channels], x[..., channels:]
+    turned = turned * cos.to(x.dtype) + turned.roll(channels // 2, dims=-1) * sin.to(x.dtype)
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
 
 def alibi_slopes(heads: int, alibi_max: float) -> Tensor:
@@ -118,8 +122,11 @@ class SelfAttention(nn.Module):
             widths = (c.d, c.n_kv_heads * c.d_head) if c.qk_norm == "full" else (c.d_head, c.d_head)
             self.q_norm, self.k_norm = (make_norm(c.norm, w, c.norm_eps, c.norm_bias) for w in widths)
 
-    def forward(self, x: Tensor, positions: Tensor, mask: Tensor | None, bias: Tensor | None, past: tuple | None):
-        """x (B, L, D) → (B, L, D), and keys and values of these tokens, behind the row's own earlier ones (`LMCache.past`)."""
+    def forward(self, x: Tensor, angles: tuple | None, mask: Tensor | None, bias: Tensor | None, past: tuple | None):
+        """x (B, L, D) → (B, L, D), and keys and values of these tokens, behind the row's own earlier ones (`LMCache.past`).
+
+        `angles`: what rotary turns queries and keys by (`rotary_angles`); None: it does not.
+        """
         c = self.config
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
         if c.qk_norm == "full":
@@ -127,9 +134,8 @@ class SelfAttention(nn.Module):
         q, k, v = split_heads(q, c.heads), split_heads(k, c.n_kv_heads), split_heads(v, c.n_kv_heads)
         if c.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
-        if c.position == "rotary":
-            cos, sin = rotary_angles(positions, int(c.d_head * c.rotary_pct), c.rotary_theta)
-            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
         if past is None:
             out = attention(q, k, v, mask, bias, causal=mask is None)
         else:
@@ -157,9 +163,11 @@ class CausalConv(nn.Module):
             tail = x.new_zeros(x.shape[0], width - 1, x.shape[2])
         longer = torch.cat([tail, x], dim=1)  # (B, width - 1 + L, D)
         L = x.shape[1]
-        out = x
-        for back in range(width):  # weight[0] is for the token itself, weight[1] for the one before it, …
-            out = out + self.weight[back] * longer[:, width - 1 - back : width - 1 - back + L]
+        # out_l = x_l + Σ_i weight_i · x_(l−i): weight_0 is for the token itself, weight_1 for the one before it, … As a picture
+        # of one row, because two-dimensional convolutions are the quick ones.
+        kernel = self.weight.flip(0).T[:, None, None]  # (D, 1, 1, width)
+        row = longer.transpose(1, 2)[:, :, None]  # (B, D, 1, width - 1 + L)
+        out = x + F.conv2d(row, kernel, groups=x.shape[2])[:, :, 0].transpose(1, 2)
         if end is None:
             return out, longer[:, L:].clone()  # not a view, which would keep the whole text in memory
         rows, last = torch.arange(len(x), device=x.device), torch.arange(width - 1, device=x.device)
@@ -179,12 +187,17 @@ class Block(nn.Module):
         self.mlp = FeedForward(c.d, c.d_ff or 4 * c.d, c.activation, c.mlp_bias, c.gated_mlp)
         self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, x, positions, mask, bias, keep, end, past, tail):
-        """`keep` (B, L, 1) is 0 at padding: what the convolution must not carry into the text beside it."""
+    def forward(self, x, angles, mask, bias, keep, end, past, tail, at=None):
+        """`keep` (B, L, 1) is 0 at padding: what the convolution must not carry into the text beside it.
+
+        `at` (B, L) bool: the result is that of these positions alone, (number of True, D); None: of all, (B, L, D).
+        """
         y = self.attn_norm(x)
         if self.conv is not None:
             y, tail = self.conv(y if keep is None else y * keep, tail, end)
-        attended, kv = self.attn(y, positions, mask, bias, past)
+        attended, kv = self.attn(y, angles, mask, bias, past)
+        if at is not None:  # in the last block: what nobody reads need not be thought to its end
+            x, attended = x[at], attended[at]
         attended = self.dropout(attended)
         if self.parallel:
             return x + attended + self.dropout(self.mlp(self.mlp_norm(x))), kv, tail
@@ -291,18 +304,21 @@ class LM(nn.Module):
 
         if c.position == "learned":
             x = x + self.position_embed(positions + c.position_offset)
+        rotary = c.position == "rotary"  # the same angles in every block
+        angles = rotary_angles(positions, int(c.d_head * c.rotary_pct), c.rotary_theta) if rotary else None
         kvs, tails = [], []
 
         def one(i: int, x: Tensor):
             layer_past, tail = (cache.past(i), cache.tails[i]) if cache else (None, None)
             x = x if before_block is None else before_block(i, x)
-            return self.blocks[i](x, positions, mask, bias, keep, end, layer_past, tail)
+            last = i == len(self.blocks) - 1
+            return self.blocks[i](x, angles, mask, bias, keep, end, layer_past, tail, at if last else None)
 
         for i in range(len(self.blocks)):
             x, kv, tail = checkpoint(one, i, x, use_reentrant=False) if recompute else one(i, x)
             kvs.append(kv)
             tails.append(tail)
-        hidden = self.final_norm(x if at is None else x[at])
+        hidden = self.final_norm(x)
         if cache:
             return hidden, cache.grown(tuple(kvs), tuple(tails), real)
         if not use_cache:

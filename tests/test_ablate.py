@@ -28,6 +28,7 @@ from minflamingo.evaluation.variants import BASELINE, ROWS, build, grafted, halv
 from minflamingo.flamingo import Flamingo
 from minflamingo.gated_xattn import GatedCrossAttentionDense
 from minflamingo.generate import generate
+from minflamingo.lm import rotary_angles
 from minflamingo.resampler import PerceiverResampler
 from minflamingo.training.checkpoint import load_json
 
@@ -131,11 +132,14 @@ def test_vanilla_cross_attention_stands_between_self_attention_and_mlp(family):
     if family == "mpt":
         slopes = torch.tensor([2.0 ** (-8 * i / 4) for i in range(1, 5)])
         bias = slopes[:, None, None] * (torch.arange(6)[None] - torch.arange(6)[:, None])
+    c = lm.config
+    channels = int(c.d_head * c.rotary_pct)
+    angles = rotary_angles(torch.arange(6)[None], channels, c.rotary_theta) if c.position == "rotary" else None
     for i, block in enumerate(lm.blocks):
         y = block.attn_norm(x)
         if block.conv is not None:
             y, _ = block.conv(y, None)
-        x = x + block.attn(y, torch.arange(6)[None], mask, bias, None)[0]
+        x = x + block.attn(y, angles, mask, bias, None)[0]
         x = between(2 * i + 1, x)
         x = x + block.mlp(block.mlp_norm(x))
     assert close(flamingo(batch)[0], lm.head(lm.final_norm(x)), 1e-4)

@@ -120,9 +120,9 @@ class ImagePreparation:
         if frames.shape[1:3] != (self.size, self.size):
             fit = squash if self.resize == "squash" else shrink_and_crop
             frames = np.stack([np.asarray(fit(Image.fromarray(f), self.size)) for f in frames])
-        x = torch.tensor(frames).permute(0, 3, 1, 2).float() / 255  # (T, H, W, 3) → (T, 3, H, W)
+        x = torch.tensor(frames).permute(0, 3, 1, 2).float().div_(255)  # (T, H, W, 3) → (T, 3, H, W)
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
-        return (x - mean) / std
+        return x.sub_(mean).div_(std)
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -157,12 +157,13 @@ class FirstHalf(nn.Module):
         super().__init__()
         self.attn_norm, self.conv, self.attn, self.dropout = block.attn_norm, block.conv, block.attn, block.dropout
 
-    def forward(self, x, positions, mask, bias, keep, end, past, tail):
+    def forward(self, x, angles, mask, bias, keep, end, past, tail, at=None):
         y = self.attn_norm(x)
         if self.conv is not None:
             y, tail = self.conv(y if keep is None else y * keep, tail, end)
-        attended, kv = self.attn(y, positions, mask, bias, past)
-        return x + self.dropout(attended), kv, tail
+        attended, kv = self.attn(y, angles, mask, bias, past)
+        x = x + self.dropout(attended)
+        return x if at is None else x[at], kv, tail
 
 
 class SecondHalf(nn.Module):
@@ -172,8 +173,9 @@ class SecondHalf(nn.Module):
         super().__init__()
         self.mlp_norm, self.mlp, self.dropout = block.mlp_norm, block.mlp, block.dropout
 
-    def forward(self, x, positions, mask, bias, keep, end, past, tail) -> tuple[Tensor, tuple[Tensor, Tensor], None]:
+    def forward(self, x, angles, mask, bias, keep, end, past, tail, at=None) -> tuple[Tensor, tuple[Tensor, Tensor], None]:
         nothing = x.new_zeros(len(x), 1, 0, 1)
+        x = x if at is None else x[at]
         return x + self.dropout(self.mlp(self.mlp_norm(x))), (nothing, nothing), None
 
 

@@ -4,6 +4,9 @@ It differs from the paper in details, all of them fields of our config: the resa
 queries and keys; the bridge is built like Llama (RMSNorm, also on queries and keys; SwiGLU); the eye's class token is kept, its
 last norm is not used; there are no time embeddings. Ids behind Llama's 32,000: `<fake_token_around_image>`, `<image>` and, in
 the instruct models, `<end_of_utterance>`; their embeddings and their rows of the head are stored apart, as ours are.
+
+One rule of theirs stands in the preparation of texts, not in the model, and is not kept here: their processor hides the image
+from text between a `</s>` and the next image. Here such text goes on to see the last image before it, as everywhere.
 """
 
 from __future__ import annotations
