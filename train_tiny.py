@@ -60,16 +60,17 @@ from minflamingo.vision import ViT
 class Recipe:
     """How long each lesson takes and how much it shows at a time."""
 
-    eye_steps: int = 830
+    eye_steps: int = 750
     eye_batch: int = 256
     eye_lr: float = 2.5e-3
-    tongue_steps: int = 1450
+    tongue_steps: int = 1400
     tongue_nonsense_steps: int = 300  # of these, the first
     tongue_tokens: int = 2048  # per step
     tongue_lr: float = 3e-3
     album: int = 24_000  # pictures and films that the pages are made of
-    bridge_steps: int = 1500
-    bridge_first_steps: int = 350  # of these, the first: one picture at a time
+    bridge_steps: int = 1440
+    bridge_first_steps: int = 300  # of these, the first: one picture at a time
+    bridge_second_steps: int = 120  # of these, the next: made-up names as well
     bridge_shots: int = 160  # pictures on the pages of one step
     bridge_pairs: int = 64
     bridge_videos: int = 24
@@ -82,8 +83,8 @@ RECIPES = {
     "tiny": Recipe(),
     "small": Recipe(eye_steps=4000, tongue_steps=6000, tongue_nonsense_steps=600, bridge_steps=6000, album=120_000, exam=500),
     "quick": Recipe(
-        eye_steps=6, eye_batch=32, tongue_nonsense_steps=3, tongue_steps=6, tongue_tokens=512,
-        album=1200, bridge_steps=12, bridge_first_steps=4, bridge_shots=24, bridge_pairs=4, bridge_videos=4, exam=4,
+        eye_steps=6, eye_batch=32, tongue_nonsense_steps=3, tongue_steps=6, tongue_tokens=512, album=1200, bridge_steps=12,
+        bridge_first_steps=3, bridge_second_steps=3, bridge_shots=24, bridge_pairs=4, bridge_videos=4, exam=4,
     ),
 }  # fmt: skip
 
@@ -92,14 +93,15 @@ LESSON = {"vision": "eye", "language": "tongue"}
 # The mixture of the bridge's lessons. Each dataset m has its weight lambda_m in the loss (paper §2.4).
 ASK = partial(worlds.vqa, kinds=("things", "pair", "pair", "pair", "sign"), at_once=3)
 PAGES = {
-    worlds.task: 2, worlds.binding: 5.5, worlds.naming: 2, ASK: 3, worlds.arithmetic: 1, worlds.sums_beside: 0.7,
-    worlds.ocr: 0.3, worlds.captions: 2,
+    worlds.task: 2, worlds.binding: 3.5, worlds.naming: 3, ASK: 3, worlds.arithmetic: 1, worlds.sums_beside: 0.7,
+    worlds.ocr: 0.3, worlds.captions: 2.5,
 }  # fmt: skip
+LONG = {**PAGES, worlds.captions: 4}  # and of long pages: among so many whole sentences the tongue is most tempted to copy
 PAIR_KINDS = ("things", "pair", "pair", "row", "sign", "sum", "sum", "sum")
 LAMBDA = {"pages": 1.0, "pairs": 1.0, "videos": 1.0}
-PARTS = {"pages": 3, "pairs": 2, "videos": 1}  # batches of like length: little padding
+PARTS = {"pages": 3, "pairs": 2, "videos": 1}  # batches of a step: more of them have less padding, but each costs time
 P_NEXT = 0.1  # share of pages whose text stands before its image
-LONG_PAGES = 0.3  # share of steps whose pages are long ones
+LONG_PAGES = 0.35  # share of steps whose pages are long ones
 NAMED_FILMS = 0.2  # share of steps whose films give names to what moves, instead of saying how it does
 
 
@@ -218,7 +220,8 @@ def draw_pages(album: Album, rng: random.Random, shots: int, p_next: float | Non
     A prompt of 32 shots is longer than 8 images ever are; long pages have its length.
     """
     text_only, n = (24, 8) if rng.random() < LONG_PAGES else (0, rng.randint(3, 8))  # the same for all pages of a step
-    drawn = rng.choices(list(PAGES), weights=list(PAGES.values()), k=max(2, shots // (text_only + n)))
+    mixture = LONG if text_only else PAGES
+    drawn = rng.choices(list(mixture), weights=list(mixture.values()), k=max(2, shots // (text_only + n)))
     rows = [world(album, rng, text_only + n) for world in drawn]
     rows = [row[: text_only + n] if text_only else row for row in rows]  # several questions about a picture add up
     p_next = P_NEXT if p_next is None else p_next
@@ -235,7 +238,9 @@ def draw_batches(album: Album, rng: random.Random, recipe: Recipe, p_next: float
         before, n = (28, 3) if long else (0, rng.choice((1, 2, 3)))
     world = partial(worlds.binding, shown="mover") if named else worlds.video
     videos = [world(album, rng, before + n) for _ in range(max(1, recipe.bridge_videos // n))]
-    pairs = [worlds.captions(album, rng, 1, PAIR_KINDS) for _ in range(recipe.bridge_pairs)]
+    asked = recipe.bridge_pairs * 3 // 16
+    pairs = [worlds.captions(album, rng, 1, PAIR_KINDS) for _ in range(recipe.bridge_pairs - asked)]
+    pairs += [worlds.vqa(album, rng, 1, ("pair",), at_once=3) for _ in range(asked)]
     return {
         "pages": draw_pages(album, rng, recipe.bridge_shots, p_next),
         "pairs": [worlds.page(shots, album) for shots in pairs],
@@ -244,25 +249,49 @@ def draw_batches(album: Album, rng: random.Random, recipe: Recipe, p_next: float
 
 
 def draw_first_lesson(album: Album, rng: random.Random, recipe: Recipe) -> dict[str, list[Sample]]:
-    """One picture at a time, mostly of two things: its caption, or what colour each has and how they stand.
+    """One picture at a time, mostly of two things: what colour each has, how they stand, or its caption.
 
     Of two things, the colour of the one that is asked for must be looked up by its shape. Among pages of all sorts at once some
     bridges never learned that, and guessed one of the two colours to the end; alone it is learned soon, and kept.
     """
-    asked = recipe.bridge_pairs * 3 // 8
-    lessons = [worlds.captions(album, rng, 1, ("things", "pair", "pair", "row")) for _ in range(2 * asked)]
+    told, asked = recipe.bridge_pairs // 4, recipe.bridge_pairs * 5 // 8
+    lessons = [worlds.captions(album, rng, 1, ("things", "pair", "pair", "row")) for _ in range(told)]
     lessons += [worlds.vqa(album, rng, 1, ("pair",), at_once=3) for _ in range(asked)]
     return {"pairs": [worlds.page(shots, album) for shots in lessons]}
 
 
+def draw_second_lesson(album: Album, rng: random.Random, recipe: Recipe) -> dict[str, list[Sample]]:
+    """The same, and pages of made-up names: pictures become keys by which the tongue looks things up.
+
+    That is learned within a hundred steps here. Where all the other pages came next, some bridges found it late or never.
+    """
+    n = rng.randint(4, 8)
+    rows = [worlds.binding(album, rng, n) for _ in range(max(2, recipe.bridge_shots // 2 // n))]
+    return {"pages": [worlds.page(row, album) for row in rows], **draw_first_lesson(album, rng, recipe)}
+
+
+def least_padding(lengths: list[int], parts: int) -> list[int]:
+    """Where to cut samples of ascending lengths into `parts` batches that are least; each is as wide as its longest sample.
+
+    >>> least_padding([2, 2, 3, 9, 9], parts=2)  # 3 · 3 + 2 · 9 = 27 tokens, where halves would have 2 · 2 + 3 · 9 = 31
+    [0, 3, 5]
+    """
+    best = [(0, [0]), *[(float("inf"), [])] * len(lengths)]  # size and cuts of the first 0, 1, 2 … samples
+    for _ in range(parts):
+        ends = range(1, len(lengths) + 1)
+        best[1:] = [min((best[a][0] + lengths[b - 1] * (b - a), [*best[a][1], b]) for a in range(b)) for b in ends]
+    return best[-1][1]
+
+
 def micro_batches(samples: list[Sample], parts: int, tokenizer: Tokenizer) -> list[tuple[float, Batch]]:
-    """A dataset's samples in `parts` batches of like length, which leaves little padding; with each its share of the labels.
+    """A dataset's samples in at most `parts` batches with little padding, and with each batch its share of the labels.
 
     The mean loss over all of them is Σ share · loss: gradients are the same as those of one large batch.
     """
-    samples = sorted(samples, key=lambda sample: len(lay_out(sample, tokenizer).ids))
-    cuts = [len(samples) * i // parts for i in range(parts + 1)]
-    batches = [collate(samples[a:b], tokenizer) for a, b in pairwise(cuts) if a < b]
+    length = {id(sample): len(lay_out(sample, tokenizer).ids) for sample in samples}
+    samples = sorted(samples, key=lambda sample: length[id(sample)])
+    cuts = least_padding([length[id(sample)] for sample in samples], parts)
+    batches = [collate(samples[a:b], tokenizer) for a, b in pairwise(cuts)]
     labels = [int((batch.labels >= 0).sum()) for batch in batches]
     return [(n / max(sum(labels), 1), batch) for n, batch in zip(labels, batches)]
 
@@ -303,7 +332,10 @@ def build_the_bridge(run: Run, eye: Stage, tongue: Stage) -> tuple[Stage, Flamin
     pool = two_at_a_time(run.device)
     flamingo.train()
     for step in stage.steps():
-        draw = draw_first_lesson if step < recipe.bridge_first_steps else draw_batches
+        if step < recipe.bridge_first_steps:
+            draw = draw_first_lesson
+        else:
+            draw = draw_second_lesson if step < recipe.bridge_first_steps + recipe.bridge_second_steps else draw_batches
         datasets = draw(album, run.rng("flamingo", step), recipe)
         parts = {
             (kind, i): part

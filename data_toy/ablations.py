@@ -4,9 +4,9 @@
     examine(flamingo, seed=0, shots="4")              {"caption": {"accuracy": 0.61, "ci95": […], "n": 200}, …}
 
 It is the bridge's lesson of `train_tiny.py`, its mixture, learning rate and decay, with smaller batches and fewer steps, and
-without the first lessons on single pictures, so that all rows together take an hour and not a night. Every row of a seed sees
-the same pages, pairs and films at the same step. Going round-robin, too: three updates, one with each kind, take the
-place of the one with all of them, at the same cost.
+without the lessons before it (single pictures, names), so that all rows together take an hour and not a night. Every row of
+a seed sees the same pages, pairs and films at the same step. Going round-robin, too: three updates, one with each kind, take
+the place of the one with all of them, at the same cost.
 
 The score is the mean over six tasks, after the five of the paper's ablations: `caption` (COCO), `vqa` (VQAv2), `naming_fact`
 (OKVQA: one must know), `video` (VATEX and MSVDQA), and two that cannot be done without shots, `task` and `binding_2way`.

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from itertools import combinations, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from data_toy import worlds
 from data_toy.album import draw_album
 from data_toy.tasks import CHANCE, queries
 from data_toy.words import toy_tokenizer
+from data_toy.world import MADE_UP_NAMES
 from minflamingo.data.sample import EOC, Unscored, collate, is_medium
 from minflamingo.evaluation.fewshot import few_shot_prompt, predict, wilson_interval
 from minflamingo.training.checkpoint import load_tensors
@@ -326,7 +328,7 @@ def test_the_three_kinds_of_dataset_have_the_papers_shapes():
 
 
 def test_the_first_lessons_show_one_picture_at_a_time_mostly_of_two_things():
-    """A third of them ask, three questions at once; nothing else is among them."""
+    """Five in seven ask, three questions at once; nothing else is among them."""
     album, recipe = draw_album(1200, seed=1), train_tiny.RECIPES["tiny"]
     kind_of = {id(medium): getattr(scene, "kind", "video") for scene, medium in zip(album.scenes, album.media)}
     seen = Counter()
@@ -339,13 +341,29 @@ def test_the_first_lessons_show_one_picture_at_a_time_mostly_of_two_things():
             assert asked in (0, 3) and (not asked or kind_of[id(s.media[0])] == "pair")
             seen["asked" if asked else "told"] += 1
             seen[kind_of[id(s.media[0])]] += 1
-    assert seen["told"] == 2 * seen["asked"] > 0
+    assert 5 * seen["told"] == 2 * seen["asked"] > 0
     assert set(seen) == {"told", "asked", "things", "pair", "row"} and seen["pair"] > seen["things"] + seen["row"]
+
+
+def test_the_second_lessons_show_short_pages_of_made_up_names_beside_the_first():
+    """Half as many shots as on the pages of a later step, and every page names things; none is long, none has text before."""
+    album, recipe = draw_album(1200, seed=1), train_tiny.RECIPES["tiny"]
+    names = set(MADE_UP_NAMES["train"])
+    for step in range(10):
+        lesson = train_tiny.draw_second_lesson(album, random.Random(step), recipe)
+        assert list(lesson) == ["pages", "pairs"] and all(len(s.media) == 1 for s in lesson["pairs"])
+        (n,) = {len(s.media) for s in lesson["pages"]}
+        assert 4 <= n <= 8 and 80 - 8 < n * len(lesson["pages"]) <= 80
+        for s in lesson["pages"]:
+            said = " ".join(p.text if isinstance(p, Unscored) else p for p in s.pieces if isinstance(p, str | Unscored))
+            assert not s.attend_next and is_medium(s.pieces[0])
+            assert names & {word.rstrip(".") for word in said.split()}
 
 
 def test_a_page_has_at_most_8_images_and_a_long_page_has_text_alone_before_them(monkeypatch):
     """What one step shows is the same in either case: so many shots, on few long pages or on more short ones."""
-    monkeypatch.setattr(train_tiny, "PAGES", {worlds.task: 1})
+    for mixture in ("PAGES", "LONG"):
+        monkeypatch.setattr(train_tiny, mixture, {worlds.task: 1})
     monkeypatch.setattr(train_tiny, "P_NEXT", 0.0)
     album, long_ones = draw_album(1200, seed=1), 0
     for step in range(40):
@@ -387,6 +405,22 @@ def test_micro_batches_have_the_loss_of_the_one_large_batch():
         assert total == pytest.approx(expected.item(), rel=1e-5)
         lengths = [batch.ids.shape[1] for batch in batches]
         assert lengths == sorted(lengths)
+
+
+def test_no_other_cuts_leave_less_padding():
+    """Beside all the ways there are to cut a few samples."""
+
+    def size(lengths, cuts):
+        return sum(lengths[b - 1] * (b - a) for a, b in pairwise(cuts))
+
+    assert train_tiny.least_padding([2, 2, 3, 9, 9], parts=2) == [0, 3, 5]
+    dice = random.Random(0)
+    for _ in range(100):
+        n, parts = dice.randint(1, 8), dice.randint(1, 4)
+        lengths = sorted(dice.choices(range(1, 20), k=n))
+        ways = [[0, *cuts, n] for k in range(parts) for cuts in combinations(range(1, n), k)]
+        found = train_tiny.least_padding(lengths, parts)
+        assert found in ways and size(lengths, found) == min(size(lengths, cuts) for cuts in ways)
 
 
 def test_the_same_place_in_the_story_has_the_same_dice():
