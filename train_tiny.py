@@ -238,7 +238,7 @@ def draw_batches(album: Album, rng: random.Random, recipe: Recipe, p_next: float
         before, n = (28, 3) if long else (0, rng.choice((1, 2, 3)))
     world = partial(worlds.binding, shown="mover") if named else worlds.video
     videos = [world(album, rng, before + n) for _ in range(max(1, recipe.bridge_videos // n))]
-    asked = recipe.bridge_pairs * 3 // 16
+    asked = recipe.bridge_pairs * 3 // 16  # what the first lesson taught is to be kept
     pairs = [worlds.captions(album, rng, 1, PAIR_KINDS) for _ in range(recipe.bridge_pairs - asked)]
     pairs += [worlds.vqa(album, rng, 1, ("pair",), at_once=3) for _ in range(asked)]
     return {
@@ -288,10 +288,9 @@ def micro_batches(samples: list[Sample], parts: int, tokenizer: Tokenizer) -> li
 
     The mean loss over all of them is Σ share · loss: gradients are the same as those of one large batch.
     """
-    length = {id(sample): len(lay_out(sample, tokenizer).ids) for sample in samples}
-    samples = sorted(samples, key=lambda sample: length[id(sample)])
-    cuts = least_padding([length[id(sample)] for sample in samples], parts)
-    batches = [collate(samples[a:b], tokenizer) for a, b in pairwise(cuts)]
+    measured = sorted((len(lay_out(sample, tokenizer).ids), i) for i, sample in enumerate(samples))
+    cuts = least_padding([length for length, _ in measured], parts)
+    batches = [collate([samples[i] for _, i in measured[a:b]], tokenizer) for a, b in pairwise(cuts)]
     labels = [int((batch.labels >= 0).sum()) for batch in batches]
     return [(n / max(sum(labels), 1), batch) for n, batch in zip(labels, batches)]
 

@@ -154,6 +154,8 @@ def test_an_lm_cut_into_halves_is_the_lm_it_was():
         mask = torch.ones(2, 9, dtype=torch.bool)
         mask[0, :3] = False
         assert torch.equal(lm(x, mask)[0], halves(x, mask)[0])
+        at = mask & (torch.arange(9) % 2 == 0)
+        assert close(halves(x, mask, at=at)[0], lm(x, mask)[0][at])
         _, cache = halves(x[:, :4], mask[:, :4], use_cache=True)
         rest, cache = halves(x[:, 4:8], cache=cache)
         last, _ = halves(x[:, 8:], cache=cache.select(torch.tensor([0, 1])))

@@ -314,6 +314,18 @@ def test_alibi_slopes_by_hand():
     assert alibi_slopes(1, 8.0).tolist() == [1 / 256]
 
 
+@pytest.mark.parametrize("family", ["toy", "gpt2", "neox", "mpt", "llama"])
+def test_reading_at_some_positions_is_reading_at_all_of_them_and_picking(family):
+    """Where norm and mlp of the last block are spared elsewhere; behind a cache too, and no cache is the poorer for it."""
+    lm = tiny_lm(family)
+    x = random(2, 9, lm.config.d)
+    at = torch.rand(2, 9, generator=torch.Generator().manual_seed(0)) < 0.4
+    whole, _ = lm(x)
+    assert close(lm(x, at=at)[0], whole[at])
+    _, cache = lm(x[:, :4], use_cache=True, at=at[:, :4])
+    assert close(lm(x[:, 4:], cache=cache, at=at[:, 4:])[0], whole[:, 4:][at[:, 4:]], 1e-4)
+
+
 def test_the_causal_convolution_is_a_loop_over_the_last_tokens():
     """out_l = x_l + Σ_back weight[back] · x_(l − back), each channel alone, nothing before the beginning."""
     conv = enliven(CausalConv(6, 3))

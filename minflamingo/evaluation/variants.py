@@ -151,7 +151,7 @@ def halved(lm: LM) -> LM:
 
 
 class FirstHalf(nn.Module):
-    """x + attention(norm(x)) of a `Block`."""
+    """x + attention(norm(x)) of a `Block`. Never the last of an LM, so `at` is not its concern."""
 
     def __init__(self, block: Block):
         super().__init__()
@@ -162,8 +162,7 @@ class FirstHalf(nn.Module):
         if self.conv is not None:
             y, tail = self.conv(y if keep is None else y * keep, tail, end)
         attended, kv = self.attn(y, angles, mask, bias, past)
-        x = x + self.dropout(attended)
-        return x if at is None else x[at], kv, tail
+        return x + self.dropout(attended), kv, tail
 
 
 class SecondHalf(nn.Module):
