@@ -25,6 +25,7 @@ from .evaluation import ablate
 from .evaluation import command as evaluation
 from .evaluation import finetune_command as finetuning
 from .train import Settings, train
+from .training.ranks import ranks_of_environment
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
@@ -139,7 +140,8 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             settings = Settings(**{name: getattr(given, name) for name in vars(defaults)})
             shards = {m: getattr(given, m) for m in ("pages", "pairs", "videos")}
-            train(loaded(given.config, given), shards, given.out, settings)
+            with ranks_of_environment(given.device) as ranks:
+                train(loaded(given.config, given), shards, given.out, settings, ranks)
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise SystemExit(f"{error}") from None
     except KeyboardInterrupt:

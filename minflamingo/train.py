@@ -4,7 +4,7 @@
 
 The eye and the language model stay frozen. Data, weights and optimiser are kept together every few minutes: the same command
 goes on at the exact sample. On CUDA the forward pass runs in bf16 around weights in fp32 that are trained; elsewhere all is
-fp32, since bf16 is slower there. What is saved has the dtype it came in.
+fp32, since bf16 is slower there. What is saved has the dtype it came in. Several processes train together (training/ranks.py).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from .data.records import Documents, Pairs, Videos
 from .data.shards import ShardStream
 from .saving import save
 from .training.optim import accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate
+from .training.ranks import Ranks
 from .training.stage import Stage
 
 
@@ -61,7 +62,26 @@ class Bridge:
             parameter.copy_(state[name])
 
 
-def mixture_of(shards: dict[str, str | None], flamingo: LoadedFlamingo, s: Settings) -> Mixture:
+class Places:
+    """Where every rank is in its data, as a module for `Stage`: the first rank keeps it for all, each row (W, …) one's own."""
+
+    def __init__(self, mixture: Mixture, ranks: Ranks, device: torch.device):
+        self.mixture, self.ranks, self.device = mixture, ranks, device
+        self.note()
+
+    def note(self) -> None:
+        """All ranks together, after a step: what is saved later is of this moment."""
+        self.now = self.ranks.gather(self.mixture.state_dict(), self.device)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.now
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.mixture.load_state_dict({name: rows[self.ranks.rank] for name, rows in state.items()})
+        self.now = state
+
+
+def mixture_of(shards: dict[str, str | None], flamingo: LoadedFlamingo, s: Settings, ranks: Ranks) -> Mixture:
     """One part per dataset that is given: "pages", "pairs", "videos" → a pattern of shards.
 
     Raises:
@@ -69,33 +89,42 @@ def mixture_of(shards: dict[str, str | None], flamingo: LoadedFlamingo, s: Setti
     """
     readers = {"pages": Documents(flamingo.tokenizer), "pairs": Pairs(), "videos": Videos()}
     parts = {
-        m: Part(ShardStream(pattern, readers[m], seed=s.seed), getattr(s, f"{m}_batch"), getattr(s, f"{m}_lambda"))
+        m: Part(
+            ShardStream(pattern, readers[m], seed=s.seed, rank=ranks.rank, world=ranks.world),
+            getattr(s, f"{m}_batch"), getattr(s, f"{m}_lambda"),
+        )
         for m, pattern in shards.items()
         if pattern
-    }
+    }  # fmt: skip
     if not parts:
         raise ValueError("nothing to train on: give at least one of --pages, --pairs, --videos")
     return Mixture(parts, flamingo.tokenizer, flamingo.prepare, workers=s.workers)
 
 
-def train(loaded: LoadedFlamingo, shards: dict[str, str | None], out: Path, s: Settings) -> Stage:
+def train(loaded: LoadedFlamingo, shards: dict[str, str | None], out: Path, s: Settings, ranks: Ranks = Ranks()) -> Stage:  # noqa: B008
     """Train the bridge and save it into `out`, a folder that `load` reads.
 
     Args:
         shards: "pages", "pairs", "videos" → a pattern such as "mmc4/{000..099}.tar", or None.
+        s: its batches are those of one rank.
+        ranks: which of several processes this is. The first one writes.
     """
     flamingo, device = loaded.model, loaded.device
-    mixture = mixture_of(shards, loaded, s)
+    mixture = mixture_of(shards, loaded, s, ranks)
     named = dict(flamingo.bridge_parameters())
     stored = next(iter(named.values())).dtype
     for parameter in named.values() if device.type == "cuda" else flamingo.parameters():
         parameter.data = parameter.data.float()
     parameters = list(named.values())
     optimizer = torch.optim.AdamW(parameter_groups(named.items(), s.lr, s.weight_decay), betas=(0.9, 0.95), fused=True)
-    modules = {"bridge": Bridge(named), "data": mixture}
+    places = Places(mixture, ranks, device)
+    modules = {"bridge": Bridge(named), "data": places}
     # What does not change the result may be another when a run goes on.
     settings = {name: value for name, value in asdict(s).items() if name not in ("recompute", "workers", "save_every")}
-    stage = Stage("flamingo", Path(out) / "stages", s.steps, modules, optimizer, settings, s.save_every)
+    settings["processes"] = ranks.world
+    stage = Stage(
+        "flamingo", Path(out) / "stages", s.steps, modules, optimizer, settings, s.save_every, writes=ranks.rank == 0
+    )  # fmt: skip
     autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
     flamingo.train()
 
@@ -105,15 +134,19 @@ def train(loaded: LoadedFlamingo, shards: dict[str, str | None], out: Path, s: S
 
     for step, batches in zip(stage.steps(), mixture):
         losses = accumulate_gradients({m: lambda b=b: loss(b) for m, b in batches.items()}, mixture.weights, parameters)
+        ranks.average(parameter.grad for parameter in parameters)
         torch.nn.utils.clip_grad_norm_(parameters, s.clip)
         set_learning_rate(optimizer, learning_rate_factor(step, s.warmup))
         optimizer.step()
+        places.note()
         if step % 10 == 0:
+            ranks.average(losses.values())
             total = sum(mixture.weights[m] * value for m, value in losses.items())
             stage.log(step, loss=total, **{f"loss_{m}": value for m, value in losses.items()})
     for m, skipped in mixture.skipped.items():
         if skipped.broken:
             print(f"{m}: passed over {skipped.broken} broken samples, such as {'; '.join(skipped.first)}")
     flamingo.to(stored).eval()
-    save(loaded, out)
+    if ranks.rank == 0:
+        save(loaded, out)
     return stage

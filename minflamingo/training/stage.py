@@ -40,6 +40,7 @@ class Stage:
         settings: numbers and strings that must be the same when a run goes on (sizes, seed).
         save_every: seconds between checkpoints: what a stop can lose.
         line: the row of the progress bar, when several stages run side by side.
+        writes: False for all but one of several processes that take the same steps: these read the checkpoint, and no more.
     """
 
     def __init__(
@@ -52,11 +53,12 @@ class Stage:
         settings: Mapping[str, object] | None = None,
         save_every: float = 5.0,
         line: int | None = None,
+        writes: bool = True,
     ):
         self.name, self.total, self.modules, self.optimizer = name, total, dict(modules), optimizer
         self.path = Path(folder) / f"{name}.pt"
         self.settings = {"total": total, **(settings or {})}
-        self.save_every, self.line = save_every, line
+        self.save_every, self.line, self.writes = save_every, line, writes
         self.step, self.seconds, self.rows = 0, 0.0, []
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
@@ -96,6 +98,7 @@ class Stage:
         self.bar = tqdm(
             total=self.total, initial=self.step, desc=f"{self.name:>10}", position=self.line, leave=self.line is None,
             file=sys.stderr, mininterval=0.5, dynamic_ncols=True,
+            disable=not self.writes,
         )  # fmt: skip
         began = saved = time.monotonic()
         before = self.seconds
@@ -107,7 +110,8 @@ class Stage:
                 now = time.monotonic()
                 self.seconds = before + now - began
                 if now - saved > self.save_every or self.finished:
-                    self.save()
+                    if self.writes:
+                        self.save()
                     saved = time.monotonic()
                     if parent is not None and not parent.is_alive():
                         raise SystemExit(f"{self.name}: the process that started this stage is gone")
