@@ -300,19 +300,33 @@ def counted(monkeypatch) -> list[tuple[Point, list[str]]]:
 
 
 def test_halving_runs_all_points_for_a_quarter_and_the_best_quarter_in_full(tmp_path, monkeypatch):
-    """Every job begins where the first began; of equal scores the likelier answers win."""
+    """Every job begins where the first began. Those go on that hold the right answers to be likeliest."""
     trained, task, start = counted(monkeypatch), little_task(), Start(little_flamingo())
     training, validation = split(task, 4)
     points = [replace(POINT, lr=lr, steps=8) for lr in (1e-4, 3e-4, 1e-3, 3e-3)]
     chosen, records = search(start, task, training, validation, points, tmp_path, {})
     assert [p.steps for p, _ in trained] == [2, 2, 2, 2, 8] and [r["round"] for r in records] == [0, 0, 0, 0, 1]
-    best = min(records[:4], key=lambda r: (-r["score"], r["answer_loss"]))
+    best = min(records[:4], key=lambda r: r["answer_loss"])
     assert asdict(chosen) == records[-1]["point"] == best["point"]
     assert all(set(keys) == {e.key for e in training} for _, keys in trained)
     alone = Start(little_flamingo())
     tune(alone.flamingo, task, training, replace(points[2], steps=2))
     assert records[2]["answer_loss"] == pytest.approx(answer_loss(alone.flamingo, task, validation), abs=2e-5)
     assert start.changed()["language model"] is False and HALVING[0] == (1 / 4, 1.0)
+
+
+def test_the_score_decides_between_points_that_ran_in_full_and_only_between_them(tmp_path, monkeypatch):
+    """Half-taught, all score 0 or by chance, so the likelihood decides; at the end, of equal scores, the likelier answers."""
+    losses = iter([0.9, 0.3, 0.5, 0.4, 0.3, 0.2, 0.1])  # of four points, and of the three that go on: the 2nd, 4th and 3rd
+    scores = iter([99.0, 0.0, 0.0, 0.0, 80.0, 90.0, 90.0])
+    monkeypatch.setattr(grid, "answer_loss", lambda *_: next(losses))
+    monkeypatch.setattr(grid, "evaluate", lambda *_, **__: {"score": next(scores), "interval": [0.0, 100.0], "n": 4})
+    monkeypatch.setattr(grid, "tune", lambda *_, **__: [0.0])
+    task, points = little_task(), [replace(POINT, lr=lr) for lr in (1e-4, 2e-4, 3e-4, 4e-4)]
+    chosen, records = search(
+        Start(little_flamingo()), task, *split(task, 4), points, tmp_path, {}, rounds=((1 / 4, 1.0), (1.0, 3 / 4))
+    )
+    assert [r["point"]["lr"] for r in records[4:]] == [2e-4, 4e-4, 3e-4] and chosen.lr == 3e-4
 
 
 # ---------------------------------------------------------------------------------------------------------- the command

@@ -44,7 +44,7 @@ from .grid import HALVING, IN_FULL, Grid, Job, Start, search, split
 from .runner import Protocol, answers, mark
 from .task import Task
 
-TOY_GRID = Grid(lr=(6e-5, 2e-4, 6e-4, 2e-3), steps=(60, 120), batch_size=(8, 16))
+TOY_GRID = Grid(lr=(6e-5, 2e-4, 6e-4, 2e-3), steps=(80, 240), batch_size=(8, 16))
 SPECIALIST_LR = 3e-3  # what `train_tiny.py` teaches with from nothing
 COLUMNS = {"shots": "{} shots", "tuned": "fine-tuned", "specialist": "specialist"}
 

@@ -8,8 +8,9 @@ number of steps is tried with `per_cell` draws of the other three, dealt from on
 these are used about equally often. `per_cell=None` is the whole product.
 
 **Successive halving** (Jamieson and Talwalkar 2016) makes it cheaper: all points run for a quarter of their steps, their
-schedule compressed to these, and only the best quarter of the points run in full. What decides in the first round is not yet
-what counts in the end, so it errs in favour of the quick learners; `rounds=IN_FULL` does without.
+schedule compressed to these, and only the best quarter of the points run in full. Half-taught, many score 0 alike; so there
+the likelihood of the right answers decides, and the metric only at the end. That errs in favour of the quick learners;
+`rounds=IN_FULL` does without.
 
 Example: 3 learning rates × 2 numbers of steps × 2 draws are 12 points; 12 · 1/4 + 3 are 6 trainings in length, not 12.
 """
@@ -170,7 +171,8 @@ def search(
 ) -> tuple[Point, list[dict]]:
     """The best of `points` for `task`, and one record a job: its point, round, score on `validation`, losses, seconds.
 
-    A point is better if its score is, or, of equal scores, if it holds the right answers to be likelier.
+    In the last round a point is better if its score is, or, of equal scores, if it holds the right answers to be likelier; in
+    the rounds before, if the latter is so.
 
     Args:
         settings: what must be the same for a job's result to be taken up again (weights, task, examples).
@@ -199,6 +201,7 @@ def search(
             else:
                 on_kept(short)
             records.append(job.result)
-            ranked.append((-job.result["score"], job.result["answer_loss"], point))
+            score = job.result["score"] if number == len(rounds) - 1 else 0.0
+            ranked.append((-score, job.result["answer_loss"], point))
         left = [point for *_, point in sorted(ranked, key=lambda row: row[:2])]
     return left[0], records
