@@ -321,14 +321,14 @@ def draw_video(video: Video, rng: random.Random, frames: int = 4) -> np.ndarray:
     canvas = background(rng)
     (mover_colour, mover_shape), (still_colour, still_shape) = video.mover, video.still
     sideways = video.direction in ("left", "right")
-    size, still_size = between(rng, 13, 16), between(rng, 13, 16)
+    size, still_size = between(rng, 14, 17), between(rng, 14, 17)  # as large as the things of a pair
 
     # `across` the direction of travel lie two lanes, around 12 and around 36; `along` it is the path, left to right.
     near, far = (12, 36) if rng.random() < 0.5 else (36, 12)
-    across = near - size // 2 + between(rng, -3, 3)
-    still_across = far - still_size // 2 + between(rng, -3, 3)
+    across = near - size // 2 + between(rng, -3, 2)
+    still_across = far - still_size // 2 + between(rng, -3, 2)
     still_along = between(rng, 1, IMAGE_SIZE - still_size - 1)
-    travel = between(rng, 28, 30)
+    travel = between(rng, 27, 29)
     start = between(rng, 1, IMAGE_SIZE - size - travel - 1)
 
     path = [start + round(travel * t / max(frames - 1, 1)) for t in range(frames)]
