@@ -138,7 +138,10 @@ def spread(heights: list[float], gap: float) -> np.ndarray:
 
 
 def curves_figure(panels: dict[str, list[tuple]], window: float = 0, top: float | None = None) -> Figure:
-    """A panel a title, with its lines (gid, label, colour, points): faint as it is, smoothed over `window` of it."""
+    """A panel a title, with its lines (gid, label, colour, points): faint as it is, smoothed over `window` of it.
+
+    `top` of the axis; None: room for what is smoothed. Where a new lesson begins the loss may leap out of the picture.
+    """
     width = 600 * len(panels) + 120
     figure = Figure((width / DPI, 560 / DPI), DPI, facecolor="white")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -149,7 +152,8 @@ def curves_figure(panels: dict[str, list[tuple]], window: float = 0, top: float 
         for (gid, _, colour, (x, y)), mean in zip(lines, means):
             axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.18, gid="raw")
             axes.plot(x, mean, color=colour, linewidth=2, gid=gid)
-        axes.set(xmargin=0, ylim=(0, top))
+        highest = max((v for mean in means for v in mean if np.isfinite(v)), default=0)
+        axes.set(xmargin=0, ylim=(0, top or 1.1 * highest or None))
         axes.locator_params(axis="x", nbins=5)
         axes.set_xlabel("step", fontsize=9.5, color=GREY)
         gap = axes.get_ylim()[1] * 26 / (0.70 * 560)  # a line of text is 26 pixels high, the axes 70 % of the figure
