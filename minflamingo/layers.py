@@ -10,6 +10,10 @@ Example: FeedForward(128, 512, "sq_relu") maps (B, L, 128) → (B, L, 512) → (
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,12 +54,43 @@ def _find_onednn():
 _ONEDNN = _find_onednn()
 
 
+def transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """X Wᵀ + b as (W Xᵀ)ᵀ + b, with at least two columns: one would be another kernel."""
+    rows = x.reshape(-1, x.shape[-1])
+    columns = torch.cat((rows, rows)) if len(rows) == 1 else rows
+    out = torch.mm(weight, columns.T).T[: len(rows)].reshape(*x.shape[:-1], -1)
+    return out if bias is None else out + bias
+
+
+def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _ONEDNN(x, weight, bias, "none", [], "")
+
+
+@cache
+def quickest(rows: int, wide: bool, threads: int) -> Callable:
+    """Of the ways to X Wᵀ the quickest on this machine, for so few rows and more channels out than in, or fewer: tried once.
+
+    Processors differ. To generate is to read weights and little else, and with one row `F.linear` reads them at all of the
+    memory's speed on one machine, at a third of it on another, where W Xᵀ gets nearly all, which is half as quick on the first.
+    """
+    ways = [F.linear, *([transposed] if wide else []), *([] if _ONEDNN is None else [onednn])]
+    weights = [torch.ones((2048, 512) if wide else (512, 2048)) for _ in range(8)]  # 32 MiB: more than a core keeps near
+    x, taken = torch.ones(rows, weights[0].shape[1]), dict.fromkeys(ways, float("inf"))
+    for _ in range(4):
+        for way in ways:
+            began = time.perf_counter()
+            for weight in weights:
+                way(x, weight, None)
+            # Another way must be clearly better: so chance does not choose, and two runs take the same one.
+            taken[way] = min(taken[way], (time.perf_counter() - began) * (1.0 if way is F.linear else 1.25))
+    return min(taken, key=taken.get)
+
+
 class Linear(nn.Linear):
     """`nn.Linear` to the letter; on a CPU, without a gradient, by the quickest way to the same product.
 
-    One token at a time, generation is reading weights and little else. X Wᵀ with one row reads them at a third of the
-    memory's speed, with two to eight rows (beams) at a tenth; W Xᵀ with at least two columns at nearly all of it. For many
-    rows oneDNN's kernel is a sixth quicker than the one that `nn.Linear` takes. `python -m minflamingo bench` shows it.
+    For one row (generation, one token at a time) to eight (beams) that is found out (`quickest`); for many rows it is oneDNN's
+    kernel, as quick as the one that `nn.Linear` takes or a sixth quicker. `python -m minflamingo bench` shows it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -63,16 +98,10 @@ class Linear(nn.Linear):
         plain = x.is_cpu and x.dtype == self.weight.dtype == torch.float32 and x.shape[-1] == self.in_features and rows > 0
         if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        if rows <= 8 and self.out_features >= self.in_features:
-            columns = x.reshape(rows, -1)
-            if rows == 1:
-                out = torch.mm(self.weight, torch.cat((columns, columns)).T)[:, 0].view(*x.shape[:-1], -1)
-            else:
-                out = torch.mm(self.weight, columns.T).T.reshape(*x.shape[:-1], -1)
-            return out if self.bias is None else out + self.bias
-        if _ONEDNN is None:
-            return super().forward(x)
-        return _ONEDNN(x, self.weight, self.bias, "none", [], "")
+        if rows <= 8:
+            about = next(n for n in (1, 3, 8) if rows <= n)
+            return quickest(about, self.out_features >= self.in_features, torch.get_num_threads())(x, self.weight, self.bias)
+        return super().forward(x) if _ONEDNN is None else onednn(x, self.weight, self.bias)
 
 
 def make_norm(kind: str, d: int, eps: float, bias: bool = True) -> nn.Module:

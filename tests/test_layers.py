@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from unittest import mock
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -68,6 +66,19 @@ def test_with_a_gradient_it_is_nn_linear_bit_for_bit():
         assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours.parameters(), theirs.parameters()))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("rows", [(1,), (3,), (8,), (1, 1), (2, 3)])
+def test_every_road_leads_to_the_same_product(rows, bias):
+    """Whichever is the quickest on this machine."""
+    for widths in WIDTHS.values():
+        _, theirs = pair(widths, bias)
+        x = random(*rows, widths[0], seed=1)
+        with torch.no_grad():
+            for road in (layers.transposed, *([layers.onednn] if layers._ONEDNN is not None else [])):
+                out = road(x, theirs.weight, theirs.bias)
+                assert out.shape == (*rows, widths[1]) and close(out, theirs(x))
+
+
 @pytest.mark.parametrize("rows", [1, 4, 30])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_in_other_precisions_it_is_nn_linear_bit_for_bit(dtype, rows):
@@ -97,16 +108,36 @@ def test_what_does_not_fit_is_refused_in_nn_linears_words(rows):
             Linear(24, 16)(wrong)
 
 
-def test_the_quick_roads_are_taken():
-    """One row and eight: one product W·X with at least two columns; many rows, or a narrow matrix: oneDNN where there is it."""
-    with torch.no_grad(), mock.patch("torch.mm", side_effect=torch.mm) as mm, mock.patch.object(layers, "_ONEDNN") as onednn:
-        for rows, columns in ((1, 2), (2, 2), (8, 8)):
+def test_the_quick_roads_are_taken(monkeypatch):
+    """For few rows the one that was found quickest, for many rows oneDNN where there is it; all are `nn.Linear` (above)."""
+    taken = []
+    monkeypatch.setattr(layers, "_ONEDNN", lambda x, *_: taken.append("onednn"))
+    monkeypatch.setattr(layers, "quickest", lambda *asked: lambda *_: taken.append(asked[:2]))
+    with torch.no_grad():
+        for rows in (1, 2, 3, 4, 8, 9, 300):
             Linear(24, 56)(random(rows, 24))
-            assert mm.call_args.args[1].shape == (24, columns)
-        assert mm.call_count == 3 and onednn.call_count == 0
-        Linear(24, 56)(random(9, 24))
         Linear(56, 24)(random(1, 56))
-        assert mm.call_count == 3 and onednn.call_count == 2
+    assert taken == [(1, True), (3, True), (3, True), (8, True), (8, True), "onednn", "onednn", (1, False)]
+
+
+@pytest.mark.parametrize("fast", ["linear", "transposed", "onednn"])
+def test_the_quickest_road_is_found_by_trying(fast, monkeypatch):
+    """A clock by which one of them takes half of the others' time; where all take the same, it is `nn.Linear`'s own."""
+    now = [0.0]
+
+    def takes(name: str):
+        def way(*_):
+            now[0] += 0.5 if name == fast else 1.0
+
+        return way
+
+    for where, name in ((layers.F, "linear"), (layers, "transposed"), (layers, "onednn")):
+        monkeypatch.setattr(where, name, takes(name))
+    monkeypatch.setattr(layers, "_ONEDNN", object())
+    monkeypatch.setattr(layers.time, "perf_counter", lambda: now[0])
+    assert layers.quickest.__wrapped__(1, True, 1) is getattr(layers.F if fast == "linear" else layers, fast)
+    fast = None
+    assert layers.quickest.__wrapped__(1, True, 1) is layers.F.linear
 
 
 # --------------------------------------------------------------------------------------------------------- the others
