@@ -143,8 +143,27 @@ def _pickled(path: Path) -> Tensors:
     except Exception as error:
         reason = str(error).split("\n")[0][:200]
         raise ValueError(f"{path} is no checkpoint of tensors (truncated, foreign, or with code in it): {reason}") from None
-    # As above: mapped anew for each tensor.
-    return Tensors({name: (shape, lambda n=name: content(mmap=True)[n]) for name, (shape, _) in shapes.entries.items()})
+    mapped = _Mapped(lambda: content(mmap=True))
+    return Tensors({name: (shape, partial(mapped, name)) for name, (shape, _) in shapes.entries.items()})
+
+
+class _Mapped:
+    """name → a tensor of a mapped file, copied: so whoever asks twice has two, and the file may go.
+
+    It is mapped anew after every `most` bytes, and so never in memory whole. Not for each tensor, as above: to map a .pt file
+    is to read its whole table of contents.
+    """
+
+    def __init__(self, content: Callable[[], Mapping[str, Tensor]], most: int = 2**28):
+        self.content, self.most = content, most
+        self.tensors, self.read = None, 0
+
+    def __call__(self, name: str) -> Tensor:
+        if self.tensors is None or self.read > self.most:
+            self.tensors, self.read = self.content(), 0
+        tensor = self.tensors[name].clone()
+        self.read += tensor.nbytes
+        return tensor
 
 
 def _gguf(path: Path) -> Tensors:
