@@ -11,7 +11,6 @@ Example: FeedForward(128, 512, "sq_relu") maps (B, L, 128) → (B, L, 512) → (
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -62,35 +61,30 @@ def transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias
 
 
-def onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _ONEDNN(x, weight, bias, "none", [], "")
-
-
 @cache
-def quickest(rows: int, wide: bool, threads: int) -> Callable:
-    """Of the ways to X Wᵀ the quickest on this machine, for so few rows and more channels out than in, or fewer: tried once.
+def reads_slowly() -> bool:
+    """Does `F.linear` with one row read weights slowly on this machine? Tried once, in 20 ms.
 
-    Processors differ. To generate is to read weights and little else, and with one row `F.linear` reads them at all of the
-    memory's speed on one machine, at a third of it on another, where W Xᵀ gets nearly all, which is half as quick on the first.
+    To generate is to read weights and little else. On one processor `F.linear` reads them at all of the memory's speed and
+    W Xᵀ at half of it; on another at a third, and W Xᵀ at nearly all. So far apart are the two that chance does not decide.
     """
-    ways = [F.linear, *([transposed] if wide else []), *([] if _ONEDNN is None else [onednn])]
-    weights = [torch.ones((2048, 512) if wide else (512, 2048)) for _ in range(8)]  # 32 MiB: more than a core keeps near
-    x, taken = torch.ones(rows, weights[0].shape[1]), dict.fromkeys(ways, float("inf"))
+    weights, x = [torch.ones(2048, 512) for _ in range(8)], torch.ones(1, 512)  # 32 MiB: more than a core keeps near
+    taken = {F.linear: float("inf"), transposed: float("inf")}
     for _ in range(4):
-        for way in ways:
+        for way in taken:
             began = time.perf_counter()
             for weight in weights:
                 way(x, weight, None)
-            # Another way must be clearly better: so chance does not choose, and two runs take the same one.
-            taken[way] = min(taken[way], (time.perf_counter() - began) * (1.0 if way is F.linear else 1.25))
-    return min(taken, key=taken.get)
+            taken[way] = min(taken[way], time.perf_counter() - began)
+    return taken[F.linear] > 1.25 * taken[transposed]
 
 
 class Linear(nn.Linear):
     """`nn.Linear` to the letter; on a CPU, without a gradient, by the quickest way to the same product.
 
-    For one row (generation, one token at a time) to eight (beams) that is found out (`quickest`); for many rows it is oneDNN's
-    kernel, as quick as the one that `nn.Linear` takes or a sixth quicker. `python -m minflamingo bench` shows it.
+    One row (generation, one token at a time) to eight (beams) go as `F.linear` goes, or, where that reads weights slowly, as
+    W Xᵀ, and a narrow matrix through oneDNN. So do many rows: as quick as `nn.Linear`'s kernel, or a sixth quicker.
+    `python -m minflamingo bench` shows it.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -98,10 +92,13 @@ class Linear(nn.Linear):
         plain = x.is_cpu and x.dtype == self.weight.dtype == torch.float32 and x.shape[-1] == self.in_features and rows > 0
         if not plain or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(x)
-        if rows <= 8:
-            about = next(n for n in (1, 3, 8) if rows <= n)
-            return quickest(about, self.out_features >= self.in_features, torch.get_num_threads())(x, self.weight, self.bias)
-        return super().forward(x) if _ONEDNN is None else onednn(x, self.weight, self.bias)
+        if rows <= 8 and not reads_slowly():
+            return super().forward(x)
+        if rows <= 8 and self.out_features >= self.in_features:
+            return transposed(x, self.weight, self.bias)
+        if _ONEDNN is None:
+            return super().forward(x)
+        return _ONEDNN(x, self.weight, self.bias, "none", [], "")
 
 
 def make_norm(kind: str, d: int, eps: float, bias: bool = True) -> nn.Module:

@@ -138,10 +138,7 @@ def spread(heights: list[float], gap: float) -> np.ndarray:
 
 
 def curves_figure(panels: dict[str, list[tuple]], window: float = 0, top: float | None = None) -> Figure:
-    """A panel a title, with its lines (gid, label, colour, points): faint as it is, smoothed over `window` of it.
-
-    `top` of the axis; None: room for what is smoothed. Where a new lesson begins the loss may leap out of the picture.
-    """
+    """A panel a title, its lines (gid, label, colour, points) faint, and smoothed over `window`; `top` None: room for these."""
     width = 600 * len(panels) + 120
     figure = Figure((width / DPI, 560 / DPI), DPI, facecolor="white")
     grid = figure.subplots(1, len(panels), squeeze=False)[0]

@@ -22,7 +22,7 @@ from .data.records import Documents, Pairs, Videos
 from .data.shards import ShardStream
 from .saving import save
 from .training.optim import accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate
-from .training.ranks import Ranks
+from .training.ranks import ALONE, Ranks
 from .training.stage import Stage
 
 
@@ -101,7 +101,7 @@ def mixture_of(shards: dict[str, str | None], flamingo: LoadedFlamingo, s: Setti
     return Mixture(parts, flamingo.tokenizer, flamingo.prepare, workers=s.workers)
 
 
-def train(loaded: LoadedFlamingo, shards: dict[str, str | None], out: Path, s: Settings, ranks: Ranks = Ranks()) -> Stage:  # noqa: B008
+def train(loaded: LoadedFlamingo, shards: dict[str, str | None], out: Path, s: Settings, ranks: Ranks = ALONE) -> Stage:
     """Train the bridge and save it into `out`, a folder that `load` reads.
 
     Args:

@@ -6,7 +6,10 @@ A freshly initialised model is a bad witness: its gates are shut, and its weight
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from unittest import mock
 
 import numpy as np
 import torch
@@ -16,6 +19,7 @@ from minflamingo.config import FlamingoConfig, LMConfig, ResamplerConfig, Vision
 from minflamingo.data.sample import EOC, Sample, collate
 from minflamingo.flamingo import Batch, Flamingo
 from minflamingo.lm import LM
+from minflamingo.training.stage import Stage
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -124,3 +128,18 @@ __all__ = [
     "EOC", "LETTERS", "LM_FAMILIES", "batch_of", "close", "enliven", "picture", "prepare", "random", "tiny_config",
     "tiny_flamingo", "tiny_lm",
 ]  # fmt: skip
+
+
+@contextmanager
+def stopped_at(step: int) -> Iterator[None]:
+    """Whoever trains is interrupted when this step would begin."""
+    steps = Stage.steps
+
+    def stops(self):
+        for i in steps(self):
+            if i == step:
+                raise KeyboardInterrupt
+            yield i
+
+    with mock.patch.object(Stage, "steps", stops):
+        yield

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from minflamingo.pretrained.files import _Mapped
 from minflamingo.training.checkpoint import (
     load_json,
     load_tensors,
@@ -188,3 +189,10 @@ def test_weights_that_fit_are_loaded_bit_for_bit():
     one, other = small(), small()
     load_weights(other, one.state_dict(), "here")
     assert all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
+
+
+def test_a_file_is_mapped_once_for_so_many_bytes():
+    """And not for each tensor: to map it is to read its table of contents, of a thousand tensors a thousand times."""
+    times, state = [], {f"t{i}": torch.full((10,), float(i)) for i in range(9)}  # 40 bytes each
+    mapped = _Mapped(lambda: times.append(1) or state, most=100)
+    assert all(torch.equal(mapped(name), t) and mapped.read <= 160 for name, t in state.items()) and len(times) == 3

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -21,14 +23,16 @@ def pair(widths: tuple[int, int], bias: bool) -> tuple[Linear, nn.Linear]:
     return ours, theirs
 
 
+@pytest.mark.parametrize("slow", [True, False], ids=["read slowly", "read quickly"])
 @pytest.mark.parametrize("onednn", [True, False], ids=["oneDNN", "without oneDNN"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 @pytest.mark.parametrize("widths", WIDTHS.values(), ids=WIDTHS)
 @pytest.mark.parametrize("rows", [(1,), (1, 1), (2,), (2, 4), (8,), (9,), (3, 3), (300,), (2, 3, 50), ()])
-def test_without_a_gradient_the_product_is_that_of_nn_linear(rows, widths, bias, onednn, monkeypatch):
+def test_without_a_gradient_the_product_is_that_of_nn_linear(rows, widths, bias, onednn, slow, monkeypatch):
     """One row, a few, many; more channels out than in, or fewer; any number of axes; each road there is."""
     if not onednn:
         monkeypatch.setattr(layers, "_ONEDNN", None)
+    monkeypatch.setattr(layers, "reads_slowly", lambda: slow)
     ours, theirs = pair(widths, bias)
     x = random(*rows, widths[0], seed=1)
     with torch.no_grad():
@@ -66,19 +70,6 @@ def test_with_a_gradient_it_is_nn_linear_bit_for_bit():
         assert all(torch.equal(p.grad, q.grad) for p, q in zip(ours.parameters(), theirs.parameters()))
 
 
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("rows", [(1,), (3,), (8,), (1, 1), (2, 3)])
-def test_every_road_leads_to_the_same_product(rows, bias):
-    """Whichever is the quickest on this machine."""
-    for widths in WIDTHS.values():
-        _, theirs = pair(widths, bias)
-        x = random(*rows, widths[0], seed=1)
-        with torch.no_grad():
-            for road in (layers.transposed, *([layers.onednn] if layers._ONEDNN is not None else [])):
-                out = road(x, theirs.weight, theirs.bias)
-                assert out.shape == (*rows, widths[1]) and close(out, theirs(x))
-
-
 @pytest.mark.parametrize("rows", [1, 4, 30])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_in_other_precisions_it_is_nn_linear_bit_for_bit(dtype, rows):
@@ -109,35 +100,37 @@ def test_what_does_not_fit_is_refused_in_nn_linears_words(rows):
 
 
 def test_the_quick_roads_are_taken(monkeypatch):
-    """For few rows the one that was found quickest, for many rows oneDNN where there is it; all are `nn.Linear` (above)."""
-    taken = []
-    monkeypatch.setattr(layers, "_ONEDNN", lambda x, *_: taken.append("onednn"))
-    monkeypatch.setattr(layers, "quickest", lambda *asked: lambda *_: taken.append(asked[:2]))
-    with torch.no_grad():
-        for rows in (1, 2, 3, 4, 8, 9, 300):
+    """One row and eight: one product W·X with at least two columns; many rows, or a narrow matrix: oneDNN where there is it."""
+    monkeypatch.setattr(layers, "reads_slowly", lambda: True)
+    with torch.no_grad(), mock.patch("torch.mm", side_effect=torch.mm) as mm, mock.patch.object(layers, "_ONEDNN") as onednn:
+        for rows, columns in ((1, 2), (2, 2), (8, 8)):
             Linear(24, 56)(random(rows, 24))
+            assert mm.call_args.args[1].shape == (24, columns)
+        assert mm.call_count == 3 and onednn.call_count == 0
+        Linear(24, 56)(random(9, 24))
         Linear(56, 24)(random(1, 56))
-    assert taken == [(1, True), (3, True), (3, True), (8, True), (8, True), "onednn", "onednn", (1, False)]
+        assert mm.call_count == 3 and onednn.call_count == 2
 
 
-@pytest.mark.parametrize("fast", ["linear", "transposed", "onednn"])
-def test_the_quickest_road_is_found_by_trying(fast, monkeypatch):
-    """A clock by which one of them takes half of the others' time; where all take the same, it is `nn.Linear`'s own."""
+def test_where_one_row_is_read_quickly_few_rows_take_no_other_road(monkeypatch):
+    """Neither W·X nor oneDNN, wide or narrow; many rows as ever."""
+    monkeypatch.setattr(layers, "reads_slowly", lambda: False)
+    with torch.no_grad(), mock.patch("torch.mm") as mm, mock.patch.object(layers, "_ONEDNN") as onednn:
+        for rows in (1, 2, 8):
+            Linear(24, 56)(random(rows, 24)), Linear(56, 24)(random(rows, 56))
+        assert mm.call_count == onednn.call_count == 0
+        Linear(24, 56)(random(9, 24))
+        assert onednn.call_count == 1
+
+
+@pytest.mark.parametrize("linear, slow", [(3.0, True), (1.0, False), (0.5, False)])
+def test_which_road_is_quick_is_found_by_trying(linear, slow, monkeypatch):
+    """A clock by which `F.linear` takes so many times as long as W·X. Alike, it stays `F.linear`."""
     now = [0.0]
-
-    def takes(name: str):
-        def way(*_):
-            now[0] += 0.5 if name == fast else 1.0
-
-        return way
-
-    for where, name in ((layers.F, "linear"), (layers, "transposed"), (layers, "onednn")):
-        monkeypatch.setattr(where, name, takes(name))
-    monkeypatch.setattr(layers, "_ONEDNN", object())
+    monkeypatch.setattr(layers.F, "linear", lambda *_: now.__setitem__(0, now[0] + linear))
+    monkeypatch.setattr(layers, "transposed", lambda *_: now.__setitem__(0, now[0] + 1.0))
     monkeypatch.setattr(layers.time, "perf_counter", lambda: now[0])
-    assert layers.quickest.__wrapped__(1, True, 1) is getattr(layers.F if fast == "linear" else layers, fast)
-    fast = None
-    assert layers.quickest.__wrapped__(1, True, 1) is layers.F.linear
+    assert layers.reads_slowly.__wrapped__() is slow
 
 
 # --------------------------------------------------------------------------------------------------------- the others

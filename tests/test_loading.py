@@ -11,7 +11,7 @@ import torch
 
 import minflamingo
 from minflamingo import EOC, complete
-from minflamingo.pretrained.files import _Mapped, open_tensors
+from minflamingo.pretrained.files import open_tensors
 from minflamingo.pretrained.loading import from_state_dict, load_lm
 
 pytest.importorskip("transformers")
@@ -138,13 +138,6 @@ def test_a_file_is_read_one_tensor_at_a_time(tmp_path, gpt2):
     tensors = open_tensors(tmp_path / "model.bin")
     assert tensors.meta("transformer.wte.weight").shape == (50, 32) and tensors.meta("transformer.wte.weight").is_meta
     assert tensors["transformer.wte.weight"].data_ptr() != tensors["transformer.wte.weight"].data_ptr()
-
-
-def test_a_file_is_mapped_once_for_so_many_bytes(gpt2):
-    """And not for each tensor: to map it is to read its table of contents, of a thousand tensors a thousand times."""
-    times, state = [], {f"t{i}": torch.full((10,), float(i)) for i in range(9)}  # 40 bytes each
-    mapped = _Mapped(lambda: times.append(1) or state, most=100)
-    assert all(torch.equal(mapped(name), t) and mapped.read <= 160 for name, t in state.items()) and len(times) == 3
 
 
 # ------------------------------------------------------------------------------------------------ published Flamingos

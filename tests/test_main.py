@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from conftest import picture, tiny_flamingo
+from conftest import picture, stopped_at, tiny_flamingo
 from PIL import Image
 
 import minflamingo
@@ -127,24 +127,12 @@ def test_a_bridge_is_trained_on_shards_and_the_rest_stays_frozen(place, capsys):
     assert json.loads((place / "out/config.json").read_text())["image"]["size"] == 8
 
 
-def test_training_that_stopped_goes_on_at_the_exact_sample(place, monkeypatch):
+def test_training_that_stopped_goes_on_at_the_exact_sample(place):
     """Stopped in the middle and begun again: the weights of a run without a stop, bit for bit."""
     shard(place / "pairs.tar", 20)
     whole = trained(place, "whole", 8)
-    from minflamingo.training.stage import Stage
-
-    steps = Stage.steps
-
-    def stops(self):
-        for step in steps(self):
-            if step == 5:
-                raise KeyboardInterrupt
-            yield step
-
-    monkeypatch.setattr(Stage, "steps", stops)
-    with pytest.raises(SystemExit, match="the same command goes on from here"):
+    with stopped_at(5), pytest.raises(SystemExit, match="the same command goes on from here"):
         trained(place, "parts", 8)
-    monkeypatch.setattr(Stage, "steps", steps)
     # Who reads the data, and whether activations are kept or computed again, changes nothing
     parts = trained(place, "parts", 8, "--workers", "1", "--recompute")
     assert all(torch.equal(whole[name], parts[name]) for name in whole)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import stopped_at
 from test_main import place, shard  # noqa: F401
 
 import minflamingo
@@ -97,20 +98,11 @@ def test_torchrun_starts_processes_that_take_the_mean_of_their_gradients(pairs):
         assert torch.allclose(after[name], parameter, rtol=1e-4, atol=1e-5), name
 
 
-def test_two_ranks_that_were_stopped_go_on_each_at_its_exact_sample(pairs, monkeypatch):
+def test_two_ranks_that_were_stopped_go_on_each_at_its_exact_sample(pairs):
     """The first rank's checkpoint knows where both are in their data; another number of processes is refused."""
-    whole, steps = by_two_ranks("whole"), Stage.steps
-
-    def stops(self):
-        for step in steps(self):
-            if step == 2:
-                raise KeyboardInterrupt
-            yield step
-
-    monkeypatch.setattr(Stage, "steps", stops)
-    with pytest.raises(KeyboardInterrupt):
+    whole = by_two_ranks("whole")
+    with stopped_at(2), pytest.raises(KeyboardInterrupt):
         by_two_ranks("parts")
-    monkeypatch.setattr(Stage, "steps", steps)
     with pytest.raises(SettingsDiffer, match="'processes': 2"):
         train(minflamingo.load("model"), PAIRS, "parts", SETTINGS)
     assert same(by_two_ranks("parts"), whole)

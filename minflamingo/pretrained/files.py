@@ -143,7 +143,7 @@ def _pickled(path: Path) -> Tensors:
     except Exception as error:
         reason = str(error).split("\n")[0][:200]
         raise ValueError(f"{path} is no checkpoint of tensors (truncated, foreign, or with code in it): {reason}") from None
-    mapped = _Mapped(lambda: content(mmap=True))
+    mapped = _Mapped(lambda: content(mmap=True), most=max(2**24, path.stat().st_size // 32))
     return Tensors({name: (shape, partial(mapped, name)) for name, (shape, _) in shapes.entries.items()})
 
 
@@ -154,7 +154,7 @@ class _Mapped:
     is to read its whole table of contents.
     """
 
-    def __init__(self, content: Callable[[], Mapping[str, Tensor]], most: int = 2**28):
+    def __init__(self, content: Callable[[], Mapping[str, Tensor]], most: int):
         self.content, self.most = content, most
         self.tensors, self.read = None, 0
 

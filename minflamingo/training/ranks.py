@@ -42,12 +42,15 @@ class Ranks:
         return {name: torch.stack(rows).cpu() for name, rows in everyone.items()}
 
 
+ALONE = Ranks()
+
+
 @contextmanager
 def ranks_of_environment(device: str) -> Iterator[Ranks]:
     """What torchrun says of this process: RANK, WORLD_SIZE and LOCAL_RANK; without it this is the only one."""
     world = int(os.environ.get("WORLD_SIZE", 1))
     if world == 1:
-        yield Ranks()
+        yield ALONE
         return
     if device == "cuda":  # from here on "cuda" is this process' own GPU
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
