@@ -59,14 +59,20 @@ def attention(
 
     `causal=True` says that query l may look at keys ≤ l and needs no mask tensor; then mask and bias must be None.
     """
-    grouped = q.shape[1] != k.shape[1]
+    groups = q.shape[1] // k.shape[1]
+    if groups > 1 and q.shape[2] == 1 and not causal:  # the queries of one key head become its rows: no key is copied
+
+        def regroup(x: Tensor | None) -> Tensor | None:
+            return x if x is None or x.shape[1] == 1 else x.reshape(x.shape[0], -1, groups, x.shape[3])
+
+        return attention(regroup(q), k, v, regroup(mask), regroup(bias)).reshape(q.shape)
     if causal or mask is None:
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=grouped)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, is_causal=causal, enable_gqa=groups > 1)
     sees_nothing = ~mask.any(-1, keepdim=True)
     mask = mask | sees_nothing  # kernels differ on rows without a key: none is left to them
     if bias is not None:
         mask = bias.masked_fill(~mask, -math.inf)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=groups > 1)
     return out.masked_fill(sees_nothing, 0.0)
 
 
@@ -114,7 +120,7 @@ def attention_with_shared(
 
 def split_heads(x: Tensor, heads: int) -> Tensor:
     """(B, L, h*d) → (B, h, L, d). Head 1 is the first d channels, and so on (the layout "(h d)" of published weights)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:

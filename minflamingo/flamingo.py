@@ -23,9 +23,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from .cache import LMCache
 from .config import FlamingoConfig
 from .gated_xattn import GatedCrossAttentionDense, Segments, cut_into_segments, media_index, xattn_mask
-from .lm import LM, LMCache, last_real
+from .lm import LM, last_real
 from .loss import head_loss, labelled, next_token_loss
 from .resampler import PerceiverResampler
 from .shapes import check_shape
@@ -85,8 +86,9 @@ class Cache:
     @property
     def nbytes(self) -> int:
         """Bytes of memory that it holds. What rows share counts once."""
-        pairs = [kv for kvs in (self.lm.shared, self.lm.own or (), self.media or ()) for kv in kvs if kv is not None]
-        held = [*(x for kv in pairs for x in kv), *(t for t in self.lm.tails if t is not None), self.lm.mask, self.phi]
+        text = [x for kept in (*(self.lm.shared or ()), *(self.lm.own or ())) for x in (kept.k, kept.v)]
+        media = [x for kv in self.media or () if kv is not None for x in kv]
+        held = [*text, *media, *(t for t in self.lm.tails if t is not None), self.lm.mask, self.phi]
         storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
         return sum(storages.values())
 
@@ -141,6 +143,8 @@ class Flamingo(nn.Module):
         """(B, L) → (B, L, D): the frozen table for the LM's ids, our own rows for the new ones."""
         V = self.lm.embed.num_embeddings
         is_new = ids >= V
+        if not bool(is_new.any()):
+            return self.lm.embed(ids)
         old = self.lm.embed(ids.masked_fill(is_new, 0))
         new = self.new_embed((ids - V).clamp_min(0))
         return torch.where(is_new[..., None], new, old)
@@ -232,16 +236,21 @@ class Flamingo(nn.Module):
         self, batch: Batch, cache: Cache | None, use_cache: bool, at: Tensor | None, recompute: bool = False
     ) -> tuple[Tensor, Cache | None]:
         """The LM with a bridge in front of its layers: hidden states before the head, and the cache behind this batch."""
-        check_media_count(batch, self.image_id)
+        is_image = (batch.ids == self.image_id) & batch.attention_mask
+        check_media_count(batch, is_image)
         if cache is not None and len(cache.phi) != len(batch.ids):
             raise ValueError(f"{len(batch.ids)} rows cannot go on from a cache of {len(cache.phi)}: see cache.repeat")
         if cache is not None and batch.attend_next is not None and bool(batch.attend_next.any()):
             raise ValueError("attend_next is a layout of training: what goes on from a cache looks at the last image before it")
-        R, attend, mask = self.config.resampler.n_latents, self.config.attend, batch.attention_mask
-        phi = media_index((batch.ids == self.image_id) & mask, batch.attend_next)
+        R, attend = self.config.resampler.n_latents, self.config.attend
+        mask = None if bool(batch.attention_mask.all()) else batch.attention_mask
         media = None if batch.media is None else self.project_media(self.see(batch.media, batch.frames))
-        if cache is not None:
-            media, phi = _behind(cache, media, phi, R, attend)
+        if cache is not None and media is None:
+            media, phi = cache.media, cache.phi[:, None].expand_as(batch.ids)  # text goes on looking at what it looked at
+        else:
+            phi = media_index(is_image, batch.attend_next)
+            if cache is not None:
+                media, phi = _behind(cache, media, phi, R, attend)
         looks: Tensor | Segments | None = None
         if media is not None:
             n_media = next(kv for kv in media if kv is not None)[0].shape[2] // R
@@ -261,16 +270,15 @@ class Flamingo(nn.Module):
         hidden, lm_cache = self.lm.read(self.embed(batch.ids), mask, lm_cache, before_block, use_cache, at, recompute)
         if not use_cache:
             return hidden, None
-        phi = phi.gather(1, last_real(mask).clamp_min(0)[:, None])[:, 0]  # of each row's last token
+        # Of each row's last token
+        phi = phi[:, -1] if mask is None else phi.gather(1, last_real(mask).clamp_min(0)[:, None])[:, 0]
         if media is not None and attend == "last" and n_media > 1:
             media, phi = _last_image(media, phi, R), phi.clamp_max(1)
         return hidden, Cache(lm_cache, media, phi)
 
 
 def _behind(cache: Cache, media, phi: Tensor, n_latents: int, attend: str):
-    """Media and phi of a batch that goes on from a cache: the cached images come first, and text before a new one sees them."""
-    if media is None:
-        return cache.media, cache.phi[:, None].expand_as(phi)
+    """Media and phi of images behind a cache: the cached ones come first, and text before a new one sees them."""
     if attend == "all":
         raise ValueError('attend="all": a batch with images cannot go on from a cache; read the whole sequence at once')
     if cache.media is None:
@@ -290,9 +298,11 @@ def _last_image(media, phi: Tensor, n_latents: int):
     return tuple(kv and tuple(x.unflatten(2, (-1, n_latents))[rows, :, number] for x in kv) for kv in media)
 
 
-def check_media_count(batch: Batch, image_id: int) -> None:
-    """Every `<image>` token needs its medium and every medium its token; say which sample breaks it."""
-    tokens = ((batch.ids == image_id) & batch.attention_mask).sum(1)
+def check_media_count(batch: Batch, is_image: Tensor) -> None:
+    """Every `<image>` token, is_image (B, L), needs its medium and every medium its token; say which sample breaks it."""
+    if batch.media is None and not bool(is_image.any()):
+        return
+    tokens = is_image.sum(1)
     if batch.media is None:
         media = torch.zeros_like(tokens)
     elif batch.frames is None:

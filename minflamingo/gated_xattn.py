@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from .attention import attention, attention_written_out, merge_heads, split_heads
 from .config import FlamingoConfig
-from .layers import FeedForward, Linear, make_norm
+from .layers import FeedForward, Linear, LinearInTwo, make_norm
 from .shapes import check_shape
 
 
@@ -142,20 +142,20 @@ class MaskedCrossAttention(nn.Module):
         self.heads = c.xattn_heads
         self.norm = make_norm(c.xattn_norm, c.lm.d, c.xattn_norm_eps)
         self.to_q = Linear(c.lm.d, inner, bias=False)
-        self.to_kv = Linear(c.resampler.d, 2 * inner, bias=False)  # rows of k, then rows of v
+        self.to_kv = LinearInTwo(c.resampler.d, 2 * inner, bias=False)  # rows of k, then rows of v
         self.to_out = Linear(inner, c.lm.d, bias=False)
-        self.q_norm, self.k_norm = (
-            make_norm(c.xattn_norm, c.xattn_d_head, c.xattn_norm_eps) if c.xattn_qk_norm else nn.Identity() for _ in range(2)
-        )
+        self.q_norm = make_norm(c.xattn_norm, c.xattn_d_head, c.xattn_norm_eps) if c.xattn_qk_norm else None
+        self.k_norm = make_norm(c.xattn_norm, c.xattn_d_head, c.xattn_norm_eps) if c.xattn_qk_norm else None
 
     def project_media(self, visual: Tensor) -> tuple[Tensor, Tensor]:
         """visual (B, N·R, D_visual) → keys and values, (B, h, N·R, d_head) each."""
-        k, v = self.to_kv(visual).chunk(2, dim=-1)
-        return self.k_norm(split_heads(k, self.heads)), split_heads(v, self.heads)
+        k, v = (split_heads(x, self.heads) for x in self.to_kv(visual))
+        return k if self.k_norm is None else self.k_norm(k), v
 
     def queries(self, y: Tensor) -> Tensor:
         """y (B, L, D) → (B, h, L, d_head)."""
-        return self.q_norm(split_heads(self.to_q(self.norm(y)), self.heads))
+        q = split_heads(self.to_q(self.norm(y)), self.heads)
+        return q if self.q_norm is None else self.q_norm(q)
 
     def forward(self, y: Tensor, k: Tensor, v: Tensor, mask: Tensor | Segments | None) -> Tensor:
         """y (B, L, D), mask (B, 1, L, N·R) or the same as segments → (B, L, D). Whoever sees nothing receives exactly zero."""
@@ -170,6 +170,11 @@ class MaskedCrossAttention(nn.Module):
 def openness(alpha: Tensor | None) -> Tensor | float:
     """tanh alpha, how far a gate is open. None: there is no gate (xattn_gate="none"), which is one that stands open."""
     return 1.0 if alpha is None else alpha.tanh()
+
+
+def through_gate(y: Tensor, alpha: Tensor | None, x: Tensor) -> Tensor:
+    """y + tanh(alpha) · x"""
+    return y + x if alpha is None else torch.addcmul(y, openness(alpha), x)
 
 
 class GatedCrossAttentionDense(nn.Module):
@@ -189,5 +194,5 @@ class GatedCrossAttentionDense(nn.Module):
     def forward(self, y: Tensor, k: Tensor | None, v: Tensor | None, mask: Tensor | Segments | None) -> Tensor:
         """k, v None: there is no image at all, and cross-attention gives zero as it does before the first one."""
         if k is not None:
-            y = y + openness(self.alpha_xattn) * self.xattn(y, k, v, mask)
-        return y if self.ff is None else y + openness(self.alpha_dense) * self.ff(self.ff_norm(y))
+            y = through_gate(y, self.alpha_xattn, self.xattn(y, k, v, mask))
+        return y if self.ff is None else through_gate(y, self.alpha_dense, self.ff(self.ff_norm(y)))

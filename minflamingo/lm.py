@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -29,57 +28,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from .attention import attention, attention_with_shared, causal_mask, merge_heads, split_heads
+from .cache import LMCache, first_kept
 from .config import LMConfig
 from .layers import FeedForward, Linear, make_norm
 from .loss import head_loss, labelled
 from .shapes import check_shape
-
-
-@dataclass(frozen=True)
-class LMCache:
-    """What the LM remembers of the tokens so far. Never changed in place: each step returns a new one.
-
-    It has two parts, so that a long prompt is kept once and never copied: what was read first is *shared* by B / B0 rows of
-    the batch (queries after the same shots, beams, candidate answers); what came later is each row's own.
-
-    shared: per layer keys (B0, h_kv, Lp, d_head), already turned by rotary, and values.
-    own: per layer keys (B, h_kv, Lk, d_head) and values; None: nothing has come yet.
-    tails: per layer (B, conv_width - 1, D), the convolution's last inputs, or None.
-    mask: (B, Lp + Lk) bool, False at padding.
-    """
-
-    shared: tuple[tuple[Tensor, Tensor], ...]
-    own: tuple[tuple[Tensor, Tensor], ...] | None
-    tails: tuple[Tensor | None, ...]
-    mask: Tensor
-
-    @property
-    def length(self) -> int:
-        return self.mask.shape[1]
-
-    def past(self, layer: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor] | None]:
-        return self.shared[layer], self.own and self.own[layer]
-
-    def select(self, rows: Tensor) -> LMCache:
-        """The cache of other rows of the batch: `rows` may repeat or reorder them (beams, several answers to a prompt).
-
-        The shared part stays as it is while each row goes on from its own prompt, and is copied only when one does not.
-        """
-        B0 = self.shared[0][0].shape[0]
-        prompt = rows // (len(self.mask) // B0)  # whose shared part each new row reads
-        shared, in_order = self.shared, torch.arange(B0, device=rows.device).repeat_interleave(-(-len(rows) // B0))
-        if len(rows) % B0 or not torch.equal(prompt, in_order):
-            shared = tuple((k[prompt], v[prompt]) for k, v in shared)
-        own = self.own and tuple((k[rows], v[rows]) for k, v in self.own)
-        return LMCache(shared, own, tuple(None if t is None else t[rows] for t in self.tails), self.mask[rows])
-
-    def grown(self, own: tuple[tuple[Tensor, Tensor], ...], tails: tuple[Tensor | None, ...], mask: Tensor) -> LMCache:
-        """With more tokens. An own part is copied at each step, so when it is long and nobody else reads it, it settles."""
-        shared = self.shared
-        if own[0][0].shape[2] >= 128 and len(shared[0][0]) == len(mask):
-            together = ((torch.cat([k0, k], dim=2), torch.cat([v0, v], dim=2)) for (k0, v0), (k, v) in zip(shared, own))
-            return LMCache(tuple(together), None, tails, mask)
-        return LMCache(shared, own, tails, mask)
 
 
 def rotary_angles(positions: Tensor, channels: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -123,7 +76,8 @@ class SelfAttention(nn.Module):
             self.q_norm, self.k_norm = (make_norm(c.norm, w, c.norm_eps, c.norm_bias) for w in widths)
 
     def forward(self, x: Tensor, angles: tuple | None, mask: Tensor | None, bias: Tensor | None, past: tuple | None):
-        """x (B, L, D) → (B, L, D), and keys and values of these tokens, behind the row's own earlier ones (`LMCache.past`).
+        """x (B, L, D) → (B, L, D), and keys and values of these tokens: `past` is `LMCache.past`, and they come behind the
+        row's own, as `Kept`; without a past, as they are.
 
         `angles`: what rotary turns queries and keys by (`rotary_angles`); None: it does not.
         """
@@ -137,13 +91,14 @@ class SelfAttention(nn.Module):
         if angles is not None:
             q, k = rotate(q, *angles), rotate(k, *angles)
         if past is None:
-            out = attention(q, k, v, mask, bias, causal=mask is None)
+            return self.to_out(merge_heads(attention(q, k, v, mask, bias, causal=mask is None))), (k, v)
+        shared, own = past
+        kept = first_kept(k, v) if own is None else own.append(k, v)
+        if shared is None:
+            out = attention(q, kept.k, kept.v, mask, bias)
         else:
-            shared, own = past
-            if own is not None:
-                k, v = torch.cat([own[0], k], dim=2), torch.cat([own[1], v], dim=2)
-            out = attention_with_shared(q, *shared, k, v, mask, bias)
-        return self.to_out(merge_heads(out)), (k, v)
+            out = attention_with_shared(q, shared.k, shared.v, kept.k, kept.v, mask, bias)
+        return self.to_out(merge_heads(out)), kept
 
 
 class CausalConv(nn.Module):
@@ -198,11 +153,11 @@ class Block(nn.Module):
         attended, kv = self.attn(y, angles, mask, bias, past)
         if at is not None:  # in the last block: what nobody reads need not be thought to its end
             x, attended = x[at], attended[at]
-        attended = self.dropout(attended)
+        drop = self.dropout if self.training else lambda x: x
         if self.parallel:
-            return x + attended + self.dropout(self.mlp(self.mlp_norm(x))), kv, tail
-        x = x + attended
-        return x + self.dropout(self.mlp(self.mlp_norm(x))), kv, tail
+            return x + drop(attended) + drop(self.mlp(self.mlp_norm(x))), kv, tail
+        x = x + drop(attended)
+        return x + drop(self.mlp(self.mlp_norm(x))), kv, tail
 
 
 class LM(nn.Module):
@@ -300,7 +255,7 @@ class LM(nn.Module):
             distance = distance if padded or past else distance[:1]
             bias = (alibi_slopes(c.heads, c.alibi_max).to(x.device)[:, None, None] * distance).to(x.dtype)
         keep = new[..., None].to(x.dtype) if padded else None
-        end = last_real(new) + 1 if attention_mask is not None and (use_cache or cache) else None
+        end = last_real(new) + 1 if c.conv_width and attention_mask is not None and (use_cache or cache) else None
 
         if c.position == "learned":
             x = x + self.position_embed(positions + c.position_offset)
@@ -320,12 +275,10 @@ class LM(nn.Module):
             tails.append(tail)
         hidden = self.final_norm(x)
         if cache:
-            return hidden, cache.grown(tuple(kvs), tuple(tails), real)
+            return hidden, LMCache(cache.shared, tuple(kvs), tuple(tails), real)
         if not use_cache:
             return hidden, None
-        # Read again for each token that follows: in one piece per head, which is several times quicker to read
-        kvs = tuple((k.contiguous(), v.contiguous()) for k, v in kvs)
-        return hidden, LMCache(kvs, None, tuple(tails), real)
+        return hidden, LMCache(None, tuple(first_kept(*kv) for kv in kvs), tuple(tails), real)
 
     def room(self, tokens: int) -> float:
         """How many more tokens its context holds behind that many. Infinite where `max_length` is None."""

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .attention import attention, merge_heads, split_heads
 from .config import ResamplerConfig
-from .layers import FeedForward, Linear
+from .layers import FeedForward, Linear, LinearInTwo
 from .shapes import check_shape
 
 
@@ -38,7 +38,7 @@ class ResamplerLayer(nn.Module):
         self.heads = c.heads
         self.norm_media, self.norm_latents = nn.LayerNorm(c.d), nn.LayerNorm(c.d)
         self.to_q = Linear(c.d, inner, bias=False)
-        self.to_kv = Linear(c.d, 2 * inner, bias=False)  # rows of k, then rows of v
+        self.to_kv = LinearInTwo(c.d, 2 * inner, bias=False)  # rows of k, then rows of v
         self.to_out = Linear(inner, c.d, bias=False)
         self.q_norm, self.k_norm = (nn.LayerNorm(c.d_head) if c.qk_norm else nn.Identity() for _ in range(2))
         self.ff_norm = nn.LayerNorm(c.d)
@@ -47,7 +47,7 @@ class ResamplerLayer(nn.Module):
     def project(self, latents: Tensor, features: Tensor) -> list[Tensor]:
         """latents (M, R, D), features (M, T·S, D) → q (M, h, R, d), k and v (M, h, T·S + R, d)."""
         normed = self.norm_latents(latents)
-        k, v = self.to_kv(torch.cat([self.norm_media(features), normed], dim=1)).chunk(2, dim=-1)
+        k, v = self.to_kv(torch.cat([self.norm_media(features), normed], dim=1))
         q, k, v = (split_heads(t, self.heads) for t in (self.to_q(normed), k, v))
         return [self.q_norm(q), self.k_norm(k), v]
 

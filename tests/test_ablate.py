@@ -266,7 +266,7 @@ def test_the_transformer_lets_features_and_latents_all_ask_and_all_answer():
         for layer in resampler.layers:
             normed = layer.norm_latents(x)
             q = layer.to_q(normed).unflatten(-1, (2, 8)).transpose(0, 1)
-            k, v = (t.unflatten(-1, (2, 8)).transpose(0, 1) for t in layer.to_kv(normed).chunk(2, -1))
+            k, v = (t.unflatten(-1, (2, 8)).transpose(0, 1) for t in layer.to_kv(normed))
             weights = (q @ k.transpose(1, 2) / 8**0.5).softmax(-1)
             x = x + layer.to_out((weights @ v).transpose(0, 1).flatten(1))
             x = x + layer.ff(layer.ff_norm(x))

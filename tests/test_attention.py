@@ -92,6 +92,20 @@ def test_the_fast_path_has_the_gradients_of_the_plain_one(case, kv_heads):
         assert torch.isfinite(a).all() and close(a, b)
 
 
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("case", CASES)
+def test_a_single_query_is_the_last_of_several(case, kv_heads):
+    """A step of generation; with grouped heads it goes another way, that copies no key."""
+    mask, bias = CASES[case]
+    mask, bias = (None if x is None else x[:, :, -1:] for x in (mask, bias))
+    q, k, v = inputs(kv_heads)
+    leaves, weight = (q[:, :, -1:], k, v), random(B, H, 1, D, seed=4)
+    plain, fast = attention_written_out(*leaves, mask, bias)[0], attention(*leaves, mask, bias)
+    assert close(fast, plain)
+    gradients = (torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (plain, fast))
+    assert all(torch.isfinite(b).all() and close(a, b) for a, b in zip(*gradients, strict=True))
+
+
 def test_causal_is_the_mask_of_the_past_in_values_and_gradients():
     """`causal=True` needs no mask tensor, and means that query l sees keys 0 … l."""
     q, k, v = (random(B, H, LQ, D, seed=s).requires_grad_() for s in range(3))

@@ -421,13 +421,14 @@ def test_a_prompt_is_kept_once_under_all_queries_and_beams(monkeypatch):
     read_on = flamingo.read_on
 
     def spy(ids, cache):
-        places.append((cache.lm.shared[0][0].data_ptr(), cache.media[0][0].data_ptr(), len(cache.lm.shared[0][0])))
+        prompt = cache.lm.shared[0].k
+        places.append((prompt.data_ptr(), cache.media[0][0].data_ptr(), len(prompt)))
         return read_on(ids, cache)
 
     monkeypatch.setattr(flamingo, "read_on", spy)
     beam_search(flamingo, batch_of(*QUERIES, bos=False), END, 3, 5, after=after)
     assert len(places) == 4 and len(set(places)) == 1
-    assert places[0][0] == after.lm.shared[0][0].data_ptr() and places[0][2] == 1
+    assert places[0][0] == after.lm.own[0].k.data_ptr() and places[0][2] == 1
 
 
 def test_a_cache_of_neither_one_row_nor_as_many_as_prompts_is_refused():

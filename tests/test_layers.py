@@ -11,7 +11,7 @@ from conftest import close, enliven, random
 from torch import nn
 
 from minflamingo import layers
-from minflamingo.layers import ACTIVATIONS, FeedForward, Linear, RMSNorm, make_norm
+from minflamingo.layers import ACTIVATIONS, FeedForward, Linear, LinearInTwo, RMSNorm, make_norm, squared_relu
 
 WIDTHS = {"wide": (24, 56), "square": (24, 24), "narrow": (56, 24), "to one": (24, 1), "from one": (1, 24)}
 
@@ -113,14 +113,15 @@ def test_the_quick_roads_are_taken(monkeypatch):
 
 
 def test_where_one_row_is_read_quickly_few_rows_take_no_other_road(monkeypatch):
-    """Neither W·X nor oneDNN, wide or narrow; many rows as ever."""
+    """Neither W·X nor oneDNN, wide or narrow; nor do many. In between, 16 to 100, it is oneDNN."""
     monkeypatch.setattr(layers, "reads_slowly", lambda: False)
     with torch.no_grad(), mock.patch("torch.mm") as mm, mock.patch.object(layers, "_ONEDNN") as onednn:
-        for rows in (1, 2, 8):
+        for rows in (1, 2, 8, 9, 15, 101, 300):
             Linear(24, 56)(random(rows, 24)), Linear(56, 24)(random(rows, 56))
         assert mm.call_count == onednn.call_count == 0
-        Linear(24, 56)(random(9, 24))
-        assert onednn.call_count == 1
+        for rows in (16, 100):
+            Linear(24, 56)(random(rows, 24)), Linear(56, 24)(random(rows, 56))
+        assert mm.call_count == 0 and onednn.call_count == 4
 
 
 @pytest.mark.parametrize("linear, slow", [(3.0, True), (1.0, False), (0.5, False)])
@@ -131,6 +132,21 @@ def test_which_road_is_quick_is_found_by_trying(linear, slow, monkeypatch):
     monkeypatch.setattr(layers, "transposed", lambda *_: now.__setitem__(0, now[0] + 1.0))
     monkeypatch.setattr(layers.time, "perf_counter", lambda: now[0])
     assert layers.reads_slowly.__wrapped__() is slow
+
+
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("rows", [(1,), (2, 4), (40,), (3, 100)])
+def test_two_products_of_one_matrix_are_the_halves_of_its_product(rows, gradient):
+    """Rows of k, then rows of v: values, and the gradients of input and weight. Each half lies in one piece."""
+    two, x, y = enliven(LinearInTwo(24, 32, bias=False)), *(random(*rows, 24, seed=1).requires_grad_() for _ in range(2))
+    with torch.set_grad_enabled(gradient):
+        halves, whole = two(x), F.linear(y, two.weight)
+    assert close(torch.cat(halves, dim=-1), whole) and all(half.is_contiguous() for half in halves)
+    if gradient:
+        weight = random(*whole.shape, seed=2)
+        ours = torch.autograd.grad((torch.cat(halves, dim=-1) * weight).sum(), (x, two.weight))
+        theirs = torch.autograd.grad((whole * weight).sum(), (y, two.weight))
+        assert all(close(a, b) for a, b in zip(ours, theirs, strict=True))
 
 
 # --------------------------------------------------------------------------------------------------------- the others
@@ -171,3 +187,25 @@ def test_the_feed_forward_block_is_its_formula_and_leaves_its_input_alone(name, 
     assert all(close(a, b, 1e-4) for a, b in zip(ours, theirs, strict=True))
     with torch.no_grad():
         assert close(block(x), expected) and torch.equal(x, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_squared_relu_and_its_gradient_are_the_formula(dtype):
+    """relu(x)² and 2 relu(x), at negative numbers, zero and positive ones; one input in two places."""
+    x = torch.tensor([-3.0, -0.5, 0.0, 0.5, 3.0], dtype=dtype)
+    expected, slope = torch.tensor([0, 0, 0, 0.25, 9], dtype=dtype), torch.tensor([0, 0, 0, 1, 6], dtype=dtype)
+    leaf = x.clone().requires_grad_()
+    out = squared_relu(leaf * 1)
+    (out * out).sum().backward()
+    assert torch.equal(out, expected) and torch.equal(leaf.grad, 2 * expected * slope)
+    with torch.no_grad():
+        assert torch.equal(squared_relu(x.clone()), expected)
+
+
+def test_squared_relu_keeps_one_tensor_for_its_gradient():
+    """relu(x), in the place of x; PyTorch's own relu and square keep it and make three more on the way back."""
+    kept, x = [], random(6, 7).requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
+        product = x * 1.0
+        squared_relu(product)
+    assert kept == [product.data_ptr()]

@@ -412,9 +412,8 @@ def test_padding_on_the_left_behind_a_cache_is_refused_only_where_a_convolution_
 
 def same_memory(one, other) -> bool:
     """Are these the keys and values of all layers at the same place in memory, of the same shape?"""
-    return all(
-        a.data_ptr() == b.data_ptr() and a.shape == b.shape for kv, kw in zip(one, other) for a, b in zip(kv, kw)
-    )  # fmt: skip
+    pairs = [(a, b) for x, y in zip(one, other, strict=True) for a, b in ((x.k, y.k), (x.v, y.v))]
+    return all(a.data_ptr() == b.data_ptr() and a.shape == b.shape for a, b in pairs)
 
 
 def two_prompts(family: str = "toy"):
@@ -428,7 +427,8 @@ def two_prompts(family: str = "toy"):
 def test_repeated_rows_share_their_prompt_in_memory(rows):
     """Row b of B reads prompt b // (B / B0), the very same tensors: queries, beams and answers cost no copy of it."""
     _, cache = two_prompts()
-    assert same_memory(cache.select(torch.tensor(rows)).shared, cache.shared)
+    picked = cache.select(torch.tensor(rows))
+    assert same_memory(picked.shared, cache.own) and picked.own is None
 
 
 @pytest.mark.parametrize(
@@ -439,7 +439,7 @@ def test_rows_that_leave_their_prompt_take_a_copy_of_it_along(family, rows):
     """Wherever a row goes, it goes on from its own text."""
     lm, cache = two_prompts(family)
     picked, x = cache.select(torch.tensor(rows)), random(len(rows), 2, lm.config.d, seed=3)
-    assert not same_memory(picked.shared, cache.shared)
+    assert not same_memory(picked.shared, cache.own)
     prompts = random(2, 5, lm.config.d, seed=1)
     assert close(lm(x, cache=picked)[0], lm(torch.cat([prompts[rows], x], dim=1))[0][:, 5:])
 
@@ -452,29 +452,29 @@ def test_beams_are_reordered_within_their_prompt_without_touching_it(family):
     _, beams = lm(written, cache=cache.select(torch.tensor([0, 0, 0, 1, 1, 1])))
     order = torch.tensor([2, 0, 2, 3, 3, 5])
     picked = beams.select(order)
-    assert same_memory(picked.shared, cache.shared) and picked.own[0][0].shape[2] == 2
+    assert same_memory(picked.shared, cache.own) and picked.own[0].length == 2
     logits, _ = lm(more, cache=picked)
     whole = torch.cat([prompts.repeat_interleave(3, 0), written[order], more], dim=1)
     assert close(logits, lm(whole)[0][:, 7:])
 
 
-@pytest.mark.parametrize("alone", [True, False], ids=["one row a prompt", "two rows a prompt"])
+@pytest.mark.parametrize("shared", [False, True], ids=["all is own", "a shared prompt"])
 @every_family
-def test_a_long_text_settles_and_reads_on_as_if_it_were_one(family, alone):
-    """Own keys are copied at each step: after 128 they become the shared part, where nobody else reads that."""
-    lm = tiny_lm(family, max_length=400)
-    prompt, rows = random(1, 5, lm.config.d, seed=1), 1 if alone else 2
-    text = random(rows, 280, lm.config.d, seed=2)
+def test_a_text_that_grows_piece_by_piece_reads_as_if_it_were_one(family, shared):
+    """280 tokens behind a prompt of 5: without a gradient its keys are written into the room behind the earlier ones."""
+    lm, rows = tiny_lm(family, max_length=400), 2 if shared else 1
+    prompt, text = random(1, 5, lm.config.d, seed=1), random(rows, 280, lm.config.d, seed=2)
     whole, _ = lm(torch.cat([prompt.expand(rows, -1, -1), text], dim=1))
-    _, cache = lm(prompt, use_cache=True)
-    cache, parts, own = cache.select(torch.zeros(rows, dtype=torch.long)), [], []
-    for part in text.split([1, 126, 1, 1, 1, 127, 1, 1, 20, 1], dim=1):
-        logits, cache = lm(part, cache=cache)
-        parts.append(logits)
-        own.append(0 if cache.own is None else cache.own[0][0].shape[2])
-    assert close(torch.cat(parts, dim=1), whole[:, 5:], 1e-4)
-    assert own == ([1, 127, 0, 1, 2, 0, 1, 2, 22, 23] if alone else [1, 127, 128, 129, 130, 257, 258, 259, 279, 280])
-    assert cache.shared[0][0].shape[2] == (5 + 128 + 129 if alone else 5) and cache.length == 285
+    for gradient in (False, True):
+        with torch.set_grad_enabled(gradient):
+            _, cache = lm(prompt, use_cache=True)
+            cache, parts = (cache.select(torch.tensor([0, 0])) if shared else cache), []
+            for part in text.split([1, 31, 1, 1, 94, 1, 127, 1, 22, 1], dim=1):
+                logits, cache = lm(part, cache=cache)
+                parts.append(logits)
+        assert close(torch.cat(parts, dim=1), whole[:, 5:], 1e-4) and cache.length == 285
+        assert cache.own[0].length == (280 if shared else 285)
+        assert (cache.shared[0].length == 5) if shared else cache.shared is None
 
 
 @pytest.mark.parametrize("width", [2, 3, 8])

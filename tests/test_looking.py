@@ -47,7 +47,7 @@ def loop(flamingo, batch: Batch, layer: str = "0") -> torch.Tensor:
             for block in flamingo.resampler.layers:
                 normed = block.norm_latents(latents)[0]
                 q = block.to_q(normed)
-                k = block.to_kv(torch.cat([block.norm_media(features)[0], normed]))[:, : heads * d]
+                k, _ = block.to_kv(torch.cat([block.norm_media(features)[0], normed]))
                 for h in range(heads):
                     keys = head(k, h, d)
                     for r, query in enumerate(head(q, h, d)):
@@ -63,7 +63,7 @@ def loop(flamingo, batch: Batch, layer: str = "0") -> torch.Tensor:
             phi += int(batch.ids[b, l] == flamingo.image_id)
             if phi == 0:
                 continue
-            k = bridge.to_kv(visual[phi - 1])[:, : c.xattn_heads * c.xattn_d_head]
+            k, _ = bridge.to_kv(visual[phi - 1])
             for h in range(c.xattn_heads):
                 query = head(q, h, c.xattn_d_head)[l]
                 looks = softmax([dot(query, key) / math.sqrt(c.xattn_d_head) for key in head(k, h, c.xattn_d_head)])

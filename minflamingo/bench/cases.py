@@ -13,13 +13,14 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import flamingo as whole
+from .. import layers
 from ..config import FlamingoConfig, LMConfig, ResamplerConfig, VisionConfig, preset
 from ..flamingo import Batch, Flamingo
 from ..gated_xattn import xattn_mask
-from ..layers import Linear
 
 SHOT_TOKENS = 16
 SHOTS = (0, 4, 8, 16, 32)
@@ -89,11 +90,11 @@ def queries(flamingo: Flamingo, rows: int, patches: int, device: torch.device | 
 
 @contextmanager
 def plainly(flamingo: Flamingo) -> Iterator[None]:
-    """Inside, the plain twins do the work: every token against the tokens of all images, and `nn.Linear` as it is."""
+    """Inside, the plain twins do the work: every token against the tokens of all images, and `F.linear` as it is."""
     R = flamingo.config.resampler.n_latents
     with (
         patch.object(whole, "cut_into_segments", lambda phi, n_media: xattn_mask(phi, n_media, R)),
-        patch.object(Linear, "forward", nn.Linear.forward),
+        patch.object(layers, "product", F.linear),
     ):
         yield
 

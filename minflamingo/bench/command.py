@@ -24,16 +24,15 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from .. import loss
+from .. import layers, loss
 from ..data.images import ImagePreparation
 from ..data.sample import EOC, Sample, collate
 from ..flamingo import Batch
 from ..generate import generate, read_prompt, score_answers
-from ..layers import Linear
 from ..tokenizer import ToyTokenizer
 from ..training.checkpoint import save_json
 from . import cases, measure
@@ -89,7 +88,7 @@ class Bench:
     def flops(self, call: Callable[[], object]) -> int:
         """Floating-point operations of matrix products and attention in one call, as PyTorch counts them."""
         # It knows products by their public name, and no gradient taken within a gradient.
-        public, whole = patch.object(Linear, "forward", nn.Linear.forward), patch.object(loss, "CHUNK", 2**40)
+        public, whole = patch.object(layers, "product", F.linear), patch.object(loss, "CHUNK", 2**40)
         with public, whole, FlopCounterMode(display=False) as counter:
             call()
         return counter.get_total_flops()

@@ -23,8 +23,9 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor, nn
+from torch import nn
 
+from ..cache import Kept
 from ..config import FlamingoConfig
 from ..flamingo import Flamingo
 from ..lm import LM, Block
@@ -172,10 +173,11 @@ class SecondHalf(nn.Module):
         super().__init__()
         self.mlp_norm, self.mlp, self.dropout = block.mlp_norm, block.mlp, block.dropout
 
-    def forward(self, x, angles, mask, bias, keep, end, past, tail, at=None) -> tuple[Tensor, tuple[Tensor, Tensor], None]:
+    def forward(self, x, angles, mask, bias, keep, end, past, tail, at=None):
         nothing = x.new_zeros(len(x), 1, 0, 1)
         x = x if at is None else x[at]
-        return x + self.dropout(self.mlp(self.mlp_norm(x))), (nothing, nothing), None
+        kv = (nothing, nothing) if past is None else Kept(nothing, nothing)
+        return x + self.dropout(self.mlp(self.mlp_norm(x))), kv, None
 
 
 def describe(flamingo: Flamingo) -> dict:
