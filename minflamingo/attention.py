@@ -98,24 +98,27 @@ def attention_with_shared(
     rows, groups = B // B0, h // h_kv
 
     def together(x: Tensor) -> Tensor:
-        """(B, h, Lq, n) → (B0, h_kv, rows·groups·Lq, n): all that reads the same keys becomes one matrix."""
-        if rows == groups == 1:
-            return x
-        return x.reshape(B0, rows, h_kv, groups * Lq, -1).transpose(1, 2).flatten(2, 3)
+        """(B, h, Lq, n) → (B0, h_kv, rows·groups·Lq, n): what reads the same keys becomes one matrix. 1 head stays 1."""
+        x = x.expand(B, max(x.shape[1], groups), Lq, -1)
+        return x.reshape(B0, rows, x.shape[1] // groups, groups * Lq, -1).transpose(1, 2).flatten(2, 3)
 
     def apart(x: Tensor) -> Tensor:
         """The way back."""
-        if rows == groups == 1:
-            return x
         return x.unflatten(2, (rows, groups * Lq)).transpose(1, 2).reshape(B, h, Lq, -1)
 
     q = q / math.sqrt(d)
-    to_shared = apart(together(q) @ shared_k.transpose(-2, -1))  # (B, h, Lq, Lp)
+    to_shared = together(q) @ shared_k.transpose(-2, -1)  # (B0, h_kv, rows·groups·Lq, Lp)
     to_own = (q.reshape(B, h_kv, groups * Lq, d) @ k.transpose(-2, -1)).view(B, h, Lq, -1)
-    scores = torch.cat([to_shared, to_own], dim=-1)
-    weights = masked_softmax(scores if bias is None else scores + bias, mask)
-    own = (weights[..., Lp:].reshape(B, h_kv, groups * Lq, -1) @ v).view(B, h, Lq, d)
-    return apart(together(weights[..., :Lp]) @ shared_v) + own
+    scores = torch.cat([to_shared, together(to_own)], dim=-1)
+    if bias is not None:
+        scores = scores + together(bias)
+    if mask is not None:
+        sees_nothing = ~mask.any(-1, keepdim=True)
+        scores.masked_fill_(together(~(mask | sees_nothing)), -math.inf)
+    weights = scores.softmax(-1)
+    own = (apart(weights[..., Lp:]).reshape(B, h_kv, groups * Lq, -1) @ v).view(B, h, Lq, d)
+    out = apart(weights[..., :Lp] @ shared_v) + own
+    return out if mask is None else out.masked_fill(sees_nothing, 0.0)
 
 
 def split_heads(x: Tensor, heads: int) -> Tensor:

@@ -281,7 +281,7 @@ def _behind(cache: Cache, media, phi: Tensor, n_latents: int, attend: str):
     """Media and phi of images behind a cache: the cached ones come first, and text before a new one sees them."""
     if attend == "all":
         raise ValueError('attend="all": a batch with images cannot go on from a cache; read the whole sequence at once')
-    if cache.media is None:
+    if cache.media is None or bool((phi > 0).all()):  # no text before a new one: as queries that begin with their image
         return media, phi
     together = tuple(
         new and tuple(torch.cat([old.expand(len(phi), -1, -1, -1), more], dim=2) for old, more in zip(kept, new))
