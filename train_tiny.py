@@ -42,7 +42,7 @@ from data_toy.words import DASH, caption, marks, toy_tokenizer
 from minflamingo.complete import LoadedFlamingo
 from minflamingo.config import FlamingoConfig, preset
 from minflamingo.data.images import ImagePreparation
-from minflamingo.data.sample import Sample, collate, lay_out, pack
+from minflamingo.data.sample import Sample, collate, lay_out, pack, stack
 from minflamingo.evaluation.fewshot import SHOTS, accuracy, few_shot_prompt, predict
 from minflamingo.evaluation.looking import patch_attention
 from minflamingo.flamingo import Batch, Flamingo
@@ -278,8 +278,12 @@ def least_padding(lengths: list[int], parts: int) -> list[int]:
     """
     best = [(0, [0]), *[(float("inf"), [])] * len(lengths)]  # size and cuts of the first 0, 1, 2 … samples
     for _ in range(parts):
-        ends = range(1, len(lengths) + 1)
-        best[1:] = [min((best[a][0] + lengths[b - 1] * (b - a), [*best[a][1], b]) for a in range(b)) for b in ends]
+        found = best[:1]
+        for b in range(1, len(lengths) + 1):
+            sizes = [best[a][0] + lengths[b - 1] * (b - a) for a in range(b)]
+            least = min(sizes)
+            found.append((least, min([*best[a][1], b] for a in range(b) if sizes[a] == least)))
+        best = found
     return best[-1][1]
 
 
@@ -288,9 +292,9 @@ def micro_batches(samples: list[Sample], parts: int, tokenizer: Tokenizer) -> li
 
     The mean loss over all of them is Σ share · loss: gradients are the same as those of one large batch.
     """
-    measured = sorted((len(lay_out(sample, tokenizer).ids), i) for i, sample in enumerate(samples))
-    cuts = least_padding([length for length, _ in measured], parts)
-    batches = [collate([samples[i] for _, i in measured[a:b]], tokenizer) for a, b in pairwise(cuts)]
+    rows = sorted((lay_out(sample, tokenizer) for sample in samples), key=lambda row: len(row.ids))
+    cuts = least_padding([len(row.ids) for row in rows], parts)
+    batches = [stack(rows[a:b], tokenizer.pad_id) for a, b in pairwise(cuts)]
     labels = [int((batch.labels >= 0).sum()) for batch in batches]
     return [(n / max(sum(labels), 1), batch) for n, batch in zip(labels, batches)]
 

@@ -96,7 +96,6 @@ def contrastive_batch(rng: random.Random, size: int, tokenizer: Tokenizer, hard:
     make = look_alikes(rng) if hard else partial(picture_scene, rng)
     scenes = [make(kind) for kind in rng.choices(list(KINDS), weights=list(KINDS.values()), k=size)]
     ids = [tokenizer.encode(" " + seen_caption(scene)) for scene in scenes]
-    captions = torch.zeros(size, max(map(len, ids)), dtype=torch.long)
-    for row, caption_ids in zip(captions, ids):
-        row[: len(caption_ids)] = torch.tensor(caption_ids)
+    longest = max(map(len, ids))
+    captions = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
     return np.stack([draw(scene, rng) for scene in scenes]), captions

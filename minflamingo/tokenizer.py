@@ -69,13 +69,15 @@ class ToyTokenizer:
         """Text → ids. No special token is ever produced."""
         if not isinstance(text, str):
             raise TypeError(f"encode: expected str, got {type(text).__name__}")
-        ids: list[int] = []
-        for piece in pieces_of(text):
-            if piece in self.word_id:
-                ids.append(self.word_id[piece])
-            else:
-                ids.extend(self.N_SPECIAL + byte for byte in piece.encode("utf-8", "surrogatepass"))
-        return ids
+        pieces = pieces_of(text)
+        try:
+            return [self.word_id[piece] for piece in pieces]  # words alone, as nearly all texts of the toy world
+        except KeyError:
+            spelt = [[self.word_id[p]] if p in self.word_id else self._bytes(p) for p in pieces]
+            return [i for ids in spelt for i in ids]
+
+    def _bytes(self, piece: str) -> list[int]:
+        return [self.N_SPECIAL + byte for byte in piece.encode("utf-8", "surrogatepass")]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids → text. Special tokens are not text and leave nothing; bytes that are no UTF-8 become U+FFFD."""

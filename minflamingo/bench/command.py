@@ -64,13 +64,9 @@ class Bench:
     ) -> dict:
         """The three in turns: {"ours": …, "plain": …, "peer": …, "plain_ratio": …, "peer_ratio": …}."""
 
-        def plainly() -> float:
-            with cases.plainly(self.flamingo):
-                return measure.seconds(plain, self.device)
-
         calls = {"ours": lambda: measure.seconds(ours, self.device)}
         if plain is not None:
-            calls["plain"] = plainly
+            calls["plain"] = lambda: self.plain_seconds(plain)
         if self.peer is not None and ask is not None:
             calls["peer"] = lambda: self.peer.ask(ask, batch, **how)[0]["seconds"]
         taken = measure.in_turns(calls, self.rounds)
@@ -79,6 +75,11 @@ class Bench:
             if other in taken:
                 row[f"{other}_ratio"] = round(median(taken[other]) / median(taken["ours"]), 2)
         return row
+
+    def plain_seconds(self, call: Callable[[], object]) -> float:
+        """How long a call takes where the plain twins do the work."""
+        with cases.plainly(self.flamingo):
+            return measure.seconds(call, self.device)
 
     def timed(self, calls: dict[str, Callable[[], object]], rounds: int) -> dict:
         """Calls of ours in turns: {name: its summary}."""
@@ -119,10 +120,9 @@ def bench_prompts(b: Bench) -> dict:
     return rows
 
 
-def bench_generation(b: Bench) -> tuple[dict, dict]:
-    """Prompt and 32 new tokens; and one token alone, from a cache."""
-    rows, tokens = {}, {}
-    must_read = cases.read_per_token(b.flamingo)
+def bench_generation(b: Bench) -> dict:
+    """Prompt and 32 new tokens."""
+    rows = {}
     for shots in cases.SHOTS:
         batch = cases.prompt(b.flamingo, shots, b.patches, b.device)
         ours = lambda batch=batch: generate(b.flamingo, batch, -1, NEW_TOKENS)  # noqa: E731
@@ -130,32 +130,37 @@ def bench_generation(b: Bench) -> tuple[dict, dict]:
         if b.peer is not None:
             theirs = b.peer.ask("generate", batch, tokens=NEW_TOKENS)[1]
             rows[str(shots)]["same_tokens"] = theirs.tolist() == ours()
+    return rows
 
-        with torch.inference_mode():
-            _, start = read_prompt(b.flamingo, batch)
-            token = batch.ids[:, -1:]
 
-            def steps(start=start, token=token):
-                cache = start
-                for _ in range(NEW_TOKENS):
-                    _, cache = b.flamingo.read_on(token, cache)
+@torch.inference_mode()
+def bench_tokens(b: Bench) -> dict:
+    """One token alone, from a cache: after each number of shots in turns, and the machine's reading rate among them."""
+    batches = {str(shots): cases.prompt(b.flamingo, shots, b.patches, b.device) for shots in cases.SHOTS}
 
-            def again(batch=batch):  # without a cache: the whole prompt once more
-                return b.flamingo(batch)
+    def token(batch: Batch) -> float:
+        _, cache = read_prompt(b.flamingo, batch)
 
-            row = b.compare(steps, again)
-            for name in ("median", "min", "max"):
-                row["ours"][name] = round(row["ours"][name] / NEW_TOKENS, 6)
-        row["plain_ratio"] = round(row["plain"]["median"] / row["ours"]["median"], 1)
-        row["of_reading_limit"] = round(must_read / b.limits["bytes"] / row["ours"]["median"], 3)
-        if "peer" in rows[str(shots)]:  # of theirs, what 31 of 32 tokens took: the first one comes with the prompt
-            told = [b.peer.ask("generate", batch, tokens=n)[0]["seconds"] for n in (NEW_TOKENS, 1)]
+        def steps(cache=cache):
+            for _ in range(NEW_TOKENS):
+                _, cache = b.flamingo.read_on(batch.ids[:, -1:], cache)
+
+        return measure.seconds(steps, b.device) / NEW_TOKENS
+
+    calls = {shots: (lambda batch=batch: token(batch)) for shots, batch in batches.items()}
+    taken = measure.in_turns({**calls, "rate": measure.reader(b.device, b.dtype)}, b.rounds)
+    rates, must_read, rows = taken.pop("rate"), cases.read_per_token(b.flamingo), {}
+    for shots, ours in taken.items():
+        again = [b.plain_seconds(lambda shots=shots: b.flamingo(batches[shots])) for _ in range(2)]  # no cache: all once more
+        rows[shots] = row = {"ours": measure.summary(ours, 6), "plain": measure.summary(again)}
+        row["plain_ratio"] = round(median(again) / median(ours), 1)
+        row["of_reading_limit"] = round(median(must_read / rate / one for rate, one in zip(rates, ours)), 3)
+        row["against_no_shots"] = round(median(one / none for one, none in zip(ours, taken["0"])), 3)
+        if b.peer is not None:  # of theirs, what 31 of 32 tokens took: the first one comes with the prompt
+            told = [b.peer.ask("generate", batches[shots], tokens=n)[0]["seconds"] for n in (NEW_TOKENS, 1)]
             row["peer"] = {"median": round((told[0] - told[1]) / (NEW_TOKENS - 1), 6)}
             row["peer_ratio"] = round(row["peer"]["median"] / row["ours"]["median"], 2)
-        tokens[str(shots)] = row
-    for row in tokens.values():
-        row["against_no_shots"] = round(row["ours"]["median"] / tokens["0"]["ours"]["median"], 3)
-    return rows, tokens
+    return rows
 
 
 def bench_queries(b: Bench, n: int = 1000, at_once: int = 50, new_tokens: int = 4) -> dict:
@@ -270,7 +275,7 @@ def run(size: str, device: str, rounds: int, out: Path, against: str | None = No
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         peer = Peer(against, python, Path(folder), cases.config(size)) if against else None
-        with peer or nullcontext(), tqdm(total=7, desc="bench", dynamic_ncols=True) as bar:
+        with peer or nullcontext(), tqdm(total=8, desc="bench", dynamic_ncols=True) as bar:
             b = Bench(size, device, rounds, peer)
 
             def done(value):
@@ -282,7 +287,8 @@ def run(size: str, device: str, rounds: int, out: Path, against: str | None = No
                 "size": size, "rounds": rounds, "against": against, "limits": {k: round(v) for k, v in b.limits.items()},
                 "prompt": done(bench_prompts(b)),
             }  # fmt: skip
-            result["generate"], result["token"] = done(bench_generation(b))
+            result["generate"] = done(bench_generation(b))
+            result["token"] = done(bench_tokens(b))
             result["queries"] = done(bench_queries(b, 1000 if size != "tiny" else 100))
             result["candidates"] = done(bench_candidates(b))
             result["step"] = done(bench_steps(b, PAGES if size != "tiny" else ((2, 2, 32),)))

@@ -43,9 +43,9 @@ def in_turns(calls: Mapping[str, Callable[[], float]], rounds: int) -> dict[str,
     return taken
 
 
-def summary(taken: list[float]) -> dict[str, float]:
-    """{"median", "min", "max"} in seconds, five digits."""
-    return {"median": round(median(taken), 5), "min": round(min(taken), 5), "max": round(max(taken), 5)}
+def summary(taken: list[float], digits: int = 5) -> dict[str, float]:
+    """{"median", "min", "max"} in seconds."""
+    return {name: round(of(taken), digits) for name, of in (("median", median), ("min", min), ("max", max))}
 
 
 def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") -> int | None:
@@ -66,19 +66,22 @@ def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") 
     return None
 
 
-def limits(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, float]:
-    """The best rates seen here: "flops" of a large matmul, "bytes" of reading memory, each per second."""
+def reader(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Callable[[], float]:
+    """A call that reads 256 MB (2 GB on a GPU), far more than any cache holds, in the quicker of two ways: bytes a second."""
     gpu = str(device).startswith("cuda")
-    n = 8192 if gpu else 2048
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    # 256 MB (2 GB on a GPU): far more than any cache holds. A matrix is read once for two columns, and nothing else is done.
     matrix = torch.randn(2**15, (2**15 if gpu else 2**11), device=device, dtype=dtype)
     columns = torch.randn(2, matrix.shape[1], device=device, dtype=dtype).T
+    ways = (lambda: matrix @ columns, lambda: matrix.sum())  # read once for two columns; read once, and nothing else is done
+    return lambda: matrix.numel() * matrix.element_size() / min(seconds(way, device) for way in ways for _ in range(3))
+
+
+def limits(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> dict[str, float]:
+    """The best rates seen here: "flops" of a large matmul, "bytes" of reading memory, each per second."""
+    n = 8192 if str(device).startswith("cuda") else 2048
+    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     flops = min(seconds(lambda: a @ b, device) for _ in range(8))
-    read = min(seconds(lambda: matrix @ columns, device) for _ in range(12))
-    added = min(seconds(lambda: matrix.sum(), device) for _ in range(12))
-    size = matrix.numel() * matrix.element_size()
-    return {"flops": 2 * n**3 / flops, "bytes": max(size / read, size / added)}
+    read = reader(device, dtype)
+    return {"flops": 2 * n**3 / flops, "bytes": max(read() for _ in range(4))}
 
 
 def device_name(device: torch.device | str) -> str:

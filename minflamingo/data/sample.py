@@ -66,15 +66,18 @@ def is_medium(piece: object) -> bool:
 
 
 @dataclass
-class _Row:
+class Row:
+    """A sample laid out: what becomes one row of a batch."""
+
     ids: list[int] = field(default_factory=list)
     labels: list[int] = field(default_factory=list)
     media: list[Tensor] = field(default_factory=list)
+    attend_next: bool = False
 
 
-def lay_out(sample: Sample, tokenizer: Tokenizer, prepare=None, where: str = "sample") -> _Row:
+def lay_out(sample: Sample, tokenizer: Tokenizer, prepare=None, where: str = "sample") -> Row:
     """One sample → its ids, labels and media. `prepare` maps pixels (T, H, W, C) to model input (T, C, H, W)."""
-    row = _Row()
+    row = Row(attend_next=sample.attend_next)
 
     def add(ids: Sequence[int], scored: bool) -> None:
         row.ids.extend(ids)
@@ -122,16 +125,21 @@ def collate(samples: Sequence[Sample], tokenizer: Tokenizer, prepare=None, pad: 
         raise ValueError("collate: no samples")
     if pad not in ("left", "right"):
         raise ValueError(f"collate: pad is {pad!r}; choose 'left' or 'right'")
-    rows = [lay_out(s, tokenizer, prepare, f"sample {b}") for b, s in enumerate(samples)]
-    B, L = len(rows), max(len(r.ids) for r in rows)
-    ids = torch.full((B, L), tokenizer.pad_id)
-    labels = torch.full((B, L), -100)
-    mask = torch.zeros(B, L, dtype=torch.bool)
-    for b, row in enumerate(rows):
-        n = len(row.ids)
-        at = slice(L - n, L) if pad == "left" else slice(0, n)
-        ids[b, at], labels[b, at], mask[b, at] = torch.tensor(row.ids), torch.tensor(row.labels), True
-    attend_next = torch.tensor([s.attend_next for s in samples])
+    return stack([lay_out(s, tokenizer, prepare, f"sample {b}") for b, s in enumerate(samples)], tokenizer.pad_id, pad)
+
+
+def stack(rows: Sequence[Row], pad_id: int, pad: str = "right") -> Batch:
+    """`collate` for samples that are laid out already."""
+    L = max(len(row.ids) for row in rows)
+
+    def padded(values: list[list], fill: int, dtype: torch.dtype) -> Tensor:
+        fills = [[fill] * (L - len(row)) for row in values]
+        return torch.tensor([f + v if pad == "left" else v + f for v, f in zip(values, fills)], dtype=dtype)
+
+    ids = padded([row.ids for row in rows], pad_id, torch.long)
+    labels = padded([row.labels for row in rows], -100, torch.long)
+    mask = padded([[True] * len(row.ids) for row in rows], False, torch.bool)
+    attend_next = torch.tensor([r.attend_next for r in rows])
     return Batch(ids, labels, mask, *stack_media([r.media for r in rows]), attend_next=attend_next)
 
 
@@ -166,7 +174,7 @@ def pack(draw: Callable[[], Sample], rows: int, length: int, tokenizer: Tokenize
     """
     ids, labels = [], []
     for _ in range(rows):
-        row = _Row()
+        row = Row()
         while len(row.ids) < length:
             more = lay_out(draw(), tokenizer)
             row.ids += more.ids
