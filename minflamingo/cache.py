@@ -36,7 +36,9 @@ class Kept:
         return self.k.shape[2]
 
     def append(self, k: Tensor, v: Tensor) -> Kept:
-        """With n' more behind. Who comes first writes into the room; who goes on from the same place once more takes a copy."""
+        """With more behind. Who comes first writes into the room; who goes on from the same place again (not at the same
+        moment, in another thread) takes a copy.
+        """
         if torch.is_grad_enabled():  # the plain twin; and what a gradient needs must not be written over
             return Kept(torch.cat((self.k, k), dim=2), torch.cat((self.v, v), dim=2))
         start, new = self.length, k.shape[2]
