@@ -42,7 +42,7 @@ from data_toy.words import DASH, caption, marks, toy_tokenizer
 from minflamingo.complete import LoadedFlamingo
 from minflamingo.config import FlamingoConfig, preset
 from minflamingo.data.images import ImagePreparation
-from minflamingo.data.sample import Sample, collate, lay_out, pack, stack
+from minflamingo.data.sample import Sample, collate, collate_rows, lay_out, pack
 from minflamingo.evaluation.fewshot import SHOTS, accuracy, few_shot_prompt, predict
 from minflamingo.evaluation.looking import patch_attention
 from minflamingo.flamingo import Batch, Flamingo
@@ -294,7 +294,7 @@ def micro_batches(samples: list[Sample], parts: int, tokenizer: Tokenizer) -> li
     """
     rows = sorted((lay_out(sample, tokenizer) for sample in samples), key=lambda row: len(row.ids))
     cuts = least_padding([len(row.ids) for row in rows], parts)
-    batches = [stack(rows[a:b], tokenizer.pad_id) for a, b in pairwise(cuts)]
+    batches = [collate_rows(rows[a:b], tokenizer.pad_id) for a, b in pairwise(cuts)]
     labels = [int((batch.labels >= 0).sum()) for batch in batches]
     return [(n / max(sum(labels), 1), batch) for n, batch in zip(labels, batches)]
 

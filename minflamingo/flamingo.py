@@ -85,7 +85,7 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of memory that it holds. What rows share counts once."""
+        """Bytes of memory that it holds, room for more tokens included. What rows share counts once."""
         text = [x for kept in (*(self.lm.shared or ()), *(self.lm.own or ())) for x in (kept.k, kept.v)]
         media = [x for kv in self.media or () if kv is not None for x in kv]
         held = [*text, *media, *(t for t in self.lm.tails if t is not None), self.lm.mask, self.phi]

@@ -144,18 +144,18 @@ class MaskedCrossAttention(nn.Module):
         self.to_q = Linear(c.lm.d, inner, bias=False)
         self.to_kv = LinearInTwo(c.resampler.d, 2 * inner, bias=False)  # rows of k, then rows of v
         self.to_out = Linear(inner, c.lm.d, bias=False)
-        self.q_norm = make_norm(c.xattn_norm, c.xattn_d_head, c.xattn_norm_eps) if c.xattn_qk_norm else None
-        self.k_norm = make_norm(c.xattn_norm, c.xattn_d_head, c.xattn_norm_eps) if c.xattn_qk_norm else None
+        self.q_norm, self.k_norm = (
+            make_norm(c.xattn_norm, c.xattn_d_head, c.xattn_norm_eps) if c.xattn_qk_norm else nn.Identity() for _ in range(2)
+        )
 
     def project_media(self, visual: Tensor) -> tuple[Tensor, Tensor]:
         """visual (B, N·R, D_visual) → keys and values, (B, h, N·R, d_head) each."""
         k, v = (split_heads(x, self.heads) for x in self.to_kv(visual))
-        return k if self.k_norm is None else self.k_norm(k), v
+        return self.k_norm(k), v
 
     def queries(self, y: Tensor) -> Tensor:
         """y (B, L, D) → (B, h, L, d_head)."""
-        q = split_heads(self.to_q(self.norm(y)), self.heads)
-        return q if self.q_norm is None else self.q_norm(q)
+        return self.q_norm(split_heads(self.to_q(self.norm(y)), self.heads))
 
     def forward(self, y: Tensor, k: Tensor, v: Tensor, mask: Tensor | Segments | None) -> Tensor:
         """y (B, L, D), mask (B, 1, L, N·R) or the same as segments → (B, L, D). Whoever sees nothing receives exactly zero."""

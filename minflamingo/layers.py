@@ -3,7 +3,7 @@
     LayerNorm   (x − mean) / √(var + ε) · w + b          GPT-2, OPT, GPT-NeoX, MPT, ViT, both parts of the bridge
     RMSNorm      x / √(mean x² + ε) · w                  Llama
     FeedForward  out( act( up(x) ) )     or, gated,      out( act( gate(x) ) · up(x) )   (SwiGLU with act = SiLU)
-    Linear      x Wᵀ + b                                 `nn.Linear`, quicker when few tokens pass
+    Linear      x Wᵀ + b                                 `nn.Linear`, quicker when few tokens pass; LinearInTwo: k and v
 
 Example: FeedForward(128, 512, "sq_relu") maps (B, L, 128) → (B, L, 512) → (B, L, 128). Squared ReLU of 3 is 9, of −3 zero.
 """
@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 
 
 class _SquaredReLU(torch.autograd.Function):
-    """What `squared_relu` does where a gradient is wanted: ∇x = 2 relu(x) ∇y, two passes in the place of five."""
+    """What `squared_relu` does where a gradient is wanted: ∇x = 2 relu(x) ∇y, two passes in the place of four."""
 
     @staticmethod
     def forward(ctx, x: Tensor) -> Tensor:

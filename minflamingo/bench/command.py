@@ -1,7 +1,8 @@
 """`python -m minflamingo bench`: the table of times, as JSON and as a figure.
 
     prompt      reading it, 0 … 32 shots: ours, plain, peer; and the fraction of the machine's matmul rate
-    generate    prompt and 32 new tokens; and a new token alone, with the fraction of the machine's reading rate
+    generate    prompt and 32 new tokens
+    token       a new token alone, and the fraction of the machine's reading rate
     queries     many queries after the same 32 shots, against as many queries without shots
     candidates  ten given answers compared behind 32 shots, against reading the prompt alone
     step        a training step, and its peak memory; how it grows with the number of images
@@ -63,7 +64,6 @@ class Bench:
         **how: object,
     ) -> dict:
         """The three in turns: {"ours": …, "plain": …, "peer": …, "plain_ratio": …, "peer_ratio": …}."""
-
         calls = {"ours": lambda: measure.seconds(ours, self.device)}
         if plain is not None:
             calls["plain"] = lambda: self.plain_seconds(plain)
@@ -115,7 +115,7 @@ def bench_prompts(b: Bench) -> dict:
         row = b.compare(ours, plain, "read", batch)
         row["of_matmul_limit"] = round(b.flops(counted) / row["ours"]["median"] / b.limits["flops"], 3)
         if b.peer is not None:
-            row["largest_difference"] = _difference(ours(), b.peer.ask("read", batch)[1])
+            row["largest_difference"] = measure.difference(ours(), b.peer.ask("read", batch)[1])
         rows[str(shots)] = row
     return rows
 
@@ -217,7 +217,7 @@ def bench_steps(b: Bench, pages: tuple = PAGES) -> dict:
         with torch.no_grad():
             for page in pages:
                 theirs = b.peer.ask("step", batches[page], update=False)[1]
-                differences[page] = _difference(b.flamingo.loss(batches[page]), theirs)
+                differences[page] = measure.difference(b.flamingo.loss(batches[page]), theirs)
     for (B, N, L), batch in batches.items():
 
         def step(objective, batch=batch):
@@ -263,11 +263,6 @@ def bench_pipeline() -> dict:
     page = Sample([piece for _ in range(5) for piece in (picture, "Output: a picture of nothing at all", EOC)])
     taken = min(measure.seconds(lambda: collate([page] * 8, tokenizer, prepare)) for _ in range(4))
     return {"pages_per_second": round(8 / taken, 1), "pictures_per_second": round(40 / taken, 1)}
-
-
-def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
-    """The largest difference, relative to the largest value."""
-    return float((ours.cpu().float() - theirs.float()).abs().max() / theirs.float().abs().max())
 
 
 def run(size: str, device: str, rounds: int, out: Path, against: str | None = None, python: str | None = None) -> dict:

@@ -67,7 +67,7 @@ def peak_memory(call: Callable[[], object], device: torch.device | str = "cpu") 
 
 
 def reader(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Callable[[], float]:
-    """A call that reads 256 MB (2 GB on a GPU), far more than any cache holds, in the quicker of two ways: bytes a second."""
+    """A call that reads 256 MB (2 GB on a GPU), more than caches hold for long, in the quicker of two ways: bytes a second."""
     gpu = str(device).startswith("cuda")
     matrix = torch.randn(2**15, (2**15 if gpu else 2**11), device=device, dtype=dtype)
     columns = torch.randn(2, matrix.shape[1], device=device, dtype=dtype).T
@@ -82,6 +82,11 @@ def limits(device: torch.device | str = "cpu", dtype: torch.dtype = torch.float3
     flops = min(seconds(lambda: a @ b, device) for _ in range(8))
     read = reader(device, dtype)
     return {"flops": 2 * n**3 / flops, "bytes": max(read() for _ in range(4))}
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    return float((ours.cpu().float() - theirs.float()).abs().max() / theirs.float().abs().max())
 
 
 def device_name(device: torch.device | str) -> str:

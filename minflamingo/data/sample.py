@@ -125,10 +125,10 @@ def collate(samples: Sequence[Sample], tokenizer: Tokenizer, prepare=None, pad: 
         raise ValueError("collate: no samples")
     if pad not in ("left", "right"):
         raise ValueError(f"collate: pad is {pad!r}; choose 'left' or 'right'")
-    return stack([lay_out(s, tokenizer, prepare, f"sample {b}") for b, s in enumerate(samples)], tokenizer.pad_id, pad)
+    return collate_rows([lay_out(s, tokenizer, prepare, f"sample {b}") for b, s in enumerate(samples)], tokenizer.pad_id, pad)
 
 
-def stack(rows: Sequence[Row], pad_id: int, pad: str = "right") -> Batch:
+def collate_rows(rows: Sequence[Row], pad_id: int, pad: str = "right") -> Batch:
     """`collate` for samples that are laid out already."""
     L = max(len(row.ids) for row in rows)
 
