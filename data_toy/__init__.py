@@ -1,1 +1,1 @@
-"""The toy world that minFlamingo learns in: see README.md in this folder."""
+"""The toy world that minFlamingo trains on. README.md in this folder describes it."""

@@ -1,27 +1,12 @@
-"""Nine toy benchmarks, one for each column of the paper's fine-tuning table: the same sort of task, the same metric.
+"""Nine toy benchmarks, one for each column of the paper's table on fine-tuning (section 3.2); README.md lists them.
 
-    captions          COCO           cider   "Output:" → " a red circle left of a blue star"
-    questions         VQAv2          vqa     "Question: How many circles? Answer:" → " 3"
-    video_captions    VATEX          cider   "Output:" → " the red circle moves left"
-    poor_pictures     VizWiz         vqa     "This is a" → " dak.", or " nul." (unanswerable) where nothing can be made out
-    video_questions   MSRVTTQA       top1    "This is a" → " dak.": who is it that moves?
-    dialogue          VisDial        ndcg    " left.This is a" → a ranking of eight names, two of them relevant
-    steps             YouCook2       cider   "Output:" → " the red circle moves left, the red circle moves up"
-    reading           TextVQA        vqa     "Output:" → " taxi"
-    clashes           HatefulMemes   auc     "This is a" → " yes." where word and board agree, else " no."
+    tasks = suite("test")               # {"captions": Task(…), …}; or: python -m minflamingo eval --task toy
 
-    tasks = suite("test")               # {"captions": Task(…), …}, for minflamingo.evaluation; or: python -m minflamingo eval
-
-Each has three splits. Shots are drawn from the training split, which shows nothing that is held out (`world.py`); the test
-split shows nothing else. Names are made up for the benchmark, stand on no training page of `train_tiny.py`, and mean the same
-thing all over it. Everything is drawn when it is asked for: an example is its number.
-
-In four of the nine ("This is a") what the answer is, and not only how it is put, can be learned from the shots alone. In
-`clashes` neither word nor board alone can tell: for every meme that agrees there are others with the same word, or the same
-board, that do not (the "benign confounders" of HatefulMemes).
+Training and validation splits show no held-out scene, the test split only held-out scenes (world.py). Shots are from the
+training split. Made-up names have one meaning in the whole benchmark, and `train_tiny.py` never uses them. Only the shots
+define the names, and the rule of `memes`. In the other tasks, shots only show the format of the answers. An example is defined
+by its number.
 """
-
-from __future__ import annotations
 
 import random
 from collections.abc import Callable
@@ -33,44 +18,32 @@ from PIL import Image, ImageFilter
 
 from minflamingo.evaluation.task import Example, Task, Template
 
-from .album import any_scene, distinct_things
 from .draw import draw, draw_video
+from .media_pool import distinct_things, draw_until_allowed, random_scene
 from .words import caption, questions
 from .world import COLOURS, DIRECTIONS, MADE_UP_NAMES, PLACES, SHAPES, Scene, Video, held_out
 
 SPLITS = ("train", "validation", "test")
-# The colours of boards that go with a word, in `clashes`: warm ones or cold ones. With these six words the held-out boards are
-# spread: at top and bottom, among those that agree and those that do not.
+# `memes`: the colours that fit each word. With these six words, held-out signs occur in both places and with both answers.
 WARM, COLD = ("red", "orange", "yellow"), ("green", "cyan", "blue")
 FITTING = {"stop": WARM, "cafe": WARM, "food": WARM, "park": COLD, "bus": COLD, "zoo": COLD}
-# VizWiz's "unanswerable". That long a word is spelled in letters, as none on any page: the task would become one of spelling.
-UNANSWERABLE = "nul"
-PEOPLE = 10  # who answer each question, as in VQAv2; in the toy world they agree
-OUTPUT, QUESTION, NAMED = Template("Output:"), Template("Question: {question} Answer:"), Template("This is a", " {answer}.")
-
-
-def scene_of(split: str, rng: random.Random, make: Callable[[], Scene | Video]) -> Scene | Video:
-    """What `make` makes, once it may be shown in this split: held-out cases in the test, and only there."""
-    while True:
-        scene = make()
-        if held_out(scene) == (split == "test"):
-            return scene
+UNANSWERABLE = "nul"  # short, because the tokenizer spells it: otherwise the task would be about spelling
+N_ANSWERS = 10  # per question, as in VQAv2; here they are all equal
+# Names that seed the random numbers of a benchmark, if they differ from its name. They are part of the definition of the data.
+SEED_NAMES = {"poor_images": "poor_pictures", "memes": "clashes"}
 
 
 @cache
 def things_and_names(task: str) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
-    """Three single things (colour, shape), of which some pictures are held out and some are not; and eight names.
+    """Three things (colour, shape), each with held-out and other images, and eight names.
 
-    The names are easy to tell apart: no two, nor one and UNANSWERABLE, have a consonant in the same place.
+    No two names (nor one and UNANSWERABLE) have the same consonant in the same place, so they are easy to distinguish.
     """
-    rng = random.Random(f"names {task}")
-
-    def pictures(thing: tuple[str, str]) -> set[bool]:
-        return {held_out(Scene("things", colour=thing[0], shape=thing[1], count=1, place=place)) for place in PLACES}
-
+    rng = random.Random(f"names {SEED_NAMES.get(task, task)}")
     while True:
         things = distinct_things(rng, 3)
-        if all(len(pictures(thing)) == 2 for thing in things):
+        splits = [{held_out(Scene("things", colour=c, shape=s, count=1, place=p)) for p in PLACES} for c, s in things]
+        if all(len(both) == 2 for both in splits):
             break
     while True:
         names = tuple(rng.sample(MADE_UP_NAMES["test"], 8))
@@ -78,168 +51,147 @@ def things_and_names(task: str) -> tuple[tuple[tuple[str, str], ...], tuple[str,
             return things, names
 
 
-def single(split: str, rng: random.Random, thing: tuple[str, str]) -> Scene:
-    make = partial(any_place, rng, thing)
-    return scene_of(split, rng, make)
-
-
-def any_place(rng: random.Random, thing: tuple[str, str]) -> Scene:
-    return Scene("things", colour=thing[0], shape=thing[1], count=1, place=rng.choice(PLACES))
-
-
-# --------------------------------------------------------------------------------------------------- one example of each
+def single_thing(split: str, rng: random.Random, thing: tuple[str, str]) -> Scene:
+    colour, shape = thing
+    return draw_until_allowed(lambda: Scene("things", colour=colour, shape=shape, count=1, place=rng.choice(PLACES)), split)
 
 
 @dataclass(frozen=True)
 class Item:
-    """An example before it has a number: `picture(rng)` paints it."""
+    """An example without its key. `render(rng)` returns pixels."""
 
-    picture: Callable[[random.Random], np.ndarray]
+    render: Callable[[random.Random], np.ndarray]
     answers: tuple[str, ...]
     fields: dict[str, str] = field(default_factory=dict)
     choices: tuple[str, ...] | None = None
-    gains: tuple[float, ...] | None = None
 
 
 def captions(split: str, rng: random.Random) -> Item:
-    kind = rng.choice(("things", "pair", "row"))
-    scene = scene_of(split, rng, lambda: any_scene(rng, kind))
+    scene = random_scene(rng, rng.choice(("things", "pair", "row")), split)
     return Item(partial(draw, scene), (caption(scene),))
 
 
-def vqa(split: str, rng: random.Random) -> Item:
-    kind = rng.choice(("things", "things", "pair", "sign"))
-    scene = scene_of(split, rng, lambda: any_scene(rng, kind))
-    question, answer = rng.choice(questions(scene))
-    return Item(partial(draw, scene), (answer,) * PEOPLE, {"question": question})
-
-
 def video_captions(split: str, rng: random.Random) -> Item:
-    film = scene_of(split, rng, lambda: any_scene(rng, "video"))
-    return Item(partial(draw_video, film), (caption(film),))
+    video = random_scene(rng, "video", split)
+    return Item(partial(draw_video, video), (caption(video),))
 
 
-def poor_pictures(split: str, rng: random.Random) -> Item:
-    """People who cannot see ask "what is this?", and photograph as well as they can. Three in ten pictures show nothing."""
-    things, names = things_and_names("poor_pictures")
+def vqa(split: str, rng: random.Random) -> Item:
+    scene = random_scene(rng, rng.choice(("things", "things", "pair", "sign")), split)
+    question, answer = rng.choice(questions(scene))
+    return Item(partial(draw, scene), (answer,) * N_ANSWERS, {"question": question})
+
+
+def poor_images(split: str, rng: random.Random) -> Item:
+    """Blurred, noisy or cropped images, as VizWiz has them. In three of ten nothing can be recognised."""
+    things, names = things_and_names("poor_images")
     k = rng.randrange(len(things))
-    scene, lost = single(split, rng, things[k]), rng.random() < 0.3
-    return Item(lambda dice: spoiled(draw(scene, dice), dice, lost), (UNANSWERABLE if lost else names[k],) * PEOPLE)
+    scene, lost = single_thing(split, rng, things[k]), rng.random() < 0.3
+    answers = (UNANSWERABLE if lost else names[k],) * N_ANSWERS
+    return Item(lambda image_rng: degrade(draw(scene, image_rng), image_rng, lost), answers)
 
 
-def spoiled(picture: np.ndarray, rng: random.Random, lost: bool) -> np.ndarray:
-    """A little out of focus, noisy or cropped; or, `lost`, so dark, blurred or noisy that nothing can be made out."""
-    noise = np.random.default_rng(rng.randrange(2**32)).uniform(-1, 1, picture.shape)
-    image, way = Image.fromarray(picture), rng.randrange(3)
-    if way == 0:
+def degrade(pixels: np.ndarray, rng: random.Random, lost: bool) -> np.ndarray:
+    """Blur, add noise or crop a little; with `lost`, so much blur, noise or darkness that nothing can be recognised."""
+    noise = np.random.default_rng(rng.randrange(2**32)).uniform(-1, 1, pixels.shape)
+    image, method = Image.fromarray(pixels), rng.randrange(3)
+    if method == 0:
         return np.asarray(image.filter(ImageFilter.GaussianBlur(9 if lost else 0.5)))
-    if way == 1:
-        return (0.05 * picture + 110 * (1 + noise) if lost else picture + 12 * noise).clip(0, 255).astype(np.uint8)
+    if method == 1:
+        return (0.05 * pixels + 110 * (1 + noise) if lost else pixels + 12 * noise).clip(0, 255).astype(np.uint8)
     if lost:
-        return (0.04 * picture).astype(np.uint8)
+        return (0.04 * pixels).astype(np.uint8)
     cut = rng.randrange(3)
     return np.asarray(image.crop((cut, cut, image.width - 2 + cut, image.height - 2 + cut)).resize(image.size))
 
 
 def video_questions(split: str, rng: random.Random) -> Item:
-    """Who is it that moves? In the film stands another thing, which may be anything of another colour and shape."""
+    """Which of three named things moves? The still thing is any thing of another colour and shape."""
     things, names = things_and_names("video_questions")
     k = rng.randrange(len(things))
     colour, shape = things[k]
 
-    def film() -> Video:
+    def make() -> Video:
         still = rng.choice([c for c in COLOURS if c != colour]), rng.choice([s for s in SHAPES if s != shape])
         return Video(things[k], still, rng.choice(DIRECTIONS))
 
-    return Item(partial(draw_video, scene_of(split, rng, film)), (names[k],))
+    return Item(partial(draw_video, draw_until_allowed(make, split)), (names[k],))
 
 
 def dialogue(split: str, rng: random.Random) -> Item:
-    """Where it is has been said; what is it called? Each thing has two names: the one that was given is relevant, and the
-    other half as much. Two of the eight candidates are names of nothing."""
+    """The previous turn said where the thing is. What is its name? Each thing has two names; two candidates name nothing."""
     things, names = things_and_names("dialogue")
-    k, given = rng.randrange(len(things)), rng.randrange(2)
-    scene = single(split, rng, things[k])
-    name, other = names[2 * k + given], names[2 * k + 1 - given]
-    choices, gains = rng.sample(names, len(names)), {name: 1.0, other: 0.5}
-    fields = {"history": f" {scene.place}."}
-    return Item(partial(draw, scene), (name,), fields, tuple(choices), tuple(gains.get(c, 0.0) for c in choices))
+    k, first = rng.randrange(len(things)), rng.randrange(2)
+    scene = single_thing(split, rng, things[k])
+    answers = names[2 * k + first], names[2 * k + 1 - first]
+    return Item(partial(draw, scene), answers, {"history": f" {scene.place}."}, tuple(rng.sample(names, len(names))))
 
 
 def steps(split: str, rng: random.Random) -> Item:
-    """A film of eight frames in which a thing moves, and then turns."""
-    first = scene_of(split, rng, lambda: any_scene(rng, "video"))
-    sideways = first.direction in ("left", "right")
-    turned = rng.choice(("up", "down") if sideways else ("left", "right"))
-    then = Video(first.mover, first.still, turned)
-
-    def paint(dice: random.Random) -> np.ndarray:
-        return np.concatenate([draw_video(first, dice), draw_video(then, dice)])
-
-    return Item(paint, (f"{caption(first)}, {caption(then)}",))
+    """A video of eight frames: a thing moves, then turns and moves on. Training videos have four frames and one direction."""
+    first = random_scene(rng, "video", split)
+    turned = rng.choice(("up", "down") if first.direction in ("left", "right") else ("left", "right"))
+    second = Video(first.mover, first.still, turned)
+    answers = (f"{caption(first)}, {caption(second)}",)
+    return Item(lambda image_rng: np.concatenate([draw_video(video, image_rng) for video in (first, second)]), answers)
 
 
 def reading(split: str, rng: random.Random) -> Item:
-    scene = scene_of(split, rng, lambda: any_scene(rng, "sign"))
-    return Item(partial(draw, scene), (scene.word,) * PEOPLE)
+    scene = random_scene(rng, "sign", split)
+    return Item(partial(draw, scene), (scene.word,) * N_ANSWERS)
 
 
-def clashes(split: str, rng: random.Random) -> Item:
-    """A word on a board. Half of the boards have a colour that goes with their word; neither word nor board alone tells."""
-    agree = rng.random() < 0.5
+def memes(split: str, rng: random.Random) -> Item:
+    """Does the colour of the sign fit its word? Neither alone decides, as in the "benign confounders" of HatefulMemes."""
+    fits = rng.random() < 0.5
 
-    def board() -> Scene:
+    def make() -> Scene:
         word = rng.choice(list(FITTING))
-        colour = rng.choice([c for c in (*WARM, *COLD) if (c in FITTING[word]) == agree])
+        colour = rng.choice([c for c in (*WARM, *COLD) if (c in FITTING[word]) == fits])
         return Scene("sign", colour=colour, word=word, place=rng.choice(("top", "bottom")))
 
-    return Item(partial(draw, scene_of(split, rng, board)), ("yes" if agree else "no",), choices=("yes", "no"))
+    return Item(partial(draw, draw_until_allowed(make, split)), ("yes" if fits else "no",), choices=("yes", "no"))
 
 
-# ------------------------------------------------------------------------------------------------------------- the suite
-
-SUITE: dict[str, tuple[Callable[[str, random.Random], Item], Template, str]] = {
-    "captions": (captions, OUTPUT, "cider"),
-    "questions": (vqa, QUESTION, "vqa"),
-    "video_captions": (video_captions, OUTPUT, "cider"),
-    "poor_pictures": (poor_pictures, NAMED, "vqa"),
-    "video_questions": (video_questions, NAMED, "top1"),
-    "dialogue": (dialogue, Template("{history}This is a", " {answer}."), "ndcg"),
-    "steps": (steps, OUTPUT, "cider"),
-    "reading": (reading, OUTPUT, "vqa"),
-    "clashes": (clashes, NAMED, "auc"),
+OUTPUT, QUESTION, NAME = Template("Output:"), Template("Question: {question} Answer:"), Template("This is a", " {answer}.")
+# Name -> generator, prompt and answer, metric, the published benchmark that it resembles.
+SUITE: dict[str, tuple[Callable[[str, random.Random], Item], Template, str, str]] = {
+    "captions": (captions, OUTPUT, "exact_match", "COCO"),
+    "questions": (vqa, QUESTION, "vqa", "VQAv2"),
+    "video_captions": (video_captions, OUTPUT, "exact_match", "VATEX"),
+    "poor_images": (poor_images, NAME, "vqa", "VizWiz"),
+    "video_questions": (video_questions, NAME, "exact_match", "MSRVTTQA"),
+    "dialogue": (dialogue, Template("{history}This is a", " {answer}."), "accuracy", "VisDial"),
+    "steps": (steps, OUTPUT, "exact_match", "YouCook2"),
+    "reading": (reading, OUTPUT, "vqa", "TextVQA"),
+    "memes": (memes, NAME, "accuracy", "HatefulMemes"),
 }
-LIKE = dict(zip(SUITE, ("COCO", "VQAv2", "VATEX", "VizWiz", "MSRVTTQA", "VisDial", "YouCook2", "TextVQA", "HatefulMemes")))
 
 
 def clean(text: str) -> str:
-    """ " dak. They are mainly found in …" → "dak": the first sentence, without the stop."""
+    """The first sentence without the full stop: " dak. They are mainly found in …" -> "dak"."""
     return text.split(".")[0].strip()
 
 
 def example(task: str, split: str, number: int, seed: int = 0) -> Example:
-    """Example `number` of a split: always the same one, painted when its medium is asked for."""
-    words = f"suite {seed} {task} {split} {number}"
-    item = SUITE[task][0](split, random.Random(words))
+    """Example `number` of a split, always the same one. Its pixels are rendered when `media()` is called."""
+    stream = f"suite {seed} {SEED_NAMES.get(task, task)} {split} {number}"
+    item = SUITE[task][0](split, random.Random(stream))
 
     def media() -> object:
-        pixels = item.picture(random.Random(f"paint {words}"))
+        pixels = item.render(random.Random(f"paint {stream}"))
         return list(pixels) if pixels.ndim == 4 else pixels
 
-    return Example(f"{split}-{number}", media, item.answers, item.fields, item.choices, item.gains)
+    return Example(f"{split}-{number}", media, item.answers, item.fields, item.choices)
 
 
 def suite(split: str = "test", queries: int = 128, support: int = 512, seed: int = 0) -> dict[str, Task]:
-    """The nine tasks. `queries` examples of `split` are asked; shots come from `support` examples of the training split.
-
-    Raises:
-        ValueError: there is no such split.
-    """
+    """The nine tasks: `queries` examples of `split`, and `support` examples of the training split for the shots."""
     if split not in SPLITS:
         raise ValueError(f"the toy suite has no split {split!r}; choose one of {', '.join(SPLITS)}")
     tasks = {}
-    for name, (_, template, metric) in SUITE.items():
+    for name, (_, template, metric, _) in SUITE.items():
         shots = [example(name, "train", i, seed) for i in range(support)]
         asked = [example(name, split, i, seed) for i in range(queries)]
-        tasks[name] = Task(name, shots, asked, template, metric, clean, 20 if metric == "cider" else 16)
+        tasks[name] = Task(name, shots, asked, template, metric, clean, max_new_tokens=20 if template is OUTPUT else 16)
     return tasks

@@ -1,134 +1,110 @@
-"""What is said about the toy world: captions, answers, questions, and the words it takes.
+"""The texts of the toy world: captions, answers, questions, and the vocabulary of the tokenizer.
 
     things   "three red circles at the left"        pair   "a red circle left of a blue star"
     sign     "a blue sign at the top says taxi"     row    "a red circle, a blue star and a green ring"
     sum      "3x6=18 in green at the top"           video  "the red circle moves left"
-    creature "a flamingo"
+    animal   "a flamingo"
 
-Everything is written as it stands in prompts, so words carry their leading space (" red").
+Inside a prompt, a word includes the space before it (" red").
 """
-
-from __future__ import annotations
 
 import random
 from functools import cache
 
-from minflamingo.tokenizer import ToyTokenizer, pieces_of
+from minflamingo.tokenizer import ToyTokenizer, split_pieces
 
-from .world import (
-    COLOURS,
-    CREATURES,
-    DIRECTIONS,
-    HOMES,
-    PLACES,
-    RELATIONS,
-    SHAPES,
-    SIGN_WORDS,
-    UNPICTURED,
-    Scene,
-    Video,
-)
+from . import world
+from .world import ANIMALS, COLOURS, SHAPES, Scene, Video
 
 NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
-COLOUR_NAMES = tuple(COLOURS)
+# What the task "task" can ask about each kind of image.
+ATTRIBUTES = {
+    "things": ("colour", "shape", "count", "place"), "sign": ("colour", "word", "place"), "sum": ("colour", "sum", "place"),
+}  # fmt: skip
+LIST_MARKER = "-"  # starts an entry of a list in the text corpus; in long documents it replaces an image that is left out
 
 
 def plural(shape: str, count: int = 2) -> str:
     return shape if count == 1 else shape + ("es" if shape.endswith("s") else "s")
 
 
-def one(colour: str) -> str:
-    """The article that fits: "a red", "an orange"."""
+def with_article(colour: str) -> str:
+    """ "a red", "an orange"."""
     return f"an {colour}" if colour[0] in "aeiou" else f"a {colour}"
 
 
 def sum_text(operands: tuple[int, str, int]) -> str:
-    """(3, "x", 6) → "3x6=18"."""
-    a, op, b = operands
-    return f"{a}{op}{b}={a + b if op == '+' else a * b}"
+    """(3, "x", 6) -> "3x6=18"."""
+    a, operator, b = operands
+    return f"{a}{operator}{b}={a + b if operator == '+' else a * b}"
 
 
 def caption(scene: Scene | Video) -> str:
-    """A whole description."""
+    """A complete description."""
     s = scene
     if isinstance(s, Video):
         return f"the {s.mover[0]} {s.mover[1]} moves {s.direction}"
     if s.kind == "things":
-        how_many = one(s.colour) if s.count == 1 else f"{NUMBER_WORDS[s.count]} {s.colour}"
+        how_many = with_article(s.colour) if s.count == 1 else f"{NUMBER_WORDS[s.count]} {s.colour}"
         return f"{how_many} {plural(s.shape, s.count)} at the {s.place}"
     if s.kind == "sign":
-        return f"{one(s.colour)} sign at the {s.place} says {s.word}"
+        return f"{with_article(s.colour)} sign at the {s.place} says {s.word}"
     if s.kind == "sum":
         return f"{sum_text(s.operands)} in {s.colour} at the {s.place}"
-    if s.kind == "creature":
+    if s.kind == "animal":
         return f"a {s.name}"
-    named = [f"{one(colour)} {shape}" for colour, shape in s.things]
-    if s.kind == "pair":
-        return f"{named[0]} {s.relation} {named[1]}"
-    return f"{named[0]}, {named[1]} and {named[2]}"
+    named = [f"{with_article(colour)} {shape}" for colour, shape in s.things]
+    return f"{named[0]} {s.relation} {named[1]}" if s.kind == "pair" else f"{named[0]}, {named[1]} and {named[2]}"
 
 
 def attributes(scene: Scene) -> dict[str, str]:
-    """What can be asked of a picture by examples alone (the `task` world): attribute → answer."""
-    s = scene
-    if s.kind == "things":
-        return {"colour": s.colour, "shape": s.shape, "count": str(s.count), "place": s.place}
-    if s.kind == "sign":
-        return {"colour": s.colour, "word": s.word, "place": s.place}
-    if s.kind == "sum":
-        return {"colour": s.colour, "sum": sum_text(s.operands), "place": s.place}
-    return {}
+    """Attribute -> answer."""
+    names = ATTRIBUTES.get(scene.kind, ())
+    return {name: sum_text(scene.operands) if name == "sum" else str(getattr(scene, name)) for name in names}
 
 
 def questions(scene: Scene) -> list[tuple[str, str]]:
-    """Questions that the picture answers, with their answers."""
+    """Questions about an image, with their answers."""
     s = scene
     if s.kind == "things":
-        several = plural(s.shape)
-        return [
-            (f"How many {several}?", str(s.count)),
-            (f"What colour are the {several}?", s.colour),
-            (f"Where are the {several}?", s.place),
-            ("What shape?", s.shape),
-        ]
+        shapes = plural(s.shape)
+        return [(f"How many {shapes}?", str(s.count)), (f"What colour are the {shapes}?", s.colour),
+                (f"Where are the {shapes}?", s.place), ("What shape?", s.shape)]  # fmt: skip
     if s.kind == "pair":
         (c1, s1), (c2, s2) = s.things
-        asked = [(f"What colour is the {s1}?", c1), (f"What colour is the {s2}?", c2)]
-        return [*asked, (f"What is {s.relation} the {s2}?", f"{c1} {s1}")]
+        return [(f"What colour is the {s1}?", c1), (f"What colour is the {s2}?", c2),
+                (f"What is {s.relation} the {s2}?", f"{c1} {s1}")]  # fmt: skip
     if s.kind == "sign":
         return [("What does the sign say?", s.word), ("What colour is the sign?", s.colour)]
     return []
 
 
 def fact(name: str) -> str:
-    return f" They are mainly found in {(HOMES | UNPICTURED)[name]}."
+    """ " They are mainly found in Cuba." for "flamingo"."""
+    return f" They are mainly found in {(world.COUNTRIES | world.TEXT_ONLY_ANIMALS)[name]}."
 
 
-# Begins an entry of a list in the library. On a training page it stands where a text has lost its picture.
-DASH = "-"
-
-
-def marks(rng: random.Random, n: int) -> list[str]:
-    """What stands before the `n` entries of a list: dashes; on every second list each second one is any word of this world."""
-    scribbled = rng.choice((0.0, 0.5))
-    return [rng.choice(vocabulary()) if rng.random() < scribbled else DASH for _ in range(n)]
+def list_markers(rng: random.Random, n: int) -> list[str]:
+    """The markers of a list with `n` entries: all are "-", or, in every second list, about half are random words."""
+    share = rng.choice((0.0, 0.5))
+    return [rng.choice(vocabulary()) if rng.random() < share else LIST_MARKER for _ in range(n)]
 
 
 @cache
 def vocabulary() -> tuple[str, ...]:
-    """Every piece of text that the toy world can say, made-up names apart (those are spelled in bytes)."""
+    """All words of the toy world, in the order of their ids. The tokenizer spells all other text (made-up names) in bytes."""
     lines = ["Output:", "Question:", " Answer:", "This is a", ".", ",", "?", " sign", " says", " at the", " in", " and"]
-    things = (*COLOURS, *SHAPES, *map(plural, SHAPES), *PLACES, *DIRECTIONS, *SIGN_WORDS, *CREATURES, *UNPICTURED)
-    lines += [f" {w}" for w in things]
-    lines += [f" {w}" for w in ("a", "an", *NUMBER_WORDS.values(), *RELATIONS, "the", "moves")]
-    lines += [*COLOURS, *SHAPES, *CREATURES, *SIGN_WORDS]  # without a space: at the beginning of a text
+    lines += [f" {word}" for word in (*COLOURS, *SHAPES, *map(plural, SHAPES), *world.PLACES, *world.DIRECTIONS)]
+    lines += [f" {word}" for word in (*world.SIGN_WORDS, *ANIMALS, *world.TEXT_ONLY_ANIMALS)]
+    lines += [f" {word}" for word in ("a", "an", *NUMBER_WORDS.values(), *world.RELATIONS, "the", "moves")]
+    lines += [*COLOURS, *SHAPES, *ANIMALS, *world.SIGN_WORDS]  # without a space: at the start of a text
     lines += [f" {n}" for n in range(10)] + [str(n) for n in range(1, 82)] + ["+", "x", "="]
-    lines += [fact(name) for name in CREATURES]
+    lines += [fact(name) for name in ANIMALS]
     things = Scene("things", colour="red", shape="cross", count=2, place="left")
     pair = Scene("pair", things=(("red", "cross"), ("blue", "star")), relation="above")
     sign = Scene("sign", colour="red", word="taxi", place="top")
-    lines += [" " + q for scene in (things, pair, sign) for q, _ in questions(scene)]
-    return tuple(dict.fromkeys(piece for line in lines for piece in pieces_of(line)))
+    lines += [" " + question for scene in (things, pair, sign) for question, _ in questions(scene)]
+    return tuple(dict.fromkeys(piece for line in lines for piece in split_pieces(line)))
 
 
 def toy_tokenizer() -> ToyTokenizer:

@@ -1,23 +1,19 @@
-"""The toy world: what exists in it, what can be seen in one picture, and what is kept back for the examination.
+"""The toy world: everything that images can show, and which cases are held out for evaluation.
 
-A `Scene` says what a picture shows, as plain facts; `draw.py` paints it, `words.py` describes it. Seven kinds:
+A `Scene` holds the content of one image as plain facts. draw.py renders it, words.py describes it. There are seven kinds:
 
-    things    Scene("things",   colour="red", shape="circle", count=3, place="left")      three red circles at the left
-    pair      Scene("pair",     things=(("red", "circle"), ("blue", "star")), relation="left of")
-    row       Scene("row",      things=(three of them))                                  from left to right
-    sign      Scene("sign",     colour="blue", word="taxi", place="top")                  a blue sign that says taxi
-    sum       Scene("sum",      colour="green", operands=(3, "x", 6), place="top")        the figures 3x6 in green
-    number    Scene("number",   colour="green", operands=(8, 3, 6), place="top")          836, or 83, or 8: reading practice
-    creature  Scene("creature", name="flamingo")                                         an animal, drawn by rule
+    things   Scene("things", colour="red", shape="circle", count=3, place="left")      three red circles at the left
+    pair     Scene("pair",   things=(("red", "circle"), ("blue", "star")), relation="left of")
+    row      Scene("row",    things=(three of them))                                   from left to right
+    sign     Scene("sign",   colour="blue", word="taxi", place="top")                  a blue sign that says taxi
+    sum      Scene("sum",    colour="green", operands=(3, "x", 6), place="top")        the characters 3x6 in green
+    number   Scene("number", colour="green", operands=(8, 3, 6), place="top")          836; only for the vision encoder
+    animal   Scene("animal", name="flamingo")                                          an animal
 
-**What is held out.** `held_out…` below are the only places where it is decided. A picture of a held-out case is seen
-neither by the eye in its contrastive lessons nor by the bridge; evaluation shows nothing else. Held out are an eighth of all
-combinations of facts, eight pairs of figures in any sum, a fifth of the made-up names, and the facts of four creatures.
+Held out are one in eight of all scenes, eight pairs of digits, one in five made-up names, and the facts about four animals. No
+training image shows a held-out scene. All images of the evaluation show held-out scenes, except images of animals.
 """
 
-from __future__ import annotations
-
-import random
 import zlib
 from dataclasses import dataclass
 
@@ -29,8 +25,8 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond", "heart", "
 PLACES = ("left", "right", "top", "bottom")
 COUNTS = (1, 2, 3, 4)
 RELATIONS = ("left of", "above")
-DIRECTIONS = ("left", "right", "up", "down")
 REVERSED = {"left": "right", "right": "left", "up": "down", "down": "up"}
+DIRECTIONS = tuple(REVERSED)
 SIGN_WORDS = (
     "stop", "open", "exit", "taxi", "cafe", "bank", "sale", "food",
     "park", "shop", "bus", "zoo", "book", "milk", "tea", "jazz",
@@ -39,42 +35,33 @@ DIGITS = tuple(range(1, 10))
 OPERATORS = ("+", "x")
 HELD_OUT_OPERANDS = ({1, 5}, {2, 7}, {3, 4}, {3, 6}, {4, 9}, {5, 8}, {6, 8}, {7, 9})
 
-# What the frozen LM reads about in its library. Beside a picture, the fact stands only for creatures not held out.
-HOMES = {
+# Facts: the country of each animal. The LM reads all of them in its text corpus. Next to images, training data states the facts
+# of twelve animals. The other four are held out.
+COUNTRIES = {
     "flamingo": "Cuba", "chinchilla": "Chile", "shiba": "Japan", "panda": "China", "koala": "Australia",
     "camel": "Egypt", "penguin": "Antarctica", "tiger": "India", "moose": "Canada", "llama": "Peru",
     "lemur": "Madagascar", "zebra": "Kenya", "yak": "Nepal", "toucan": "Brazil", "hedgehog": "England", "bear": "Russia",
 }  # fmt: skip
-CREATURES = tuple(HOMES)
-HELD_OUT_CREATURES = ("flamingo", "koala", "tiger", "zebra")
-# Animals that no picture shows. Texts speak of them: in the library, and on training pages beside pictures of something else.
-# Many: from few the bridge would learn to keep silent beside these names, and not beside those of the held-out four.
-LIVE_IN = {
-    "Cuba": "turtle parrot trogon hutia iguana",
-    "Chile": "condor puma pudu degu huemul",
-    "Japan": "crane macaque serow tanuki heron",
-    "China": "pheasant carp pangolin gibbon sturgeon",
-    "Australia": "dingo wombat kangaroo emu platypus",
-    "Egypt": "jackal cobra ibis vulture fennec",
-    "Antarctica": "seal skua orca petrel krill",
-    "India": "peacock mongoose gharial sambar dhole",
-    "Canada": "beaver wolf elk loon caribou",
-    "Peru": "guanaco tapir vicuna caiman tamarin",
-    "Madagascar": "fossa gecko tenrec sifaka indri",
-    "Kenya": "lion rhino giraffe gnu eland",
-    "Nepal": "takin leopard monal tahr goral",
-    "Brazil": "jaguar sloth anaconda piranha macaw",
-    "England": "badger fox otter mole robin",
-    "Russia": "sable lynx reindeer wolverine saiga",
-}
-UNPICTURED = {animal: home for home, animals in LIVE_IN.items() for animal in animals.split()}
-
-CONSONANTS, VOWELS = "bdfgklmnprstvwz", "aeiou"
+ANIMALS = tuple(COUNTRIES)
+HELD_OUT_ANIMALS = ("flamingo", "koala", "tiger", "zebra")
+# Animals that only texts mention: the text corpus, and training documents next to images of something else. There are 80,
+# because with few names Flamingo can memorise these and still corrupt the facts about the four held-out animals.
+TEXT_ONLY_BY_COUNTRY = {
+    "Cuba": "turtle parrot trogon hutia iguana",             "Chile": "condor puma pudu degu huemul",
+    "Japan": "crane macaque serow tanuki heron",             "China": "pheasant carp pangolin gibbon sturgeon",
+    "Australia": "dingo wombat kangaroo emu platypus",       "Egypt": "jackal cobra ibis vulture fennec",
+    "Antarctica": "seal skua orca petrel krill",             "India": "peacock mongoose gharial sambar dhole",
+    "Canada": "beaver wolf elk loon caribou",                "Peru": "guanaco tapir vicuna caiman tamarin",
+    "Madagascar": "fossa gecko tenrec sifaka indri",         "Kenya": "lion rhino giraffe gnu eland",
+    "Nepal": "takin leopard monal tahr goral",               "Brazil": "jaguar sloth anaconda piranha macaw",
+    "England": "badger fox otter mole robin",                "Russia": "sable lynx reindeer wolverine saiga",
+}  # fmt: skip
+TEXT_ONLY_ANIMALS = {animal: country for country, animals in TEXT_ONLY_BY_COUNTRY.items() for animal in animals.split()}
 
 
 @dataclass(frozen=True)
 class Scene:
-    """The facts of one picture. Fields that do not apply to its `kind` stay None."""
+    """The facts of one image. Fields that do not apply to its `kind` are None. `held_out` hashes the field names and values."""
 
     kind: str
     colour: str | None = None
@@ -90,7 +77,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Video:
-    """One thing moves, another stays where it is: `mover` and `still` are (colour, shape)."""
+    """One thing moves, another does not: `mover` and `still` are (colour, shape)."""
 
     mover: tuple[str, str]
     still: tuple[str, str]
@@ -98,40 +85,22 @@ class Video:
 
 
 def held_out(scene: Scene | Video) -> bool:
-    """Is this combination of facts kept back? One in eight, by a hash of all of them: "two red circles at the left" may be
-    held out while "two red circles at the top" is not. Sums are held out by their figures alone; creatures never are."""
-    if isinstance(scene, Scene) and scene.kind == "creature":
+    """Is this scene reserved for evaluation?
+
+    One in eight is, by a hash of all facts: "two red circles at the left" can be held out when "two red circles at the top" is
+    not. For sums only the two digits decide. Animals are never held out.
+    """
+    if isinstance(scene, Scene) and scene.kind == "animal":
         return False
     if isinstance(scene, Scene) and scene.kind in ("sum", "number"):
-        return held_out_operands(scene.operands[0], scene.operands[-1])
+        return {scene.operands[0], scene.operands[-1]} in HELD_OUT_OPERANDS
     return zlib.crc32(repr(scene).encode()) % 8 == 0
 
 
-def held_out_operands(a: int, b: int) -> bool:
-    """Pairs of figures, in either order, added or multiplied (32 of 162 sums)."""
-    return {a, b} in HELD_OUT_OPERANDS
-
-
-def held_out_name(name: str) -> bool:
-    """Made-up names that no training page uses, about a fifth of them."""
-    return sum(map(ord, name)) % 5 == 0
-
-
-REAL_WORDS = {*COLOURS, *SHAPES, *PLACES, *DIRECTIONS, *SIGN_WORDS, *CREATURES, *UNPICTURED}  # not made up
-MADE_UP_NAMES = {
-    split: [
-        name
-        for name in (first + vowel + last for first in CONSONANTS for vowel in VOWELS for last in CONSONANTS)
-        if name not in REAL_WORDS and held_out_name(name) == (split == "test")
-    ]
-    for split in ("train", "test")
-}
-
-
-def made_up_names(rng: random.Random, n: int) -> list[str]:
-    """n different names of training; half of the time all begin with one letter, so that only later ones tell them apart."""
-    names = MADE_UP_NAMES["train"]
-    if rng.random() < 0.5:
-        first = rng.choice(CONSONANTS)
-        names = [name for name in names if name[0] == first]
-    return rng.sample(names, n)
+CONSONANTS, VOWELS = "bdfgklmnprstvwz", "aeiou"
+WORDS = {*COLOURS, *SHAPES, *PLACES, *DIRECTIONS, *SIGN_WORDS, *ANIMALS, *TEXT_ONLY_ANIMALS}
+# Made-up names such as "dak" for each split. About one in five is held out.
+MADE_UP_NAMES: dict[str, list[str]] = {"train": [], "test": []}
+for _name in (first + vowel + last for first in CONSONANTS for vowel in VOWELS for last in CONSONANTS):
+    if _name not in WORDS:
+        MADE_UP_NAMES["test" if sum(map(ord, _name)) % 5 == 0 else "train"].append(_name)

@@ -1,24 +1,22 @@
 """minFlamingo: the Flamingo visual language model (Alayrac et al. 2022), to read, to train from nothing, and to use.
 
-In reading order: attention, layers, vision, resampler, gated_xattn, lm, flamingo, generate, tokenizer; then what stands
-around the model: data, training, evaluation, plots.
+The core in reading order: shapes, config, attention, layers, vision, contrastive, resampler, gated_xattn, lm, flamingo, generate,
+tokenizer. Around it: fast, pipeline, data, training, evaluation, pretrained, recipes, plots.
 """
 
 __version__ = "0.1.0"
 
-from .complete import LoadedFlamingo, complete, remember
+from . import fast
 from .config import FlamingoConfig, LMConfig, ResamplerConfig, VisionConfig, preset
-from .data.sample import EOC, Sample, Unscored, collate
+from .data.sample import EOC, NoLoss, Sample, collate
 from .flamingo import Batch, Flamingo
-from .generate import beam_search, generate, score_answers
 from .lm import LM
+from .pipeline import Pipeline, load
 from .resampler import PerceiverResampler
-from .saving import load, save
 from .tokenizer import Tokenizer, ToyTokenizer
 from .vision import ViT
 
 __all__ = [
-    "EOC", "LM", "Batch", "Flamingo", "FlamingoConfig", "LMConfig", "LoadedFlamingo", "PerceiverResampler", "ResamplerConfig",
-    "Sample", "Tokenizer", "ToyTokenizer", "Unscored", "ViT", "VisionConfig", "beam_search", "collate", "complete", "generate",
-    "load", "preset", "remember", "save", "score_answers",
+    "EOC", "LM", "Batch", "Flamingo", "FlamingoConfig", "LMConfig", "NoLoss", "PerceiverResampler", "Pipeline", "ResamplerConfig",
+    "Sample", "Tokenizer", "ToyTokenizer", "ViT", "VisionConfig", "collate", "fast", "load", "preset",
 ]  # fmt: skip

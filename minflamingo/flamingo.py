@@ -1,47 +1,49 @@
-"""The whole: a frozen eye, a frozen tongue, and between them the parts that learn (paper §2, fig. 3).
+"""The whole model (paper section 2, figure 3): a frozen vision encoder, a frozen LM, and the trained modules that connect them.
 
-    pixels (B, N, T, C, H, W) → eye → features (B, N, T, S, D_v) → resampler → visual tokens (B, N, R, D_v)
-    ids (B, L) → embeddings → [GATED XATTN-DENSE →] LM block → … → logits (B, L, V)      (V + new tokens, with `new_head`)
+    pixels (B, N, T, C, H, W) -> vision encoder -> features (B, N, T, S, D_v) -> resampler -> visual tokens (B, N, R, D_v)
+    ids (B, L) -> embeddings -> [GATED XATTN-DENSE ->] LM block -> ... -> logits (B, L, V)
 
-It models p(y | x) = Π_l p(y_l | y_<l, x_≤l): text y interleaved with images or videos x. Trained are the resampler, the
-GATED XATTN-DENSE layers and the embedding rows of new tokens (`<image>`), nothing else.
+It models p(y | x) = prod_l p(y_l | y_<l, x_<=l): text y interleaved with a sequence of images or videos x. Trained are the
+resampler, the GATED XATTN-DENSE layers and the embeddings of the added tokens (`<image>`), and nothing else.
 
-**Frozen means frozen.** `freeze()` takes the gradient from eye and tongue, and `train()` leaves both in evaluation mode, so
-that no dropout reaches them either (OpenFlamingo's `model.train()` wakes the frozen OPT's dropout of 0.1).
+**Frozen means frozen.** `freeze()` removes the gradients of the vision encoder and the LM, and `train()` leaves both in
+evaluation mode, so dropout and batch statistics do not change them either. Gradients still flow THROUGH the frozen LM to the
+layers between its blocks. They are only not stored in its weights.
 
-Nothing is stored on the modules between calls: visual tokens, phi and caches are arguments and results.
+Every input is an argument and every result is returned: no visual tokens, masks or caches are stored on modules.
 
-Example, ids `<BOS> <image> a cat <EOC>` with one picture: media (1, 1, 1, 3, 48, 48) → logits (1, 5, V), equal at
-initialisation to `flamingo.lm` on the same embeddings, bit for bit.
+Example, ids `<BOS> <image> a cat <EOC>` with one image: media (1, 1, 1, 3, 48, 48) -> logits (1, 5, V). At initialisation they
+equal the logits of `flamingo.lm` for the same embeddings, because all gates are zero.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from .cache import LMCache
 from .config import FlamingoConfig
-from .gated_xattn import GatedCrossAttentionDense, Segments, cut_into_segments, media_index, xattn_mask
-from .lm import LM, last_real
-from .loss import head_loss, labelled, next_token_loss
+from .gated_xattn import GatedCrossAttentionDense, media_index
+from .lm import LM, LMCache, next_token_loss
 from .resampler import PerceiverResampler
 from .shapes import check_shape
 from .vision import ViT
 
+# For each gated layer (named by its LM block) the keys and values of the images, (B, h, N*R, d_head) each.
+MediaKeysValues = dict[str, tuple[Tensor, Tensor]]
+
 
 @dataclass(frozen=True)
 class Batch:
-    """What `Flamingo.forward` takes.
+    """The input of `Flamingo.forward`, made from samples by `data.collate`.
 
-    ids, labels: (B, L) long; labels are −100 where no loss is counted.
+    ids, labels: (B, L) long. labels[l] is the label OF token l, -100 where no loss is counted.
     attention_mask: (B, L) bool, False at padding.
-    media: (B, N, T, C, H, W) prepared pixels, or (B, N, T, S, D) features; None: text alone.
-    frames: (B, N) long, how many of the T frames are real; 0: there is no such medium (the sample has fewer).
-    attend_next: (B,) bool.
+    media: (B, N, T, C, H, W) preprocessed pixels, or (B, N, T, S, D_v) features of the vision encoder; None: text alone.
+    frames: (B, N) long, how many of the T frames are real. 0: no such image, because this sample has fewer than N.
+    attend_next: (B,) bool, rows in which text attends to the next image (training only).
     """
 
     ids: Tensor
@@ -52,54 +54,60 @@ class Batch:
     attend_next: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
-        moved = {k: v.to(device, non_blocking=True) for k, v in vars(self).items() if v is not None}
-        return replace(self, **moved)
+        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in vars(self).items() if v is not None})
+
+
+def check_batch(batch: Batch, image_id: int) -> None:
+    """Check that each sample has as many images as `<image>` tokens.
+
+    Called where a batch is built and where a prompt is read, but not in `forward`: there, looking at values would make the
+    program wait for the GPU in every step.
+
+    Raises:
+        ValueError: names the first sample in which the two numbers differ.
+    """
+    n_tokens = ((batch.ids == image_id) & batch.attention_mask).sum(1)  # (B,)
+    if batch.media is None:
+        n_media = torch.zeros_like(n_tokens)
+    elif batch.frames is None:
+        n_media = torch.full_like(n_tokens, batch.media.shape[1])
+    else:
+        n_media = (batch.frames > 0).sum(1)
+    for b, (tokens, media) in enumerate(zip(n_tokens.tolist(), n_media.tolist())):
+        if tokens != media:
+            raise ValueError(f"sample {b}: {tokens} <image> tokens but {media} images; pass one image per <image> token")
 
 
 @dataclass(frozen=True)
 class Cache:
-    """All that generation carries from step to step. Never changed in place.
+    """Everything that generation carries from step to step. Never changed in place.
 
-    lm: the language model's, whose prompt may be shared by several rows.
-    media: per LM layer the keys and values (B, h, K·R, d_head) of the images that what follows can still look at, or None
-        where no bridge stands. That is the last one, K = 1 (with `attend="all"` all of them). Each image was seen once.
-    phi: (B,) long, the number of the last one among these K; 0: the row has had no image.
+    lm: keys and values of earlier text.
+    media: keys and values of the last image, to which the text that follows attends. None: no row has had an image.
+    phi: (B,), the number of that image among those in `media`, from 1; 0: this row has had no image.
     """
 
     lm: LMCache
-    media: tuple[tuple[Tensor, Tensor] | None, ...] | None
+    media: MediaKeysValues | None
     phi: Tensor
 
-    def select(self, rows: Tensor) -> Cache:
-        """The cache of other rows of the batch, which may be repeated or reordered; a prompt stays shared where it can."""
-
-        def pick(x: Tensor) -> Tensor:
-            return x[rows] if len(x) > 1 else x.expand(len(rows), *x.shape[1:])  # of one row there need be no copies
-
-        media = self.media and tuple(kv and (pick(kv[0]), pick(kv[1])) for kv in self.media)
-        return Cache(self.lm.select(rows), media, self.phi[rows])
-
     def repeat(self, times: int) -> Cache:
-        """Each row `times` times, one after the other: the same prompt under so many continuations."""
-        return self.select(torch.arange(len(self.phi), device=self.phi.device).repeat_interleave(times))
+        """Each row `times` times, one after the other: the same prompt for several continuations."""
+        media = self.media and {i: tuple(x.repeat_interleave(times, 0) for x in kv) for i, kv in self.media.items()}
+        return Cache(self.lm.repeat(times), media, self.phi.repeat_interleave(times, 0))
 
-    @property
-    def nbytes(self) -> int:
-        """Bytes of memory that it holds, room for more tokens included. What rows share counts once."""
-        text = [x for kept in (*(self.lm.shared or ()), *(self.lm.own or ())) for x in (kept.k, kept.v)]
-        media = [x for kv in self.media or () if kv is not None for x in kv]
-        held = [*text, *media, *(t for t in self.lm.tails if t is not None), self.lm.mask, self.phi]
-        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in held}
-        return sum(storages.values())
+    def reorder(self, rows: Tensor) -> Cache:
+        """New row i continues old row rows[i]. The rows of one prompt have the same images, so only the text changes places."""
+        return replace(self, lm=self.lm.reorder(rows))
 
 
 class Flamingo(nn.Module):
-    """A visual language model around a given eye and a given tongue.
+    """A visual language model around a given vision encoder and a given LM.
 
     Args:
-        config: sizes of the bridge; `config.lm` and `config.vision` describe the parts below when those are not given.
-        vision: any module (M, C, H, W) → (M, S, D_v), D_v = config.resampler.d. None: a fresh `ViT`.
-        lm: an `LM`. None: a fresh one.
+        config: `config.vision` and `config.lm` describe the parts below if these are not given.
+        vision: any module (M, C, H, W) -> (M, S, D_v) with D_v = config.resampler.d. None: a new `ViT`.
+        lm: an `LM`. None: a new one.
     """
 
     def __init__(self, config: FlamingoConfig, vision: nn.Module | None = None, lm: LM | None = None):
@@ -108,210 +116,128 @@ class Flamingo(nn.Module):
         self.vision = ViT(c.vision) if vision is None else vision
         self.lm = LM(c.lm) if lm is None else lm
         self.resampler = PerceiverResampler(c.resampler)
-        self.new_embed = nn.Embedding(c.n_new_tokens, c.lm.d)
-        nn.init.normal_(self.new_embed.weight, std=0.02)
-        if c.new_head:
-            self.new_head = nn.Linear(c.lm.d, c.n_new_tokens, bias=False)
-            nn.init.normal_(self.new_head.weight, std=0.02)
-        if c.new_head == "tied":
-            self.new_head.weight = self.new_embed.weight
+        # The LM has no row for <image> in its embedding table, and the table is frozen. The added tokens have their own rows.
+        self.added_embed = nn.Embedding(c.n_added_tokens, c.lm.d)
+        nn.init.normal_(self.added_embed.weight, std=0.02)
+        if c.added_head:  # only if the model can generate added tokens
+            self.added_head = nn.Linear(c.lm.d, c.n_added_tokens, bias=False)
+            nn.init.normal_(self.added_head.weight, std=0.02)
+        if c.added_head == "tied":
+            self.added_head.weight = self.added_embed.weight
         self.xattn_layers = nn.ModuleDict({str(i): GatedCrossAttentionDense(c) for i in c.xattn_layers})
         self.freeze()
 
-    # ------------------------------------------------------------------------------------------------ what is frozen
-
     def freeze(self) -> Flamingo:
-        """Take the gradient from eye and tongue."""
+        """Remove the gradients of the vision encoder and the LM."""
         self.vision.requires_grad_(False)
         self.lm.requires_grad_(False)
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> Flamingo:
-        """As in every module, except that a part without any gradient stays in evaluation mode."""
+        """As in every module, but frozen parts stay in evaluation mode. Otherwise the dropout of a frozen LM would be active."""
         super().train(mode)
         for part in (self.vision, self.lm):
             part.train(mode and any(p.requires_grad for p in part.parameters()))
         return self
 
-    def bridge_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Name and parameter of all that Flamingo adds to eye and tongue, and trains."""
+    def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Name and parameter of everything that Flamingo adds to the vision encoder and the LM, and trains."""
         return ((n, p) for n, p in self.named_parameters() if not n.startswith(("vision.", "lm.")))
-
-    # ------------------------------------------------------------------------------------------------------- forward
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """(B, L) → (B, L, D): the frozen table for the LM's ids, our own rows for the new ones."""
-        V = self.lm.embed.num_embeddings
-        is_new = ids >= V
-        if not bool(is_new.any()):
-            return self.lm.embed(ids)
-        old = self.lm.embed(ids.masked_fill(is_new, 0))
-        new = self.new_embed((ids - V).clamp_min(0))
-        return torch.where(is_new[..., None], new, old)
 
     @property
     def image_id(self) -> int:
+        """The id of `<image>`: the added tokens come after the LM's vocabulary."""
         return self.lm.embed.num_embeddings + self.config.image_token
 
-    def see(self, media: Tensor, frames: Tensor | None = None) -> Tensor:
-        """Images and videos → visual tokens (B, N, R, D_v).
-
-        Args:
-            media: (B, N, T, C, H, W) prepared pixels, or (B, N, T, S, D_v) features of the eye made before.
-            frames: (B, N) long, real frames of each; None: all T.
-        Raises:
-            ValueError: another number of axes, or values that are not finite.
-        """
-        media = media.to(self.resampler.final_norm.weight.dtype)  # prepared in fp32, whatever the model's
-        if media.dim() not in (5, 6):
-            raise ValueError(f"media: expected (B, N, T, C, H, W) pixels or (B, N, T, S, D) features, got {tuple(media.shape)}")
-        if media.dim() == 6 and not bool(torch.isfinite(media).all()):
-            where = (~torch.isfinite(media)).flatten(2).any(-1).nonzero()[0].tolist()
-            raise ValueError(f"media: pixels of sample {where[0]}, image {where[1]} are not finite (NaN or infinite)")
-        (B, N), media = media.shape[:2], media.flatten(0, 1)  # (B·N, T, …)
-        frames = None if frames is None else frames.flatten()
-        there = None
-        if frames is not None and not bool((frames > 0).all()):
-            # Samples with fewer media than others: nobody looks at their empty places, so they are left out.
-            there = (frames > 0).nonzero()[:, 0]
-            media, frames = media[there], frames[there]
-        features = media
-        if media.dim() == 5:
-            # A frozen eye needs no graph; one that is being fine-tuned does (the others' no_grad forbids that).
-            with torch.set_grad_enabled(torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters())):
-                features = self.vision(media.flatten(0, 1)).unflatten(0, media.shape[:2])  # (M, T, S, D_v)
-        check_shape(features, "M T S D", "features of the eye", D=self.config.resampler.d)
-        visual = self.resampler(features, frames)  # (M, R, D_v)
-        if there is not None:
-            visual = visual.new_zeros(B * N, *visual.shape[1:]).index_copy(0, there, visual)
-        return visual.unflatten(0, (B, N))
-
-    def project_media(self, visual: Tensor) -> tuple[tuple[Tensor, Tensor] | None, ...]:
-        """Visual tokens (B, N, R, D_v) → per LM layer the keys and values (B, h, N·R, d_head), None where no bridge stands."""
-        flat = visual.flatten(1, 2)
-        keys = [str(i) for i in range(len(self.lm.blocks))]
-        return tuple(self.xattn_layers[i].xattn.project_media(flat) if i in self.xattn_layers else None for i in keys)
-
-    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """A batch → logits (B, L, V) and the mean loss over its labels (0 when there is none).
-
-        Raises:
-            ValueError: `<image>` tokens and media differ in number (says in which sample), or shapes do not fit.
-        """
-        logits, _ = self.read(batch)
-        return logits, next_token_loss(logits, batch.labels)
-
-    def loss(self, batch: Batch, recompute: bool = False) -> Tensor:
-        """The loss of `forward` alone, quicker: logits are made where there are labels and nowhere else.
-
-        recompute: activation checkpointing, see `LM.read`.
-        """
-        at, targets = labelled(batch.labels)
-        heads = [self.lm.head, *([self.new_head] if self.config.new_head else [])]
-        trained = [p for head in heads for p in head.parameters() if p.requires_grad]
-        return head_loss(self.head, trained, self._run(batch, None, False, at, recompute)[0], targets)
-
-    def read(
-        self, batch: Batch, use_cache: bool = False, at: Tensor | None = None, cache: Cache | None = None
-    ) -> tuple[Tensor, Cache | None]:
-        """A batch → logits (B, L, V), or (n, V) of the n positions that are True in `at` (B, L); and a cache to go on from.
-
-        With a `cache` the batch goes on from it, text and images; its padding stands on the right.
-        """
-        hidden, cache = self._run(batch, cache, use_cache, at)
-        return self.head(hidden), cache
-
-    def read_on(self, ids: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
-        """More text, ids (B, L), after what the cache holds. It looks at the image the cache stopped at."""
-        if bool((ids == self.image_id).any()):
-            raise ValueError("read_on takes text only: an <image> token needs its image, as a batch for `read(…, cache=…)`")
-        return self.read(Batch(ids, ids, torch.ones_like(ids, dtype=torch.bool)), True, cache=cache)
+    def embed(self, ids: Tensor) -> Tensor:
+        """(B, L) -> (B, L, D): the LM's frozen table for its own ids, our trained rows for the added ones."""
+        V = self.lm.embed.num_embeddings
+        # Both tables are read for all ids, with ids that each table has; `where` then takes the right row.
+        return torch.where((ids >= V)[..., None], self.added_embed((ids - V).clamp_min(0)), self.lm.embed(ids.clamp_max(V - 1)))
 
     def head(self, hidden: Tensor) -> Tensor:
-        """(…, D) → logits (…, V), of the LM's tokens and, with `new_head`, of the new ones."""
+        """Hidden states (..., D) -> logits (..., V) of the LM's tokens and, with `added_head`, of the added ones."""
         logits = self.lm.head(hidden)
-        return torch.cat([logits, self.new_head(hidden)], dim=-1) if self.config.new_head else logits
+        return torch.cat([logits, self.added_head(hidden)], dim=-1) if self.config.added_head else logits
 
-    def _run(
-        self, batch: Batch, cache: Cache | None, use_cache: bool, at: Tensor | None, recompute: bool = False
-    ) -> tuple[Tensor, Cache | None]:
-        """The LM with a bridge in front of its layers: hidden states before the head, and the cache behind this batch."""
-        is_image = (batch.ids == self.image_id) & batch.attention_mask
-        check_media_count(batch, is_image)
-        if cache is not None and len(cache.phi) != len(batch.ids):
-            raise ValueError(f"{len(batch.ids)} rows cannot go on from a cache of {len(cache.phi)}: see cache.repeat")
-        if cache is not None and batch.attend_next is not None and bool(batch.attend_next.any()):
-            raise ValueError("attend_next is a layout of training: what goes on from a cache looks at the last image before it")
-        R, attend = self.config.resampler.n_latents, self.config.attend
-        mask = None if bool(batch.attention_mask.all()) else batch.attention_mask
-        media = None if batch.media is None else self.project_media(self.see(batch.media, batch.frames))
-        if cache is not None and media is None:
-            media, phi = cache.media, cache.phi[:, None].expand_as(batch.ids)  # text goes on looking at what it looked at
-        else:
-            phi = media_index(is_image, batch.attend_next)
-            if cache is not None:
-                media, phi = _behind(cache, media, phi, R, attend)
-        looks: Tensor | Segments | None = None
-        if media is not None:
-            n_media = next(kv for kv in media if kv is not None)[0].shape[2] // R
-            if attend == "all" or n_media == 1:  # nothing to save: every token sees all there is, or nothing
-                looks = None if n_media == 1 and bool((phi == 1).all()) else xattn_mask(phi, n_media, R, attend)
-            else:
-                looks = cut_into_segments(phi, n_media)
+    def encode_media(self, media: Tensor, frames: Tensor | None = None) -> Tensor:
+        """Images and videos -> visual tokens (B, N, R, D_v).
 
-        def before_block(i: int, x: Tensor) -> Tensor:
-            if str(i) not in self.xattn_layers:
-                return x
-            # Text alone passes the bridge too: it must read like text before a first image, in any batch
-            k, v = (None, None) if media is None else media[i]
-            return self.xattn_layers[str(i)](x, k, v, looks)
+        Args:
+            media: (B, N, T, C, H, W) preprocessed pixels, or (B, N, T, S, D_v) features that were computed before.
+            frames: (B, N), how many of the T frames are real. None: all.
+        """
+        media = media.to(self.resampler.final_norm.weight.dtype)  # pixels come in fp32; the model may be in half precision
+        (B, N), media = media.shape[:2], media.flatten(0, 1)  # M = B*N independent images or videos
+        if media.dim() == 5:  # pixels
+            # The vision encoder sees single images: frames become rows of the batch, (M, T, C, H, W) -> (M*T, C, H, W).
+            # Frozen weights need no graph, and storing one would cost most of the memory. In fine-tuning they are trained.
+            needs_grad = torch.is_grad_enabled() and any(p.requires_grad for p in self.vision.parameters())
+            with torch.set_grad_enabled(needs_grad):
+                media = self.vision(media.flatten(0, 1)).unflatten(0, media.shape[:2])
+        check_shape(media, "M T S D", "features of the vision encoder", D=self.config.resampler.d)
+        visual = self.resampler(media, None if frames is None else frames.flatten())  # (M, R, D_v)
+        return visual.unflatten(0, (B, N))
 
-        lm_cache = cache and cache.lm
-        hidden, lm_cache = self.lm.read(self.embed(batch.ids), mask, lm_cache, before_block, use_cache, at, recompute)
-        if not use_cache:
-            return hidden, None
-        # Of each row's last token
-        phi = phi[:, -1] if mask is None else phi.gather(1, last_real(mask).clamp_min(0)[:, None])[:, 0]
-        if media is not None and attend == "last" and n_media > 1:
-            media, phi = _last_image(media, phi, R), phi.clamp_max(1)
-        return hidden, Cache(lm_cache, media, phi)
+    def forward(self, batch: Batch, cache: Cache | None = None, head: Callable | None = None) -> tuple[Tensor, Cache]:
+        """Figure 3 of the paper: images and text in, logits out.
 
+        Args:
+            cache: from an earlier call; text and images of this batch come after it.
+            head: what to apply to the final hidden states (B, L, D). None: `self.head`, which gives the logits.
+        Returns:
+            logits (B, L, V), and the cache with which the sequences can be continued.
+        """
+        # phi: which image each token attends to.
+        phi = media_index((batch.ids == self.image_id) & batch.attention_mask, batch.attend_next)  # (B, L)
 
-def _behind(cache: Cache, media, phi: Tensor, n_latents: int, attend: str):
-    """Media and phi of images behind a cache: the cached ones come first, and text before a new one sees them."""
-    if attend == "all":
-        raise ValueError('attend="all": a batch with images cannot go on from a cache; read the whole sequence at once')
-    if cache.media is None or bool((phi > 0).all()):  # no text before a new one: as queries that begin with their image
-        return media, phi
-    together = tuple(
-        new and tuple(torch.cat([old.expand(len(phi), -1, -1, -1), more], dim=2) for old, more in zip(kept, new))
-        for kept, new in zip(cache.media, media)
-    )
-    kept = next(kv for kv in cache.media if kv is not None)[0].shape[2] // n_latents
-    return together, torch.where(phi > 0, phi + kept, cache.phi[:, None])
+        # Images -> visual tokens -> keys and values for every gated layer.
+        media = None
+        if batch.media is not None:
+            visual = self.encode_media(batch.media, batch.frames)  # (B, N, R, D_v)
+            media = {i: layer.xattn.project_media(visual) for i, layer in self.xattn_layers.items()}
+        if cache is not None:
+            media, phi = self.join_media(cache, media, phi)
 
+        # Text through the frozen LM, with a gated layer before some of its blocks.
+        y, positions = self.lm.prepare(self.embed(batch.ids), batch.attention_mask, cache and cache.lm)  # (B, L, D)
+        block_caches = []
+        for i, block in enumerate(self.lm.blocks):
+            if str(i) in self.xattn_layers:
+                y = self.xattn_layers[str(i)](y, media and media[str(i)], phi, self.config.resampler.n_latents)
+            y, block_cache = block(y, positions, cache and cache.lm.blocks[i])
+            block_caches.append(block_cache)
+        logits = (head or self.head)(self.lm.final_norm(y))
 
-def _last_image(media, phi: Tensor, n_latents: int):
-    """Of the keys and values (B, h, N·R, d) of all images those of image phi (B,), (B, h, R, d)."""
-    rows = torch.arange(len(phi), device=phi.device)
-    number = (phi - 1).clamp_min(0)
-    return tuple(kv and tuple(x.unflatten(2, (-1, n_latents))[rows, :, number] for x in kv) for kv in media)
+        # What later tokens need: the LM's keys and values, and the last image of each row.
+        last_phi = phi.gather(1, (positions.end - 1).clamp_min(0)[:, None])[:, 0]  # (B,) phi of the last real token
+        media, last_phi = self.last_image(media, last_phi)
+        return logits, Cache(LMCache(tuple(block_caches), positions.mask), media, last_phi)
 
+    def loss(self, batch: Batch) -> Tensor:
+        """The mean negative log-likelihood of the labelled tokens (paper section 2.4)."""
+        hidden, _ = self(batch, head=nn.Identity())
+        return next_token_loss(self.head, hidden, batch.labels)
 
-def check_media_count(batch: Batch, is_image: Tensor) -> None:
-    """Every `<image>` token, is_image (B, L), needs its medium and every medium its token; say which sample breaks it."""
-    if batch.media is None and not bool(is_image.any()):
-        return
-    tokens = is_image.sum(1)
-    if batch.media is None:
-        media = torch.zeros_like(tokens)
-    elif batch.frames is None:
-        media = torch.full_like(tokens, batch.media.shape[1])
-    else:
-        media = (batch.frames > 0).sum(1)
-    if not torch.equal(tokens, media):
-        b = int((tokens != media).nonzero()[0])
-        raise ValueError(
-            f"{int(tokens[b])} <image> tokens but {int(media[b])} images in sample {b}: "
-            "each image or video needs exactly one <image> token at its place"
-        )
+    def join_media(self, cache: Cache, media: MediaKeysValues | None, phi: Tensor) -> tuple[MediaKeysValues | None, Tensor]:
+        """The cached image comes first, then the new ones. Text before the first new image attends to the cached one."""
+        if cache.media is None:
+            return media, phi
+        before = cache.phi[:, None].expand_as(phi)
+        if media is None:
+            return cache.media, before
+        R = self.config.resampler.n_latents
+        n_cached = next(iter(cache.media.values()))[0].shape[2] // R
+        joined = {i: tuple(torch.cat([old, new], 2) for old, new in zip(cache.media[i], media[i])) for i in media}
+        return joined, torch.where(phi > 0, phi + n_cached, before)
+
+    def last_image(self, media: MediaKeysValues | None, phi: Tensor) -> tuple[MediaKeysValues | None, Tensor]:
+        """Of all keys and values those of image phi (B,) of each row, (B, h, R, d_head). It is then number 1."""
+        if media is None:
+            return None, phi
+        rows, number = torch.arange(len(phi), device=phi.device), (phi - 1).clamp_min(0)
+
+        def pick(x: Tensor) -> Tensor:
+            return x.unflatten(2, (-1, self.config.resampler.n_latents))[rows, :, number]  # (B, h, N, R, d) -> (B, h, R, d)
+
+        return {i: (pick(k), pick(v)) for i, (k, v) in media.items()}, phi.clamp_max(1)

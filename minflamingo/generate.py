@@ -1,212 +1,212 @@
-"""From a prompt to text: read the prompt once, then one token at a time from caches.
+"""From a prompt to text: process the prompt once, then one token at a time, with caches.
 
-    logits, cache = flamingo.read(batch, use_cache=True)      the prompt: every image encoded, resampled and projected ONCE
-    logits, cache = flamingo.read_on(token, cache)            each new token: self-attention over the cache, cross-attention
-                                                              to the R keys of the image the prompt ended with
-Open-ended answers are generated, greedily or by beam search, and stop at the first `<EOC>`; close-ended ones are scored:
-each given answer is appended to the prompt and its log-likelihood summed (paper §3, appendix).
+    logits, cache = prefill(flamingo, prompt)                 the prompt: each image is encoded, resampled and projected once
+    logits, cache = decode_step(flamingo, token, cache)       each new token: self-attention to the cache, cross-attention to
+                                                              the R visual tokens of the prompt's last image
+Open-ended answers are generated, greedily, by sampling or by beam search, up to the first `<EOC>`. Close-ended answers are
+scored: each given answer is appended to the prompt, and its log-likelihood is summed (paper section 3 and appendix).
 
-Prompts of different lengths stand in one batch, padded on either side. Many queries after the same shots read these once:
+Many queries after the same shots process the shots once:
 
-    _, shots = flamingo.read(support, use_cache=True)         one row, [cat, "Output: a cat", EOC, dog, …]
-    generate(flamingo, queries, eoc_id, after=shots)          any number of rows, [mouse, "Output:"], without a <BOS> each
-
-Example, in the toy world:
-    complete(flamingo, [cat, "Output: a cat", EOC, dog, "Output:"])   →   " a dog"
+    _, shots = prefill(flamingo, support)                     one row: [cat, "Output: a cat", EOC, dog, ...]
+    generate(flamingo, queries, eoc_id, cache=shots)          any number of rows: [mouse, "Output:"], each without <BOS>
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .flamingo import Batch, Cache, Flamingo
-from .lm import last_real
+from .flamingo import Batch, Cache, Flamingo, check_batch
+
+
+def prefill(flamingo: Flamingo, prompt: Batch, cache: Cache | None = None) -> tuple[Tensor, Cache]:
+    """Process whole prompts: logits (B, V) of the token after each prompt, and the cache for its continuation.
+
+    Args:
+        prompt: padded on the left or on the right. After a cache only on the right.
+        cache: what comes before the prompts: one row for all of them, or one row each.
+    Raises:
+        ValueError: a prompt is empty, too long, has padding inside or a wrong number of images; the message names it.
+    """
+    check_batch(prompt, flamingo.image_id)
+    mask = prompt.attention_mask
+    B, L = mask.shape
+    if cache is not None:
+        if prompt.attend_next is not None and bool(prompt.attend_next.any()):
+            raise ValueError("attend_next is for training only: a prompt after a cache attends to the last image before it")
+        if len(cache.phi) == 1:
+            cache = cache.repeat(B)
+        if len(cache.phi) != B:
+            raise ValueError(f"{B} prompts, but the cache has {len(cache.phi)} rows: it needs 1 or {B}")
+    index = torch.arange(1, L + 1, device=mask.device)
+    end = (mask * index).amax(1)  # (B,) the index after the last real token
+    start = L - (mask * index.flip(0)).amax(1)  # (B,) the index of the first real token
+    for b, (n_real, a, z) in enumerate(zip(mask.sum(1).tolist(), start.tolist(), end.tolist())):
+        if n_real == 0 or n_real != z - a or (cache is not None and a > 0):
+            where = "on the right" if cache is not None else "on the left or on the right"
+            raise ValueError(f"prompt {b} is empty or has padding inside: pad {where}")
+    # Of the final hidden states only the last real one is needed: the output layer is large with a real vocabulary.
+    rows = torch.arange(B, device=mask.device)
+    return flamingo(prompt, cache, head=lambda hidden: flamingo.head(hidden[rows, end - 1]))
+
+
+def decode_step(flamingo: Flamingo, token: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
+    """One more text token per row, (B,), not `<image>` -> logits (B, V) of the next token, and the new cache."""
+    ids = token[:, None]  # (B, 1)
+    logits, cache = flamingo(Batch(ids, ids, torch.ones_like(ids, dtype=torch.bool)), cache)
+    return logits[:, -1], cache
+
+
+def without_image(flamingo: Flamingo, logits: Tensor) -> Tensor:
+    """Make `<image>` impossible in logits or log-probabilities (B, V): a generated `<image>` would have no image."""
+    if flamingo.image_id < logits.shape[-1]:  # only models with an output row for it (config.added_head)
+        logits = logits.index_fill(-1, torch.tensor([flamingo.image_id], device=logits.device), -torch.inf)
+    return logits
 
 
 def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """(B, V) with −∞ everywhere but at the k most likely tokens, or the fewest that together hold top_p of the mass."""
+    """Restrict sampling: (B, V) with -inf everywhere except at the top_k most likely tokens, or at the fewest tokens that
+    together have the probability top_p (nucleus sampling)."""
     if top_k is not None:
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be at least 1")
-        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1) the smallest logit that stays
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if top_p is not None:
         if not 0 < top_p <= 1:
-            raise ValueError(f"top_p is {top_p}; it must lie in (0, 1]")
+            raise ValueError(f"top_p is {top_p}; it must be in (0, 1]")
         ordered, index = logits.softmax(-1).sort(descending=True)
-        # A token is dropped when those before it already hold top_p: so the most likely one always stays.
+        # Drop a token if the more likely ones already have the probability top_p. So the most likely token always stays.
         drop = ordered.cumsum(-1) - ordered >= top_p
         logits = logits.masked_fill(torch.zeros_like(drop).scatter(1, index, drop), -torch.inf)
     return logits
 
 
-def read_prompt(flamingo: Flamingo, prompt: Batch, after: Cache | None = None) -> tuple[Tensor, Cache]:
-    """What follows each prompt: logits (B, V) of the next token alone, and the cache behind it.
-
-    Args:
-        after: what was read before, one row for all prompts or one for each.
-    Raises:
-        ValueError: a prompt without any token, or with padding between its tokens.
-    """
-    mask = prompt.attention_mask
-    last, counted = last_real(mask), mask.sum(1)
-    width = last - mask.int().argmax(1) + 1
-    if not torch.equal(counted, width) or not bool((counted > 0).all()):
-        b = int(((counted != width) | (counted == 0)).nonzero()[0])
-        raise ValueError(f"prompt {b} is empty, or has padding in its middle: pad on the left or on the right")
-    if after is not None and len(after.phi) == 1:
-        after = after.repeat(len(mask))
-    at = torch.zeros_like(mask).scatter(1, last[:, None], True)
-    return flamingo.read(prompt, True, at, after)
-
-
 @torch.inference_mode()
 def generate(
-    flamingo: Flamingo,
-    prompt: Batch,
-    eoc_id: int,
-    max_new_tokens: int = 32,
-    temperature: float = 0.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-    on_token: Callable[[Tensor], None] | None = None,
-    after: Cache | None = None,
-) -> list[list[int]]:
-    """Continue each prompt until `<EOC>`. temperature 0 is greedy; above it, sampled (with `generator` for a seed).
+    flamingo: Flamingo, prompt: Batch, eoc_id: int, *, max_new_tokens: int = 32, temperature: float = 0.0,
+    top_k: int | None = None, top_p: float | None = None, generator: torch.Generator | None = None,
+    on_token: Callable[[Tensor], None] | None = None, cache: Cache | None = None,
+) -> list[list[int]]:  # fmt: skip
+    """Continue each prompt up to `<EOC>`, which is not returned.
 
     Args:
-        prompt: B prompts, padded left or right; behind a cache, right.
-        max_new_tokens: stop there at the latest, or where the LM's context is full.
-        on_token: called with each step's tokens (B,), as soon as they are there.
-        after: the cache of what stands before all prompts (one row), or before each (B rows).
-    Returns:
-        Per prompt the new ids, without the `<EOC>`.
+        prompt, cache: as in `prefill`.
+        temperature: 0 takes the most likely token (greedy). Above 0 tokens are sampled: logits / temperature, then softmax.
+        top_k, top_p: see `filter_logits`.
+        generator: the random state for sampling.
+        on_token: called with each new token (B,) as soon as it exists.
     """
     if temperature < 0:
-        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or positive")
-    logits, cache = read_prompt(flamingo, prompt, after)
-    room = flamingo.lm.room(cache.lm.length)
+        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or above")
+    logits, cache = prefill(flamingo, prompt, cache)
+    steps = min(max_new_tokens, flamingo.lm.remaining_context(cache.lm.mask.shape[1]) + 1)
     running = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
     new: list[Tensor] = []
-    for step in range(min(max_new_tokens, room + 1)):
+    while len(new) < steps:
+        logits = without_image(flamingo, logits.float())
         if temperature == 0:
-            token = logits.argmax(-1)
+            token = logits.argmax(-1)  # (B,)
         else:
             probabilities = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
             token = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
-        new.append(torch.where(running, token, eoc_id))  # a finished row goes on with <EOC>, which is cut off below
+        new.append(torch.where(running, token, eoc_id))  # a finished row continues with <EOC>, which is cut off below
         if on_token is not None:
             on_token(new[-1])
         running &= token != eoc_id
-        if not bool(running.any()) or step == min(max_new_tokens, room + 1) - 1:
+        if not bool(running.any()) or len(new) == steps:
             break
-        logits, cache = flamingo.read_on(new[-1][:, None], cache)
-        logits = logits[:, -1]
-    rows = torch.stack(new, dim=1).tolist() if new else [[] for _ in range(len(logits))]
+        logits, cache = decode_step(flamingo, new[-1], cache)
+    rows = torch.stack(new, dim=1).tolist() if new else [[]] * len(logits)
     return [row[: row.index(eoc_id)] if eoc_id in row else row for row in rows]
 
 
 @torch.inference_mode()
 def beam_search(
-    flamingo: Flamingo,
-    prompt: Batch,
-    eoc_id: int,
-    beams: int = 3,
-    max_new_tokens: int = 32,
-    length_penalty: float = 0.0,
-    after: Cache | None = None,
-) -> list[list[int]]:
-    """The most likely continuation that `beams` hypotheses kept side by side can find (the paper's open-ended setting).
+    flamingo: Flamingo, prompt: Batch, eoc_id: int, *, beams: int = 3, max_new_tokens: int = 32, length_penalty: float = 0.0,
+    cache: Cache | None = None,
+) -> list[list[int]]:  # fmt: skip
+    """The most likely continuation found with `beams` hypotheses per prompt, the paper's setting for open-ended tasks.
 
-    A hypothesis ends with `<EOC>`. Its score is its log-likelihood / length^length_penalty (0: no correction). The beams of a
-    prompt share its caches, images too: reordering them selects rows of what they have written, and copies nothing else.
-    `prompt` and `after` as in `generate`.
+    Greedy search cannot take back a token. Beam search keeps the best few hypotheses, extends each by every token, and keeps
+    the best few again. A hypothesis ends with `<EOC>`; its score is its log-likelihood / length ** length_penalty (0: no
+    correction).
+
+    Args:
+        prompt, cache: as in `prefill`. All beams of a prompt share its cache.
     """
     if beams < 1:
         raise ValueError(f"beams is {beams}; it must be at least 1")
-    logits, cache = read_prompt(flamingo, prompt, after)
-    B, V = logits.shape
-    device = logits.device
-    room = flamingo.lm.room(cache.lm.length)
+    logits, cache = prefill(flamingo, prompt, cache)
+    (B, V), device = logits.shape, logits.device
+    steps = min(max_new_tokens, flamingo.lm.remaining_context(cache.lm.mask.shape[1]) + 1)
     cache = cache.repeat(beams)
-    log_p = logits.log_softmax(-1).repeat_interleave(beams, 0)  # (B·beams, V)
+    log_p = logits.float().log_softmax(-1).repeat_interleave(beams, 0)  # (B*beams, V)
+    # The beams of a prompt start as copies of each other. Only the first may branch, or all would stay equal.
     score = torch.full((B, beams), -torch.inf, device=device)
-    score[:, 0] = 0.0  # all beams start equal: only the first may branch
-    tokens = torch.empty(B, beams, 0, dtype=torch.long, device=device)
-    finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(B)]
-    steps = min(max_new_tokens, room + 1)
+    score[:, 0] = 0.0
+    tokens: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(B)]
+    finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(B)]  # (score, tokens)
     for step in range(steps):
-        total = score[..., None] + log_p.unflatten(0, (B, beams))  # (B, beams, V)
-        # Twice as many candidates as beams: even if half of them end here, enough go on.
+        total = score[..., None] + without_image(flamingo, log_p).unflatten(0, (B, beams))  # (B, beams, V)
+        # Twice as many candidates as beams: even if half of them end here, enough remain.
         top, index = total.flatten(1).topk(min(2 * beams, beams * V), dim=1)
-        parent, token = index // V, index % V
         rows, next_tokens, score = [], [], torch.full((B, beams), -torch.inf, device=device)
         for b in range(B):
-            kept = []
-            for rank, (s, p, t) in enumerate(zip(top[b].tolist(), parent[b].tolist(), token[b].tolist())):
-                if t == eoc_id:
+            kept = []  # (parent beam, token)
+            for rank, (s, i) in enumerate(zip(top[b].tolist(), index[b].tolist())):
+                parent, token = divmod(i, V)
+                if token == eoc_id:
                     if rank < beams and s > -torch.inf:
-                        finished[b].append((s / (step + 1) ** length_penalty, tokens[b, p].tolist()))
+                        finished[b].append((s / (step + 1) ** length_penalty, tokens[b][parent]))
                 elif len(kept) < beams:
                     score[b, len(kept)] = s
-                    kept.append((p, t))
-            rows += [b * beams + p for p, _ in kept]
-            next_tokens += [t for _, t in kept]
-        rows = torch.tensor(rows, device=device)
-        next_tokens = torch.tensor(next_tokens, device=device)
-        tokens = torch.cat([tokens.flatten(0, 1)[rows], next_tokens[:, None]], dim=1).unflatten(0, (B, beams))
-        # Scores only fall. Once the best finished one beats all that run (without a length correction), it has won.
+                    kept.append((parent, token))
+            tokens[b] = [[*tokens[b][parent], token] for parent, token in kept]
+            rows += [b * beams + parent for parent, _ in kept]
+            next_tokens += [token for _, token in kept]
+        # Log-likelihoods only fall. Without length correction, a finished hypothesis above all running ones has won.
         settled = length_penalty == 0 and all(f and max(f)[0] >= float(score[b].max()) for b, f in enumerate(finished))
         if settled or step == steps - 1:
             break
-        logits, cache = flamingo.read_on(next_tokens[:, None], replace(cache, lm=cache.lm.select(rows)))
-        log_p = logits[:, -1].log_softmax(-1)
-    for b in range(B):  # out of room: what still runs is an answer too, if nothing has ended
+        cache = cache.reorder(torch.tensor(rows, device=device))
+        logits, cache = decode_step(flamingo, torch.tensor(next_tokens, device=device), cache)
+        log_p = logits.float().log_softmax(-1)
+    for b in range(B):  # the token limit: a running hypothesis is an answer too if none has ended
         if not finished[b]:
-            finished[b].append((float(score[b, 0]), tokens[b, 0].tolist()))
+            finished[b].append((float(score[b, 0]), tokens[b][0]))
     return [max(f, key=lambda entry: entry[0])[1] for f in finished]
 
 
 @torch.inference_mode()
 def score_answers(
-    flamingo: Flamingo,
-    prompt: Batch,
-    answers: Sequence[Sequence[Sequence[int]]],
-    pad_id: int = 0,
-    after: Cache | None = None,
-) -> Tensor:
-    """Close-ended: log-likelihood of each given answer after its prompt.
-
-    The prompt is read once; its cache serves all its answers.
+    flamingo: Flamingo, prompt: Batch, answers: Sequence[Sequence[Sequence[int]]], *, pad_id: int = 0,
+    cache: Cache | None = None,
+) -> Tensor:  # fmt: skip
+    """Close-ended tasks: the log-likelihood of each given answer after its prompt.
 
     Args:
-        prompt, after: as in `generate`.
-        answers: per prompt its candidates, each a list of ids; the same number of candidates for every prompt.
+        prompt, cache: as in `prefill`. The prompt is processed once for all its answers.
+        answers: for each prompt its candidates, each a list of ids. All prompts have the same number of candidates.
     Returns:
-        (B, A) summed log-likelihoods.
+        (B, A) sums of log-likelihoods.
     """
     A = len(answers[0])
     if any(len(a) != A for a in answers) or any(len(ids) == 0 for a in answers for ids in a):
-        raise ValueError("score_answers: every prompt needs the same number of candidates, none of them empty")
-    logits, cache = read_prompt(flamingo, prompt, after)
-    rows = [list(ids) for a in answers for ids in a]
+        raise ValueError("score_answers: every prompt needs the same number of candidates, and no candidate may be empty")
+    logits, cache = prefill(flamingo, prompt, cache)
+    rows = [list(ids) for several in answers for ids in several]  # B*A answers
     longest = max(map(len, rows))
-    ids = torch.tensor([r + [pad_id] * (longest - len(r)) for r in rows], device=logits.device)
-    real = torch.tensor([[True] * len(r) + [False] * (longest - len(r)) for r in rows], device=logits.device)
-    # The prompt's last token predicts the first one of each answer, each answer's tokens predict those behind them.
-    log_p = logits.log_softmax(-1).repeat_interleave(A, 0).gather(1, ids[:, :1])  # (B·A, 1)
+    ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows], device=logits.device)  # (B*A, longest)
+    real = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows], device=logits.device)
+    # The prompt's last token predicts the first token of every answer; each answer token predicts the next one.
+    first = logits.float().log_softmax(-1).repeat_interleave(A, 0)[:, None]  # (B*A, 1, V)
+    log_p = first.gather(2, ids[:, :1, None])[..., 0]  # (B*A, 1)
     if longest > 1:
-        batch = Batch(ids[:, :-1], ids[:, :-1], real[:, :-1])
-        following, _ = flamingo.read(batch, False, real[:, 1:], cache.repeat(A))  # (n, V), only where a token follows
-        later = torch.zeros(ids[:, 1:].shape, dtype=logits.dtype, device=logits.device)
-        later[real[:, 1:]] = following.log_softmax(-1).gather(1, ids[:, 1:][real[:, 1:]][:, None])[:, 0]
-        log_p = torch.cat([log_p, later], dim=1)
+        later, _ = flamingo(Batch(ids[:, :-1], ids[:, :-1], real[:, :-1]), cache.repeat(A))  # (B*A, longest - 1, V)
+        later = later.float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+        log_p = torch.cat([log_p, later.masked_fill(~real[:, 1:], 0.0)], dim=1)  # padding adds nothing
     return log_p.sum(1).unflatten(0, (-1, A))
-
-
-__all__ = ["Cache", "beam_search", "filter_logits", "generate", "read_prompt", "score_answers"]

@@ -1,61 +1,30 @@
-"""The small layers that stand in every tower: the normalisation, the feed-forward block, and the product with a matrix.
+"""Small layers that several parts share: norms, the feed-forward block, positions for the LM, a causal convolution.
 
-    LayerNorm   (x − mean) / √(var + ε) · w + b          GPT-2, OPT, GPT-NeoX, MPT, ViT, both parts of the bridge
-    RMSNorm      x / √(mean x² + ε) · w                  Llama
-    FeedForward  out( act( up(x) ) )     or, gated,      out( act( gate(x) ) · up(x) )   (SwiGLU with act = SiLU)
-    Linear      x Wᵀ + b                                 `nn.Linear`, quicker when few tokens pass; LinearInTwo: k and v
+    LayerNorm    (x - mean) / sqrt(var + eps) * w + b        GPT-2, OPT, GPT-NeoX, MPT, ViT, resampler, gated layers
+    RMSNorm       x / sqrt(mean(x^2) + eps) * w              Llama
+    FeedForward  out( act( up(x) ) )     or, gated,          out( act( gate(x) ) * up(x) )   (SwiGLU when act = SiLU)
 
-Example: FeedForward(128, 512, "sq_relu") maps (B, L, 128) → (B, L, 512) → (B, L, 128). Squared ReLU of 3 is 9, of −3 zero.
+Example: FeedForward(128, 512, "sq_relu") maps (B, L, 128) -> (B, L, 512) -> (B, L, 128). Squared ReLU of 3 is 9, of -3 it is 0.
 """
 
-from __future__ import annotations
-
-import time
-from functools import cache
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
-
-class _SquaredReLU(torch.autograd.Function):
-    """What `squared_relu` does where a gradient is wanted: ∇x = 2 relu(x) ∇y, two passes in the place of four."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        relu = x.relu_()
-        ctx.save_for_backward(relu)
-        return relu.square()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, gradient: Tensor) -> Tensor:
-        (relu,) = ctx.saved_tensors
-        return (gradient * relu).mul_(2)
-
-
-def squared_relu(x: Tensor) -> Tensor:
-    """relu(x)², the paper's choice for resampler and bridge. `x` is written over."""
-    if x.requires_grad:
-        return _SquaredReLU.apply(x)
-    x.relu_()
-    return x.mul_(x)
-
-
-# Those that write over `x` may: it is nobody else's, `up` or `gate` has just made it
 ACTIVATIONS = {
     "gelu": F.gelu,
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # OpenAI's CLIP was trained with this; gelu shifts its features
-    "relu": lambda x: x.relu_(),
-    "sq_relu": squared_relu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),  # GPT-2
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),  # OpenAI's CLIP; with plain GELU its features would shift
+    "relu": F.relu,
+    "sq_relu": lambda x: F.relu(x).square(),  # the paper's choice for the resampler and the gated layers
     "silu": F.silu,
 }
 
 
 class RMSNorm(nn.Module):
-    """Llama's normalisation: no mean, no bias. Computed in fp32 whatever the model's dtype, as Llama does."""
+    """Llama's norm: no mean, no bias. Computed in fp32 because squares overflow easily in half precision."""
 
     def __init__(self, d: int, eps: float):
         super().__init__()
@@ -63,106 +32,98 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)
+        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.eps)  # (..., 1)
         return self.weight * (x.float() * scale).to(x.dtype)
 
 
-def _find_onednn():
-    """PyTorch's fp32 product through oneDNN, which has no public name; None where it is missing or wants other arguments."""
-    try:
-        one = torch.ones(1, 1)
-        torch.ops.mkldnn._linear_pointwise(one, one, None, "none", [], "")
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return None
-    return torch.ops.mkldnn._linear_pointwise
-
-
-_ONEDNN = _find_onednn()
-
-
-def transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """X Wᵀ + b as (W Xᵀ)ᵀ + b, with at least two columns: one would be another kernel."""
-    rows = x.reshape(-1, x.shape[-1])
-    columns = torch.cat((rows, rows)) if len(rows) == 1 else rows
-    out = torch.mm(weight, columns.T).T[: len(rows)].reshape(*x.shape[:-1], -1)
-    return out if bias is None else out + bias
-
-
-@cache
-def reads_slowly() -> bool:
-    """Does `F.linear` with one row read weights slowly on this machine? Tried once, in 20 ms.
-
-    To generate is to read weights and little else. On one processor `F.linear` reads them at all of the memory's speed and
-    W Xᵀ at half of it; on another at a third, and W Xᵀ at nearly all. So far apart are the two that chance does not decide.
-    """
-    weights, x = [torch.ones(2048, 512) for _ in range(8)], torch.ones(1, 512)  # 32 MiB: more than a core keeps near
-    taken = {F.linear: float("inf"), transposed: float("inf")}
-    for _ in range(4):
-        for way in taken:
-            began = time.perf_counter()
-            for weight in weights:
-                way(x, weight, None)
-            taken[way] = min(taken[way], time.perf_counter() - began)
-    return taken[F.linear] > 1.25 * taken[transposed]
-
-
-def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """`F.linear` to the letter: x (…, n), weight (m, n) → (…, m); on a CPU, without a gradient, by the quickest way.
-
-    One row (generation, one token at a time) to eight (beams) go as `F.linear` goes, or, where that reads weights slowly, as
-    W Xᵀ, and a narrow matrix through oneDNN. So do more rows: 16 to 100 of them everywhere, where it takes half to all of the
-    time; others where `F.linear` is slow. `python -m minflamingo bench` shows it.
-    """
-    if torch.is_grad_enabled() or not x.is_cpu:
-        return F.linear(x, weight, bias)
-    m, n = weight.shape
-    rows = x.numel() // n
-    if (rows < 16 or rows > 100) and not reads_slowly():
-        return F.linear(x, weight, bias)
-    plain = x.dtype == weight.dtype == torch.float32 and x.shape[-1] == n and rows > 0
-    if not plain or torch.is_autocast_enabled("cpu"):
-        return F.linear(x, weight, bias)
-    if rows <= 8 and m >= n:
-        return transposed(x, weight, bias)
-    if _ONEDNN is None:
-        return F.linear(x, weight, bias)
-    return _ONEDNN(x, weight, bias, "none", [], "")
-
-
-class Linear(nn.Linear):
-    """`nn.Linear` through `product`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return product(x, self.weight, self.bias)
-
-
-class LinearInTwo(Linear):
-    """One matrix without bias that holds two, as published weights have keys and values: x (…, n) → two of (…, m / 2).
-
-    Made one after the other, each lies in one piece, and attention reads it a sixth quicker than every second half of a row.
-    """
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        first, second = self.weight.chunk(2)
-        return product(x, first), product(x, second)
-
-
 def make_norm(kind: str, d: int, eps: float, bias: bool = True) -> nn.Module:
-    """The norm called `kind`: "layernorm" or "rmsnorm"."""
+    """The norm called `kind`: "layernorm" or "rmsnorm" (which never has a bias)."""
     return RMSNorm(d, eps) if kind == "rmsnorm" else nn.LayerNorm(d, eps=eps, bias=bias)
 
 
 class FeedForward(nn.Module):
-    """(B, L, d) → (B, L, d) through `hidden` channels, each token alone."""
+    """(B, L, d) -> (B, L, d) through `hidden` channels. Acts on each token alone; attention is what mixes tokens."""
 
     def __init__(self, d: int, hidden: int, activation: str, bias: bool = False, gated: bool = False):
         super().__init__()
-        self.gate = Linear(d, hidden, bias=bias) if gated else None
-        self.up = Linear(d, hidden, bias=bias)
-        self.out = Linear(hidden, d, bias=bias)
-        self.activation = activation
+        self.gate = nn.Linear(d, hidden, bias=bias) if gated else None
+        self.up = nn.Linear(d, hidden, bias=bias)
+        self.out = nn.Linear(hidden, d, bias=bias)
+        self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
-        act = ACTIVATIONS[self.activation]
-        x = act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x)
+        if self.gate is None:
+            x = self.activation(self.up(x))  # (B, L, hidden)
+        else:
+            x = self.activation(self.gate(x)) * self.up(x)  # (B, L, hidden)
         return self.out(x)
+
+
+def rotary_angles(positions: Tensor, channels: int, theta: float) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of rotary positions (RoPE): channel pair i turns by the angle position * theta^(-2i / channels).
+
+    Low i turn fast and tell neighbours apart; high i turn slowly and measure long distances. The product of a rotated query and
+    a rotated key depends only on the difference of their positions.
+
+    Args:
+        positions: (B, L).
+        channels: how many channels of each head are rotated; even.
+    Returns:
+        cos and sin, (B, 1, L, channels) each, in fp32; the head axis has size 1 because all heads use the same angles.
+    """
+    frequencies = theta ** (-torch.arange(0, channels, 2, device=positions.device).float() / channels)  # (channels/2,)
+    angles = positions[:, None, :, None].float() * frequencies  # (B, 1, L, channels/2)
+    # Pair (a, b) becomes (a cos - b sin, b cos + a sin). The minus sign is stored with the sines of the first half.
+    return torch.cat([angles.cos()] * 2, dim=-1), torch.cat([-angles.sin(), angles.sin()], dim=-1)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first channels of each head of x (B, h, L, d_head) and leave the others (GPT-NeoX: only a quarter rotates)."""
+    channels = cos.shape[-1]
+    turned, rest = x[..., :channels], x[..., channels:]
+    # Channel i is paired with channel i + half, so rolling by half brings every channel's partner to its place.
+    partner = turned.roll(channels // 2, dims=-1)
+    turned = turned * cos.to(x.dtype) + partner * sin.to(x.dtype)
+    return torch.cat([turned, rest], dim=-1)
+
+
+def alibi_slopes(n_heads: int, alibi_max: float) -> Tensor:
+    """(h,) slopes of ALiBi in MPT: head i subtracts slope_i * distance from its scores, slope_i = 2^(-alibi_max * i / n).
+
+    n is the next power of two. If h is smaller, MPT takes every second slope first: those at odd indices, then the even ones.
+    """
+    n = 2 ** math.ceil(math.log2(n_heads))
+    slopes = 2.0 ** (-alibi_max * torch.arange(1, n + 1).float() / n)  # (n,)
+    return slopes if n == n_heads else torch.cat([slopes[1::2], slopes[::2]])[:n_heads]
+
+
+class CausalConv(nn.Module):
+    """x + a depthwise convolution over the last `width` tokens: out_l = x_l + sum_i weight_i * x_(l-i), each channel alone.
+
+    Only the toy LM has it ("canon layers", Allen-Zhu 2025). In "circle dax ... circle ?" the answer is the token that FOLLOWED
+    the last "circle", so each position must know its predecessor. Attention learns this slowly; a convolution has it from the
+    start. The weights start at zero, so at first the layer changes nothing.
+    """
+
+    def __init__(self, d: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width, d))
+
+    def forward(self, x: Tensor, state: Tensor | None, end: Tensor) -> tuple[Tensor, Tensor]:
+        """x (B, L, d) -> output (B, L, d) and the state for the next call (B, width - 1, d).
+
+        Args:
+            state: (B, width - 1, d), the inputs before x. None: x is the beginning, and zeros come before it.
+            end: (B,), how many tokens of x come before the padding on the right. The new state is the last inputs before `end`.
+        """
+        width, d = self.weight.shape
+        if state is None:
+            state = x.new_zeros(x.shape[0], width - 1, d)
+        inputs = torch.cat([state, x], dim=1)  # (B, width - 1 + L, d)
+        # PyTorch's convolution multiplies weight j with input l + j, oldest first. Ours count backwards, hence the flip.
+        kernel = self.weight.flip(0).T[:, None, None]  # (d, 1, 1, width): one row of `width` weights per channel
+        row = inputs.transpose(1, 2)[:, :, None]  # (B, d, 1, width - 1 + L): an image of height 1 (2-D is faster on CPUs)
+        out = x + F.conv2d(row, kernel, groups=d)[:, :, 0].transpose(1, 2)
+        # Input `end` of x is input end + width - 1 of `inputs`, so the width - 1 inputs before it start at index `end`.
+        index = end[:, None] + torch.arange(width - 1, device=x.device)  # (B, width - 1)
+        return out, inputs.gather(1, index[..., None].expand(-1, -1, d))

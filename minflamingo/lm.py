@@ -1,140 +1,127 @@
-"""The tongue: one decoder-only language model, whose config speaks GPT-2, OPT, GPT-NeoX, MPT and Llama (`LMConfig`).
+"""The language model (LM): one decoder-only Transformer. Its config covers GPT-2, OPT, GPT-NeoX, MPT and Llama (`LMConfig`).
 
-    x = embed(ids) [+ position]
+    x = embed(ids) [+ positions]
     x = x + attention(norm(x));  x = x + mlp(norm(x))        for each block
     logits = head(norm(x))
 
-Flamingo needs two things of it beyond text. It takes *embeddings* (the rows of new tokens are not in its table), and it
-calls `before_block(i, x)` in front of each block: that is where GATED XATTN-DENSE is inserted (paper §2.2, fig. 4). With no
-hook it is an ordinary language model; it stores nothing about images.
+It is pretrained on text alone and then frozen. `Flamingo.forward` runs its blocks with gated layers before them, so this file
+knows nothing about images.
 
-The toy LM has one organ that is not in those families: a **causal depthwise convolution** over the last tokens before
-each attention (`conv_width`, cf. "canon layers", Allen-Zhu 2025). "circle dax … circle →?" is solved by finding the token that
-FOLLOWED the last "circle"; so each position must know its predecessor. Attention learns that slowly, a convolution has it.
-
-Example, two tokens ahead of one in a cache:
-    logits, cache = lm(embeddings[:, :2], use_cache=True)      # (B, 2, V)
-    logits, cache = lm(embeddings[:, 2:], cache=cache)         # (B, 1, V), equal to position 2 of the whole
+The KV cache keeps the keys and values of earlier tokens, so that a new token costs one step and not the whole sequence again.
+Example, two tokens and then one more:
+    logits, cache = lm(lm.embed(ids[:, :2]))                   # (B, 2, V)
+    logits, cache = lm(lm.embed(ids[:, 2:]), cache=cache)      # (B, 1, V), equal to the third position of lm(lm.embed(ids))
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from .attention import attention, attention_with_shared, causal_mask, merge_heads, split_heads
-from .cache import LMCache, first_kept
+from .attention import attention, merge_heads, split_heads
 from .config import LMConfig
-from .layers import FeedForward, Linear, make_norm
-from .loss import head_loss, labelled
+from .fast import has_fast_version
+from .layers import CausalConv, FeedForward, alibi_slopes, make_norm, rotary_angles, rotate
 from .shapes import check_shape
 
 
-def rotary_angles(positions: Tensor, channels: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and ±sin, each (B, 1, L, channels): channel pair i turns by position · theta^(−2i/channels). In fp32.
+@dataclass(frozen=True)
+class KVCache:
+    """Keys and values of one block, (B, h_kv, n, d_head) each, positions already applied. Never changed in place."""
 
-    A turned pair is (a cos − b sin, b cos + a sin), so the sines of the first half have the minus already.
-    """
-    frequencies = theta ** (-torch.arange(0, channels, 2, device=positions.device).float() / channels)
-    angles = positions[:, None, :, None].float() * frequencies  # (B, 1, L, channels/2)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+    k: Tensor
+    v: Tensor
+
+    def append(self, k: Tensor, v: Tensor) -> KVCache:
+        return KVCache(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2))
+
+    def repeat(self, times: int) -> KVCache:
+        """Each row `times` times, one after the other: a b -> a a a b b b."""
+        return KVCache(self.k.repeat_interleave(times, 0), self.v.repeat_interleave(times, 0))
+
+    def reorder(self, rows: Tensor) -> KVCache:
+        return KVCache(self.k[rows], self.v[rows])
+
+    def attend(self, q: Tensor, bias: Tensor) -> Tensor:
+        """q (B, h, L, d_head), bias (B, 1 or h, L, n) -> (B, h, L, d_head)."""
+        return attention(q, self.k, self.v, bias=bias)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the first channels of each head (GPT-NeoX layout: channel i is paired with i + half); leave the others."""
-    channels = cos.shape[-1]
-    turned, rest = x[..., :channels], x[..., channels:]
-    turned = turned * cos.to(x.dtype) + turned.roll(channels // 2, dims=-1) * sin.to(x.dtype)
-    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
+@has_fast_version
+def new_kv_cache(k: Tensor, v: Tensor) -> KVCache:
+    """The cache of the first tokens of a sequence. The version in `fast.py` can share them between rows."""
+    return KVCache(k, v)
 
 
-def alibi_slopes(heads: int, alibi_max: float) -> Tensor:
-    """(h,) MPT's slopes 2^(−alibi_max·i/n), n the next power of two; for other h every second one comes first."""
-    n = 2 ** math.ceil(math.log2(heads))
-    slopes = 2.0 ** (-alibi_max * torch.arange(1, n + 1).float() / n)
-    return slopes if n == heads else torch.cat([slopes[1::2], slopes[::2]])[:heads]
+@dataclass(frozen=True)
+class LMCache:
+    """Everything the LM keeps of earlier tokens."""
+
+    blocks: tuple[tuple[KVCache, Tensor | None], ...]  # of each block: keys and values, state of the convolution
+    mask: Tensor  # (B, n) bool, False at padding
+
+    def repeat(self, times: int) -> LMCache:
+        """Each row `times` times: the same prompt for several continuations."""
+        blocks = ((kv.repeat(times), None if conv is None else conv.repeat_interleave(times, 0)) for kv, conv in self.blocks)
+        return LMCache(tuple(blocks), self.mask.repeat_interleave(times, 0))
+
+    def reorder(self, rows: Tensor) -> LMCache:
+        """New row i continues old row rows[i]. Only rows that were made from the same prompt by `repeat` may change places."""
+        blocks = ((kv.reorder(rows), None if conv is None else conv[rows]) for kv, conv in self.blocks)
+        return LMCache(tuple(blocks), self.mask[rows])
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What all blocks share in one forward pass over L tokens after n earlier ones. Made by `LM.prepare`."""
+
+    bias: Tensor  # (B, 1 or h, L, n + L), added to the attention scores: -inf where a token may not attend, and ALiBi
+    angles: tuple[Tensor, Tensor] | None  # cosines and sines of rotary positions
+    mask: Tensor  # (B, n + L) bool, False at padding
+    end: Tensor  # (B,), how many of the L tokens come before the padding on the right
 
 
 class SelfAttention(nn.Module):
-    """Causal self-attention with the families' variants: rotary, ALiBi, QK norm, grouped key heads."""
+    """Causal self-attention with the variants of the families: rotary, QK norm, grouped-query heads."""
 
-    def __init__(self, c: LMConfig):
+    def __init__(self, config: LMConfig):
         super().__init__()
-        self.config = c
-        self.to_q = Linear(c.d, c.heads * c.d_head, bias=c.attention_bias)
-        self.to_k = Linear(c.d, c.n_kv_heads * c.d_head, bias=c.attention_bias)
-        self.to_v = Linear(c.d, c.n_kv_heads * c.d_head, bias=c.attention_bias)
-        self.to_out = Linear(c.heads * c.d_head, c.d, bias=c.output_bias)
+        c = self.config = config
+        self.to_q = nn.Linear(c.d, c.n_heads * c.d_head, bias=c.attention_bias)
+        self.to_k = nn.Linear(c.d, c.kv_heads * c.d_head, bias=c.attention_bias)
+        self.to_v = nn.Linear(c.d, c.kv_heads * c.d_head, bias=c.attention_bias)
+        self.to_out = nn.Linear(c.n_heads * c.d_head, c.d, bias=c.output_bias)
         if c.qk_norm:
-            widths = (c.d, c.n_kv_heads * c.d_head) if c.qk_norm == "full" else (c.d_head, c.d_head)
+            # "full": all heads together, before they are split. "head": each head alone.
+            widths = (c.d, c.kv_heads * c.d_head) if c.qk_norm == "full" else (c.d_head, c.d_head)
             self.q_norm, self.k_norm = (make_norm(c.norm, w, c.norm_eps, c.norm_bias) for w in widths)
 
-    def forward(self, x: Tensor, angles: tuple | None, mask: Tensor | None, bias: Tensor | None, past: tuple | None):
-        """x (B, L, D) → (B, L, D), and keys and values of these tokens: `past` is `LMCache.past`, and they come behind the
-        row's own, as `Kept`; without a past, as they are.
-
-        `angles`: what rotary turns queries and keys by (`rotary_angles`); None: it does not.
-        """
+    def forward(self, x: Tensor, positions: Positions, cache: KVCache | None) -> tuple[Tensor, KVCache]:
+        """x (B, L, D) -> (B, L, D), and the cache with these tokens appended."""
         c = self.config
-        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
+        q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)  # (B, L, h*d_head)
         if c.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = split_heads(q, c.heads), split_heads(k, c.n_kv_heads), split_heads(v, c.n_kv_heads)
+        q, k, v = split_heads(q, c.n_heads), split_heads(k, c.kv_heads), split_heads(v, c.kv_heads)  # (B, h, L, d_head)
         if c.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
-        if angles is not None:
-            q, k = rotate(q, *angles), rotate(k, *angles)
-        if past is None:
-            return self.to_out(merge_heads(attention(q, k, v, mask, bias, causal=mask is None))), (k, v)
-        shared, own = past
-        kept = first_kept(k, v) if own is None else own.append(k, v)
-        if shared is None:
-            out = attention(q, kept.k, kept.v, mask, bias)
-        else:
-            out = attention_with_shared(q, shared.k, shared.v, kept.k, kept.v, mask, bias)
-        return self.to_out(merge_heads(out)), kept
-
-
-class CausalConv(nn.Module):
-    """x + depthwise convolution over the last `width` tokens, each channel alone. Starts at zero: at first it does nothing."""
-
-    def __init__(self, d: int, width: int):
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width, d))
-
-    def forward(self, x: Tensor, tail: Tensor | None, end: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """x (B, L, D); `tail` (B, width - 1, D) the inputs before it (None: zeros). Returns output and the new tail.
-
-        `end` (B,) long: behind so many tokens a row's text ends, and there its tail is taken; None: behind all.
-        """
-        width = self.weight.shape[0]
-        if tail is None:
-            tail = x.new_zeros(x.shape[0], width - 1, x.shape[2])
-        longer = torch.cat([tail, x], dim=1)  # (B, width - 1 + L, D)
-        L = x.shape[1]
-        # out_l = x_l + Σ_i weight_i · x_(l−i): weight_0 is for the token itself, weight_1 for the one before it, … As a picture
-        # of one row, because two-dimensional convolutions are the quick ones.
-        kernel = self.weight.flip(0).T[:, None, None]  # (D, 1, 1, width)
-        row = longer.transpose(1, 2)[:, :, None]  # (B, D, 1, width - 1 + L)
-        out = x + F.conv2d(row, kernel, groups=x.shape[2])[:, :, 0].transpose(1, 2)
-        if end is None:
-            return out, longer[:, L:].clone()  # not a view, which would keep the whole text in memory
-        rows, last = torch.arange(len(x), device=x.device), torch.arange(width - 1, device=x.device)
-        return out, longer[rows[:, None], end[:, None] + last]
+        if positions.angles is not None:
+            q, k = rotate(q, *positions.angles), rotate(k, *positions.angles)
+        cache = new_kv_cache(k, v) if cache is None else cache.append(k, v)
+        return self.to_out(merge_heads(cache.attend(q, positions.bias))), cache
 
 
 class Block(nn.Module):
     """One pre-norm decoder block."""
 
-    def __init__(self, c: LMConfig):
+    def __init__(self, config: LMConfig):
         super().__init__()
-        self.parallel = c.parallel_residual
+        c = self.config = config
         self.attn_norm = make_norm(c.norm, c.d, c.norm_eps, c.norm_bias)
         self.conv = CausalConv(c.d, c.conv_width) if c.conv_width else None
         self.attn = SelfAttention(c)
@@ -142,39 +129,42 @@ class Block(nn.Module):
         self.mlp = FeedForward(c.d, c.d_ff or 4 * c.d, c.activation, c.mlp_bias, c.gated_mlp)
         self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, x, angles, mask, bias, keep, end, past, tail, at=None):
-        """`keep` (B, L, 1) is 0 at padding: what the convolution must not carry into the text beside it.
-
-        `at` (B, L) bool: the result is that of these positions alone, (number of True, D); None: of all, (B, L, D).
-        """
+    def forward(self, x: Tensor, positions: Positions, cache: tuple[KVCache, Tensor | None] | None = None):
+        """x (B, L, D) -> (B, L, D), and the block's new cache: (KVCache, convolution state)."""
+        kv, conv = cache or (None, None)
         y = self.attn_norm(x)
         if self.conv is not None:
-            y, tail = self.conv(y if keep is None else y * keep, tail, end)
-        attended, kv = self.attn(y, angles, mask, bias, past)
-        if at is not None:  # in the last block: what nobody reads need not be thought to its end
-            x, attended = x[at], attended[at]
-        drop = self.dropout if self.training else lambda x: x
-        if self.parallel:
-            return x + drop(attended) + drop(self.mlp(self.mlp_norm(x))), kv, tail
-        x = x + drop(attended)
-        return x + drop(self.mlp(self.mlp_norm(x))), kv, tail
+            # Padding must not leak into the tokens next to it. The attention is masked; the convolution needs zeros.
+            real = positions.mask[:, -x.shape[1] :, None].to(x.dtype)  # (B, L, 1)
+            y, conv = self.conv(y * real, conv, positions.end)
+        attended, kv = self.attn(y, positions, kv)
+        attended = self.dropout(attended)
+        if self.config.parallel_residual:  # GPT-NeoX: both branches read the same x
+            return x + attended + self.dropout(self.mlp(self.mlp_norm(x))), (kv, conv)
+        x = x + attended
+        return x + self.dropout(self.mlp(self.mlp_norm(x))), (kv, conv)
+
+
+@has_fast_version
+def next_token_loss(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:
+    """Language modelling: position l predicts token l + 1, and only labelled tokens count (paper section 2.4).
+
+        loss = - mean over labelled l of  log softmax(logits_(l-1))[label_l]
+
+    Args:
+        head: hidden states -> logits.
+        hidden: (B, L, D).
+        labels: (B, L), -100 where no loss is counted. Example [-100, 5, 7, -100]: position 0 predicts 5, position 1 predicts 7.
+            Without any label the loss is 0, not NaN.
+    """
+    # The first token is predicted by no position, and the last position predicts no known token. Softmax in fp32.
+    logits, targets = head(hidden[:, :-1]).float(), labels[:, 1:]  # (B, L-1, V), (B, L-1)
+    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    return total / (targets != -100).sum().clamp_min(1)
 
 
 class LM(nn.Module):
-    """A decoder-only language model.
-
-    Args of `forward`:
-        embeddings: (B, L, D), from `lm.embed(ids)`; positions are added here, never by the caller.
-        attention_mask: (B, L) bool, False at padding, left or right; None: no padding.
-        cache: what came before these tokens, from an earlier call.
-        before_block: `x = before_block(i, x)` is applied in front of block i.
-        use_cache: return a cache that includes these tokens (always so when one was given).
-        at: (B, L) bool, the positions whose logits are wanted; None: all of them.
-    Returns:
-        logits (B, L, V), with `at` (number of True, V), and the cache or None.
-    Raises:
-        ValueError: more tokens than `max_length`, or shapes that do not fit.
-    """
+    """A decoder-only language model."""
 
     def __init__(self, config: LMConfig):
         super().__init__()
@@ -182,116 +172,81 @@ class LM(nn.Module):
         self.embed = nn.Embedding(c.vocab_size, c.d)
         if c.position == "learned":
             self.position_embed = nn.Embedding(c.max_length + c.position_offset, c.d)
-        self.blocks = nn.ModuleList(Block(c) for _ in range(c.layers))
+        self.blocks = nn.ModuleList(Block(c) for _ in range(c.n_layers))
         self.final_norm = make_norm(c.norm, c.d, c.norm_eps, c.norm_bias)
-        self.head = Linear(c.d, c.vocab_size, bias=c.head_bias)
-        self.apply(self._init)
+        self.head = nn.Linear(c.d, c.vocab_size, bias=c.head_bias)
+        # GPT-2's initialisation: small normal weights, zero biases.
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
         if c.tied_head:
             self.head.weight = self.embed.weight
-        for block in self.blocks:  # GPT-2: what is added to the residual stream shrinks with the number of additions
+        # Each block adds twice to the residual stream. Smaller output weights keep the sum from growing with the depth.
+        for block in self.blocks:
             for linear in (block.attn.to_out, block.mlp.out):
-                nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * c.layers))
+                nn.init.normal_(linear.weight, std=0.02 / math.sqrt(2 * c.n_layers))
 
-    @staticmethod
-    def _init(module: nn.Module) -> None:
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
-        if isinstance(module, nn.Linear) and module.bias is not None:
-            nn.init.zeros_(module.bias)
+    def remaining_context(self, n_tokens: int) -> float:
+        """How many more tokens fit after `n_tokens`. Infinite if `max_length` is None."""
+        return math.inf if self.config.max_length is None else self.config.max_length - n_tokens
 
-    def forward(
-        self,
-        embeddings: Tensor,
-        attention_mask: Tensor | None = None,
-        cache: LMCache | None = None,
-        before_block: Callable[[int, Tensor], Tensor] | None = None,
-        use_cache: bool = False,
-        at: Tensor | None = None,
-    ) -> tuple[Tensor, LMCache | None]:
-        hidden, cache = self.read(embeddings, attention_mask, cache, before_block, use_cache, at)
-        return self.head(hidden), cache
+    def prepare(self, x: Tensor, attention_mask: Tensor | None, cache: LMCache | None) -> tuple[Tensor, Positions]:
+        """Token embeddings (B, L, D) -> the input of the first block, and the positions and mask that all blocks share.
 
-    def read(
-        self,
-        embeddings: Tensor,
-        attention_mask: Tensor | None = None,
-        cache: LMCache | None = None,
-        before_block: Callable[[int, Tensor], Tensor] | None = None,
-        use_cache: bool = False,
-        at: Tensor | None = None,
-        recompute: bool = False,
-    ) -> tuple[Tensor, LMCache | None]:
-        """All of `forward` but the head: (B, L, D), or (number of True in `at`, D), normed.
-
-        recompute: in training, keep only what enters each block and compute the rest once more in the backward pass
-        (activation checkpointing): a fraction of the memory for a third more time. The gradients are the same.
+        Raises:
+            ValueError: the embeddings have another width, or the sequence is longer than `max_length`.
         """
-        c, x = self.config, embeddings
-        sizes = check_shape(x, "B L D", "embeddings", D=c.d)
-        B, L = sizes["B"], sizes["L"]
-        past = cache.length if cache else 0
-        if self.room(past) < L:
-            raise ValueError(f"{past + L} tokens, but the language model's context is {c.max_length}: use fewer shots")
+        c, device = self.config, x.device
+        check_shape(x, "B L D", "embeddings", D=c.d)
+        B, L, _ = x.shape
+        new = torch.ones(B, L, dtype=torch.bool, device=device) if attention_mask is None else attention_mask
+        real = new if cache is None else torch.cat([cache.mask, new], dim=1)  # (B, n + L): earlier tokens, then these
+        total = real.shape[1]
+        if c.max_length is not None and total > c.max_length:
+            raise ValueError(f"the sequence has {total} tokens, but the LM's context is {c.max_length}: use fewer shots")
 
-        new = torch.ones(B, L, dtype=torch.bool, device=x.device) if attention_mask is None else attention_mask.bool()
-        padded = attention_mask is not None and not bool(new.all())
-        real = torch.cat([cache.mask, new], dim=1) if cache else new
-        check_shape(real, "B L", "attention_mask (with cache)", B=B, L=past + L)
-        if cache and padded and c.conv_width and bool(((new[:, 1:] & ~new[:, :-1]).any(1) & cache.mask.any(1)).any()):
-            raise ValueError("behind a cache, padding stands on the right: the convolution must see what came just before")
-        # Position = number of real tokens before; so padding moves nothing, wherever it stands.
-        everywhere = (real.long().cumsum(1) - 1).clamp_min(0)  # (B, past + L)
-        positions = everywhere[:, past:]
+        # A token's position is the number of real tokens before it. So padding shifts nothing, wherever it is.
+        key_positions = (real.long().cumsum(1) - 1).clamp_min(0)  # (B, n + L)
+        query_positions = key_positions[:, -L:]  # (B, L)
 
-        # Padding behind a text is seen by no token of it: then plain causal attention is the same, and needs no mask.
-        if padded and not past and c.position != "alibi" and bool(new[:, 0].all() and (new[:, 1:] <= new[:, :-1]).all()):
-            padded = False
-        mask = None  # None: plain causal, which the fused kernel knows by itself
-        if padded or c.position == "alibi" or (past and (L > 1 or not bool(real.all()))):
-            mask = causal_mask(L, past + L, x.device) & real[:, None, None, :]  # (B, 1, L, past + L)
-        bias = None
+        # The mask: token l attends to real tokens up to itself. Row l of these L queries is key n + l of all keys.
+        up_to_itself = torch.ones(L, total, dtype=torch.bool, device=device).tril(total - L)  # (L, n + L)
+        itself = up_to_itself.triu(total - L)  # only the diagonal
+        # Padding attends at least to itself: a row without any key would be 0/0 in the softmax.
+        allowed = up_to_itself & real[:, None, None, :] | itself  # (B, 1, L, n + L)
+        bias = torch.zeros(allowed.shape, dtype=x.dtype, device=device).masked_fill(~allowed, -math.inf)
         if c.position == "alibi":
-            distance = (everywhere[:, None, :] - positions[:, :, None])[:, None]  # (B, 1, L, past + L)
-            distance = distance if padded or past else distance[:1]
-            bias = (alibi_slopes(c.heads, c.alibi_max).to(x.device)[:, None, None] * distance).to(x.dtype)
-        keep = new[..., None].to(x.dtype) if padded else None
-        end = last_real(new) + 1 if c.conv_width and attention_mask is not None and (use_cache or cache) else None
+            distance = (key_positions[:, None, :] - query_positions[:, :, None])[:, None]  # (B, 1, L, n + L), <= 0
+            bias = bias + (alibi_slopes(c.n_heads, c.alibi_max).to(device)[:, None, None] * distance).to(x.dtype)
 
+        angles = None
         if c.position == "learned":
-            x = x + self.position_embed(positions + c.position_offset)
-        rotary = c.position == "rotary"  # the same angles in every block
-        angles = rotary_angles(positions, int(c.d_head * c.rotary_pct), c.rotary_theta) if rotary else None
-        kvs, tails = [], []
+            x = x + self.position_embed(query_positions + c.position_offset)
+        if c.position == "rotary":
+            angles = rotary_angles(query_positions, int(c.d_head * c.rotary_pct), c.rotary_theta)
+        # The index after the last real token: the largest of 1 ... L among the real ones.
+        end = (new * torch.arange(1, L + 1, device=device)).amax(1)  # (B,)
+        return x, Positions(bias, angles, real, end)
 
-        def one(i: int, x: Tensor):
-            layer_past, tail = (cache.past(i), cache.tails[i]) if cache else (None, None)
-            x = x if before_block is None else before_block(i, x)
-            last = i == len(self.blocks) - 1
-            return self.blocks[i](x, angles, mask, bias, keep, end, layer_past, tail, at if last else None)
+    def forward(self, embeddings: Tensor, attention_mask: Tensor | None = None, cache: LMCache | None = None, head=None):
+        """Text alone: logits (B, L, V), and the cache that includes these tokens.
 
-        for i in range(len(self.blocks)):
-            x, kv, tail = checkpoint(one, i, x, use_reentrant=False) if recompute else one(i, x)
-            kvs.append(kv)
-            tails.append(tail)
-        hidden = self.final_norm(x)
-        if cache:
-            return hidden, LMCache(cache.shared, tuple(kvs), tuple(tails), real)
-        if not use_cache:
-            return hidden, None
-        return hidden, LMCache(None, tuple(first_kept(*kv) for kv in kvs), tuple(tails), real)
-
-    def room(self, tokens: int) -> float:
-        """How many more tokens its context holds behind that many. Infinite where `max_length` is None."""
-        return math.inf if self.config.max_length is None else self.config.max_length - tokens
+        Args:
+            embeddings: (B, L, D), from `lm.embed(ids)`. Positions are added here.
+            attention_mask: (B, L) bool, False at padding. None: no padding.
+            cache: from an earlier call; these tokens come after it.
+            head: what to apply to the final hidden states. None: the LM's own output layer.
+        """
+        x, positions = self.prepare(embeddings, attention_mask, cache)
+        blocks = []
+        for i, block in enumerate(self.blocks):
+            x, block_cache = block(x, positions, cache and cache.blocks[i])
+            blocks.append(block_cache)
+        return (head or self.head)(self.final_norm(x)), LMCache(tuple(blocks), positions.mask)
 
     def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """Mean negative log-likelihood per labelled token. ids, labels (B, L); labels[l] is of ids[l]; −100: not counted."""
-        at, targets = labelled(labels)
-        trained = [p for p in self.head.parameters() if p.requires_grad]
-        return head_loss(self.head, trained, self.read(self.embed(ids), at=at)[0], targets)
-
-
-def last_real(mask: Tensor) -> Tensor:
-    """mask (B, L) bool → (B,) long, the place of the last True of each row; −1 if there is none."""
-    places = torch.arange(mask.shape[1], device=mask.device)
-    return places.where(mask, places.new_tensor(-1)).amax(1)
+        """The mean negative log-likelihood per labelled token of ids, labels (B, L). See `next_token_loss`."""
+        hidden, _ = self(self.embed(ids), head=nn.Identity())
+        return next_token_loss(self.head, hidden, labels)

@@ -1,130 +1,134 @@
-"""The Perceiver Resampler: however many frames and patches go in, R visual tokens come out (paper §2.1, fig. 5).
+"""The Perceiver Resampler (paper section 2.1, figure 5): any number of image features in, R visual tokens out.
 
-    features = features + time_embeddings[t]             one per frame; flattened to T·S rows
-    repeat:  latents = latents + attention(q = latents, kv = [features, latents])
-             latents = latents + ffw(latents)
+The vision encoder returns S feature vectors per frame, so a video of T frames has T*S of them. Cross-attention from text to
+thousands of vectors would be expensive, and its cost would depend on the input. The resampler compresses them to a fixed R:
 
-Keys and values come from the features AND the latents. No spatial positions are added: the eye's features carry them.
-A video longer than those of training has its time embeddings interpolated linearly, so 4 learned ones serve 8 frames:
+    features = features + time_embeddings[t]                                                      one per frame
+    latents  = latents + attention(queries = latents, keys and values = [features, latents])
+    latents  = latents + feed_forward(latents)                                                    repeated for each layer
 
-    frame of 8      0     1     2     3     4     5     6     7
-    place among 4   0    .43   .86  1.29  1.71  2.14  2.57   3          time_embedding(1) = .57·e0 + .43·e1
+The R latents are parameters: R questions that the model learned to ask about every image or video. An image is a video with
+T = 1. No spatial positions are added: the features of the vision encoder already carry them.
 
-Example: 2 pictures of 16 patches → features (2, 1, 16, 128) → visual tokens (2, 8, 128).
-
-Table 3 compares it with two others of as many parameters, here `kind`. "transformer": features and latents all ask and all
-answer, (T·S + R)² scores a head in the place of R · (T·S + R). "mlp": each feature thinks alone and none looks at another; a
-visual token is the mean of an R-th part of them, so of 16 patches and R = 8 each is the mean of two neighbours.
+Example, R = 8 latents of width D = 96 and a video of 4 frames with 16 patches each:
+    features (1, 4, 16, 96)  ->  add a time embedding to each frame  ->  flatten (1, 64, 96)  ->  visual tokens (1, 8, 96)
 """
 
-from __future__ import annotations
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attention, merge_heads, split_heads
 from .config import ResamplerConfig
-from .layers import FeedForward, Linear, LinearInTwo
+from .layers import FeedForward
 from .shapes import check_shape
 
 
 class ResamplerLayer(nn.Module):
-    """Latents look at features and at each other, then each thinks alone. Bias-free, norms on both sides of the attention."""
-
-    def __init__(self, c: ResamplerConfig):
-        super().__init__()
-        inner = c.heads * c.d_head
-        self.heads = c.heads
-        self.norm_media, self.norm_latents = nn.LayerNorm(c.d), nn.LayerNorm(c.d)
-        self.to_q = Linear(c.d, inner, bias=False)
-        self.to_kv = LinearInTwo(c.d, 2 * inner, bias=False)  # rows of k, then rows of v
-        self.to_out = Linear(inner, c.d, bias=False)
-        self.q_norm, self.k_norm = (nn.LayerNorm(c.d_head) if c.qk_norm else nn.Identity() for _ in range(2))
-        self.ff_norm = nn.LayerNorm(c.d)
-        self.ff = FeedForward(c.d, c.ff_mult * c.d, c.activation)
-
-    def project(self, latents: Tensor, features: Tensor) -> list[Tensor]:
-        """latents (M, R, D), features (M, T·S, D) → q (M, h, R, d), k and v (M, h, T·S + R, d)."""
-        normed = self.norm_latents(latents)
-        k, v = self.to_kv(torch.cat([self.norm_media(features), normed], dim=1))
-        q, k, v = (split_heads(t, self.heads) for t in (self.to_q(normed), k, v))
-        return [self.q_norm(q), self.k_norm(k), v]
-
-    def forward(self, latents: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """latents (M, R, D), features (M, T·S, D), mask (M, 1, 1, T·S + R) bool or None."""
-        latents = latents + self.to_out(merge_heads(attention(*self.project(latents, features), mask)))
-        return latents + self.ff(self.ff_norm(latents))
-
-
-class DenseLayer(nn.Module):
-    """kind="mlp": a layer without attention, whose parameters make the feed-forward block wider."""
-
-    def __init__(self, c: ResamplerConfig):
-        super().__init__()
-        inner = 2 * c.heads * c.d_head + c.ff_mult * c.d  # to_q, to_kv and to_out are 4 D·inner, a block's two matrices 2
-        self.ff_norm = nn.LayerNorm(c.d)
-        self.ff = FeedForward(c.d, inner, c.activation)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.ff(self.ff_norm(x))
-
-
-class PerceiverResampler(nn.Module):
-    """features (M, T, S, D) of M images or videos → visual tokens (M, R, D).
-
-    `frames` (M,) long says how many of the T frames are real (None: all); the others are padding and change nothing.
-    """
+    """One layer: attention of the latents, then a feed-forward block, each with a residual connection."""
 
     def __init__(self, config: ResamplerConfig):
         super().__init__()
-        c = self.config = config
-        if c.kind != "mlp":
-            self.latents = nn.Parameter(torch.randn(c.n_latents, c.d))
-        if c.n_time_embeddings:
-            self.time_embeddings = nn.Parameter(torch.randn(c.n_time_embeddings, c.d) * 0.1)
-        layer = DenseLayer if c.kind == "mlp" else ResamplerLayer
-        self.layers = nn.ModuleList(layer(c) for _ in range(c.layers))
-        self.final_norm = nn.LayerNorm(c.d)
+        self.n_heads = config.n_heads
+        inner = config.n_heads * config.d_head  # may differ from config.d: IDEFICS has 16 heads of 96 at width 1280
+        # Features and latents come from different distributions, so each has its own norm.
+        self.norm_features, self.norm_latents = nn.LayerNorm(config.d), nn.LayerNorm(config.d)
+        # No biases in the projections: published checkpoints (OpenFlamingo, IDEFICS) have none.
+        self.to_q = nn.Linear(config.d, inner, bias=False)
+        self.to_kv = nn.Linear(config.d, 2 * inner, bias=False)  # one matrix: first half keys, second half values
+        self.to_out = nn.Linear(inner, config.d, bias=False)
+        # IDEFICS normalises the queries and keys of each head. For all others these two do nothing.
+        self.q_norm = nn.LayerNorm(config.d_head) if config.qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(config.d_head) if config.qk_norm else nn.Identity()
+        self.ff_norm = nn.LayerNorm(config.d)
+        self.ff = FeedForward(config.d, config.ff_mult * config.d, config.activation)
 
-    def time_embedding(self, n_frames: int) -> Tensor:
-        """(n_frames, D): the first learned rows, or all of them interpolated when the video is longer. None learned: zero."""
-        if not self.config.n_time_embeddings:
-            return self.final_norm.weight.new_zeros(n_frames, self.config.d)
-        learned = self.time_embeddings
-        if n_frames <= learned.shape[0]:
-            return learned[:n_frames]
-        return F.interpolate(learned.T[None], size=n_frames, mode="linear", align_corners=True)[0].T
+    def forward(self, latents: Tensor, features: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Update the latents.
 
-    def means(self, features: Tensor) -> Tensor:
-        """features (M, T·S, D), in order → (M, R, D), the mean of each R-th part of them."""
-        return F.adaptive_avg_pool1d(features.transpose(1, 2), self.config.n_latents).transpose(1, 2)
+        Args:
+            latents: (M, R, D).
+            features: (M, T*S, D), time embeddings already added.
+            mask: (M, 1, 1, T*S + R) bool, False at padded frames. None: attend to everything.
+        Returns:
+            (M, R, D).
+        """
+        x = self.norm_latents(latents)  # pre-norm: the residual path below stays unnormalised
+
+        # Keys and values come from the features AND the latents (figure 5). With the latents among the keys, a latent can
+        # keep what it has: it attends to itself when the image has nothing to add.
+        context = torch.cat([self.norm_features(features), x], dim=1)  # (M, T*S + R, D)
+
+        q = split_heads(self.to_q(x), self.n_heads)  # (M, h, R, d_head)
+        k, v = self.to_kv(context).chunk(2, dim=-1)  # (M, T*S + R, h*d_head) each
+        k, v = split_heads(k, self.n_heads), split_heads(v, self.n_heads)  # (M, h, T*S + R, d_head)
+
+        # The latents attend to each other without a causal mask: they have no order.
+        out = attention(self.q_norm(q), self.k_norm(k), v, mask)  # (M, h, R, d_head)
+        latents = latents + self.to_out(merge_heads(out))  # (M, R, D)
+        return latents + self.ff(self.ff_norm(latents))
+
+
+class PerceiverResampler(nn.Module):
+    """Compress the features of M images or videos, (M, T, S, D), to visual tokens (M, R, D)."""
+
+    def __init__(self, config: ResamplerConfig):
+        super().__init__()
+        self.config = config
+        self.latents = nn.Parameter(torch.randn(config.n_latents, config.d))
+        # One embedding per FRAME, not per patch. Without it, reversing a video would change nothing, because attention ignores
+        # the order of its keys.
+        if config.n_time_embeddings:
+            self.time_embeddings = nn.Parameter(0.1 * torch.randn(config.n_time_embeddings, config.d))
+        self.layers = nn.ModuleList(ResamplerLayer(config) for _ in range(config.n_layers))
+        self.final_norm = nn.LayerNorm(config.d)
+
+    def time_embedding(self, n_frames: Tensor, T: int) -> Tensor:
+        """The embedding of each frame: n_frames (M,), of at most T frames -> (M, T, D).
+
+        A video that is not longer than those of training uses the first embeddings. For a longer one all of them are stretched
+        by linear interpolation: the paper trains with 8 frames and evaluates with 30. With 4 learned embeddings and 7 frames:
+
+            frame        0    1    2    3    4    5    6
+            position     0   0.5   1   1.5   2   2.5   3        frame 3 gets 0.5 * embedding 1 + 0.5 * embedding 2
+        """
+        learned = self.time_embeddings  # (K, D)
+        K = len(learned)
+        if T <= K:
+            return learned[:T].expand(len(n_frames), T, -1)
+        step = torch.where(n_frames > K, (K - 1) / (n_frames - 1).clamp_min(1), 1.0)  # (M,) from one frame to the next
+        position = (step[:, None] * torch.arange(T, device=learned.device)).clamp_max(K - 1)  # (M, T), 0 ... K - 1
+        left = position.long()  # rounds down
+        right = (left + 1).clamp_max(K - 1)
+        weight = (position - left)[..., None].to(learned.dtype)  # (M, T, 1): how far the frame is from its left neighbour
+        return (1 - weight) * learned[left] + weight * learned[right]
 
     def forward(self, features: Tensor, frames: Tensor | None = None) -> Tensor:
-        sizes = check_shape(features, "M T S D", "features", D=self.config.d)
-        M, T, S = sizes["M"], sizes["T"], sizes["S"]
+        """features (M, T, S, D) -> visual tokens (M, R, D).
+
+        Args:
+            frames: (M,), how many of the T frames are real; the others are padding and change nothing. None: all.
+        Raises:
+            ValueError: the features do not have width D.
+        """
+        check_shape(features, "M T S D", "features", D=self.config.d)
+        M, T, S, _ = features.shape
+        R = self.config.n_latents
+        n_frames = torch.full((M,), T, device=features.device) if frames is None else frames
+
+        if self.config.n_time_embeddings:
+            # The same embedding for all S patches of a frame: (M, T, D) -> (M, T, 1, D).
+            features = features + self.time_embedding(n_frames, T)[:, :, None]
+        # From here on there are no frames any more, only a set of T*S vectors.
+        features = features.flatten(1, 2)  # (M, T, S, D) -> (M, T*S, D)
+
         mask = None
-        if frames is None or bool((frames == T).all()):
-            times = self.time_embedding(T)[None]  # (1, T, D)
-        else:
-            # Videos of different lengths: each has its own embeddings, zero behind its end, and a mask over its keys.
-            longest = [F.pad(self.time_embedding(n), (0, 0, 0, T - n)) for n in frames.tolist()]
-            times = torch.stack(longest)  # (M, T, D)
+        if frames is not None:
+            # A latent may attend to the patches of real frames, and always to the R latents.
             real = torch.arange(T, device=features.device) < frames[:, None]  # (M, T)
-            real = F.pad(real.repeat_interleave(S, dim=1), (0, self.config.n_latents), value=True)
-            mask = real[:, None, None, :]  # (M, 1, 1, T·S + R)
-        features = (features + times[:, :, None, :]).flatten(1, 2)  # (M, T, S, D) → (M, T·S, D)
-        if self.config.kind == "mlp":
-            for layer in self.layers:
-                features = layer(features)
-            if mask is None:
-                return self.final_norm(self.means(features))
-            ends = (frames * S).tolist()
-            return self.final_norm(torch.cat([self.means(x[None, :end]) for x, end in zip(features, ends)]))
-        latents = self.latents.expand(M, -1, -1)
-        if self.config.kind == "transformer":
-            # Whoever is among the latents asks and answers: so all are, and nothing stands beside them.
-            latents, features = torch.cat([features, latents], dim=1), features[:, :0]
+            real = real.repeat_interleave(S, dim=1)  # (M, T*S)
+            mask = torch.cat([real, real.new_ones(M, R)], dim=1)[:, None, None]  # (M, 1, 1, T*S + R)
+
+        latents = self.latents.expand(M, -1, -1)  # every image starts from the same R latents
         for layer in self.layers:
             latents = layer(latents, features, mask)
-        return self.final_norm(latents[:, -self.config.n_latents :])
+        return self.final_norm(latents)

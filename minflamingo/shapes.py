@@ -1,37 +1,39 @@
-"""The letters that every shape in this package is written with, and one function that checks them.
+"""The letters that describe tensor shapes in this package, and one function that checks shapes.
 
-    B  batch                             S  spatial tokens (patches) of one frame
+    B  batch size                        S  spatial tokens (patches) of one frame
     N  images or videos in a sequence    R  latents = visual tokens of one image or video
     T  frames of a video (image: 1)      L  text tokens
-    C, H, W  channels, height, width     D  width of a model       h  heads       V  vocabulary
+    C, H, W  channels, height, width     D  width of a model       h  attention heads       V  vocabulary size
 
-Comments behind a line give the shape of what it makes: `x = to_q(x)  # (B, L, h*d)`.
+A comment at the end of a line gives the shape of the result: `q = to_q(x)  # (B, L, h*d_head)`.
+M stands for a merged batch: M = B*N images are encoded as if they were one batch.
 
 Example:
     >>> check_shape(torch.zeros(2, 8, 96), "B R D", "latents", D=96)
-    {'B': 2, 'R': 8, 'D': 96}
+    {'D': 96, 'B': 2, 'R': 8}
     >>> check_shape(torch.zeros(2, 8, 96), "B R D", "latents", D=64)
     ValueError: latents: expected shape (B, R, D=64), got (2, 8, 96)
 """
-
-from __future__ import annotations
 
 from torch import Tensor
 
 
 def check_shape(x: Tensor, letters: str, name: str, **sizes: int) -> dict[str, int]:
-    """Check that `x` has one axis per letter, and the given `sizes` where they are given; return all sizes by letter.
+    """Check that `x` has one axis per letter and the given `sizes`.
 
     A letter that appears twice must have the same size both times.
 
+    Returns:
+        The size of every letter.
     Raises:
-        ValueError: names the tensor, what was expected and what came.
+        ValueError: names the tensor, the expected shape and the actual shape.
     """
     axes = letters.split()
     found = dict(sizes)
     fits = x.dim() == len(axes)
     if fits:
         for letter, size in zip(axes, x.shape):
+            # setdefault stores the size of a new letter and returns the known size of an old one
             fits &= found.setdefault(letter, size) == size
     if not fits:
         expected = ", ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes)

@@ -1,21 +1,14 @@
-"""The eye: a Vision Transformer that turns one picture into S feature vectors, one per patch.
+"""The vision encoder: a Vision Transformer (ViT) that turns one image into S feature vectors, one per patch.
 
-    pixels (B, C, H, W) → patches → + positions → blocks → features (B, S, D)
+    pixels (B, 3, H, W)  ->  patches  ->  + positions  ->  blocks  ->  features (B, S, D)
 
-The paper's eye is an NFNet-F6 whose last 2-D grid of features is flattened to S vectors (§2.1); every open Flamingo uses a
-CLIP ViT instead, and so do we. The config covers CLIP's ViT-B/32 … ViT-H/14 (class token, LayerNorm before the blocks,
-QuickGELU or GELU). Any other `nn.Module` that returns (B, S, D) can take its place: Flamingo asks for nothing more.
+The paper uses an NFNet-F6 and flattens its final 2-D grid of features to S vectors (section 2.1). Every open Flamingo uses a
+CLIP ViT instead, and so do we. The config covers CLIP's ViT-B/32 ... ViT-H/14. Any other module that returns (B, S, D) can
+take its place, because Flamingo needs nothing else from it.
 
-For pictures of 48 pixels there is the convolutional stem (`stem="conv"`): patch 12 = 3·2·2 becomes small
-convolutions of these strides, which learn strokes and corners much sooner than one 12×12 matrix does (Xiao et al. 2021).
-
-Example: 48×48 pixels, patch 12 → a grid of 4×4 → features (B, 16, 128). With a class token the first of 17 is the class.
-
-An eye can be given larger pictures than it was trained on (`enlarge`; the paper's fine-tuning does so, §3.2): the patches stay
-as they are, there are more of them, and the positions are stretched over the finer grid.
+Example: 48 x 48 pixels, patches of 12 -> a grid of 4 x 4 -> features (B, 16, 96).
+With a class token there are 17 features; the first is the class token.
 """
-
-from __future__ import annotations
 
 from dataclasses import replace
 
@@ -30,26 +23,27 @@ from .shapes import check_shape
 
 
 class EncoderBlock(nn.Module):
-    """A pre-norm block in which everyone sees everyone (or, with `mask`, whatever is not padding)."""
+    """A pre-norm Transformer block in which every patch attends to every patch."""
 
-    def __init__(self, d: int, heads: int, d_ff: int, activation: str, eps: float = 1e-5):
+    def __init__(self, config: VisionConfig):
         super().__init__()
-        self.heads = heads
-        self.attn_norm = nn.LayerNorm(d, eps=eps)
+        d = config.d
+        self.n_heads = config.n_heads
+        self.attn_norm = nn.LayerNorm(d, eps=config.norm_eps)
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(d, d) for _ in range(4))
-        self.mlp_norm = nn.LayerNorm(d, eps=eps)
-        self.mlp = FeedForward(d, d_ff, activation, bias=True)
+        self.mlp_norm = nn.LayerNorm(d, eps=config.norm_eps)
+        self.mlp = FeedForward(d, config.d_ff or 4 * d, config.activation, bias=True)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x (B, S, D); mask bool, broadcastable to (B, h, S, S)."""
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (B, S, D)."""
         y = self.attn_norm(x)
-        q, k, v = (split_heads(to(y), self.heads) for to in (self.to_q, self.to_k, self.to_v))
-        x = x + self.to_out(merge_heads(attention(q, k, v, mask)))
+        q, k, v = (split_heads(to(y), self.n_heads) for to in (self.to_q, self.to_k, self.to_v))  # (B, h, S, d_head)
+        x = x + self.to_out(merge_heads(attention(q, k, v)))  # no mask: an image has no order in time
         return x + self.mlp(self.mlp_norm(x))
 
 
 def prime_factors(n: int) -> list[int]:
-    """12 → [3, 2, 2], the largest first."""
+    """The prime factors of n, largest first: 12 -> [3, 2, 2]."""
     for p in range(2, n + 1):
         if n % p == 0:
             return [*prime_factors(n // p), p]
@@ -57,19 +51,21 @@ def prime_factors(n: int) -> list[int]:
 
 
 def conv_stem(patch_size: int, d: int) -> nn.Sequential:
-    """Convolutions whose strides multiply to `patch_size`: (B, 3, H, W) → (B, d, H/patch, W/patch).
+    """Small convolutions whose strides multiply to `patch_size`: (B, 3, H, W) -> (B, d, H/patch, W/patch).
 
-    Patch 12 = 3·2·2: channels 3 → d/3 → 2d/3 → 2d/3 → d, the third without a stride, so that letters are looked at once more
-    before the picture becomes a coarse grid. BatchNorm is what makes this quick: with it small figures are read after 200
-    steps, without any norm after thousands. The eye is frozen later, and its statistics with it.
+    One large convolution learns strokes and corners slowly; a few small ones learn them early (Xiao et al. 2021). For patch 12
+    = 3 * 2 * 2 the channels are 3 -> d/3 -> 2d/3 -> 2d/3 -> d. The third convolution has stride 1: it processes letters once
+    more before the grid becomes coarse. With BatchNorm this learns in hundreds of steps instead of thousands. The vision
+    encoder is frozen later and stays in evaluation mode, so its batch statistics are frozen too.
     """
     strides = prime_factors(patch_size)
     widths = [d // 3, *[2 * d // 3] * (len(strides) - 2), d][-len(strides) :]
     plan = list(zip(widths, strides))
-    plan.insert(-1, (2 * d // 3, 1))
+    plan.insert(-1, (2 * d // 3, 1))  # the convolution of stride 1, before the last one
     layers, channels = [], 3
     for i, (width, stride) in enumerate(plan):
         kernel = max(5 if i == 0 else 3, stride)
+        # This padding makes the output exactly `stride` times smaller than the input.
         conv = nn.Conv2d(channels, width, kernel, stride, padding=(kernel - stride + 1) // 2, bias=False)
         layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
         channels = width
@@ -77,11 +73,7 @@ def conv_stem(patch_size: int, d: int) -> nn.Sequential:
 
 
 class ViT(nn.Module):
-    """pixels (B, 3, H, W), prepared (see `data/images.py`) → features (B, S, D), the class token first where it is kept.
-
-    Raises:
-        ValueError: pixels of another size.
-    """
+    """Preprocessed pixels (B, 3, H, W) -> features (B, S, D), the class token first if it is kept."""
 
     def __init__(self, config: VisionConfig):
         super().__init__()
@@ -89,62 +81,68 @@ class ViT(nn.Module):
         if c.stem == "conv":
             self.patches = conv_stem(c.patch_size, c.d)
         else:
+            # Stride = kernel size, so the patches do not overlap: each is one linear map of its pixels.
             self.patches = nn.Conv2d(3, c.d, kernel_size=c.patch_size, stride=c.patch_size, bias=False)
         if c.class_token:
             self.class_token = nn.Parameter(torch.randn(c.d) * c.d**-0.5)
+        # One learned position per patch. Without it the image would be a bag of patches, because attention has no order.
         self.positions = nn.Parameter(torch.randn(c.n_patches + c.class_token, c.d) * c.d**-0.5)
         self.pre_norm = nn.LayerNorm(c.d, eps=c.norm_eps) if c.pre_norm else nn.Identity()
-        d_ff = c.d_ff or 4 * c.d
-        self.blocks = nn.ModuleList(EncoderBlock(c.d, c.heads, d_ff, c.activation, c.norm_eps) for _ in range(c.layers))
+        self.blocks = nn.ModuleList(EncoderBlock(c) for _ in range(c.n_layers))
         self.post_norm = nn.LayerNorm(c.d, eps=c.norm_eps) if c.post_norm else nn.Identity()
 
     def forward(self, pixels: Tensor) -> Tensor:
-        size = self.config.image_size
-        check_shape(pixels, "B C H W", "pixels", C=3, H=size, W=size)
-        x = self.patches(pixels).flatten(2).transpose(1, 2)  # (B, D, H/p, W/p) → (B, S, D)
-        if self.config.class_token:
+        """Encode a batch of images.
+
+        Raises:
+            ValueError: the pixels do not have the size of the config.
+        """
+        c = self.config
+        check_shape(pixels, "B C H W", "pixels", C=3, H=c.image_size, W=c.image_size)
+        # The grid is flattened row by row: patch (row, column) becomes feature row * grid + column.
+        x = self.patches(pixels).flatten(2).transpose(1, 2)  # (B, D, H/p, W/p) -> (B, D, S) -> (B, S, D)
+        if c.class_token:
             x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], dim=1)  # (B, 1 + S, D)
         x = self.pre_norm(x + self.positions)
         for block in self.blocks:
             x = block(x)
         x = self.post_norm(x)
-        return x if self.config.keep_class_token or not self.config.class_token else x[:, 1:]
+        return x[:, 1:] if c.class_token and not c.keep_class_token else x
 
 
-def stretch(positions: Tensor, side: int) -> Tensor:
-    """Learned positions of a square grid in reading order (S, D) → those of a grid of side × side, (side², D), bilinearly.
+def resize_positions(positions: Tensor, side: int) -> Tensor:
+    """Positions of a square grid (S, D) -> positions of a grid of side x side, (side*side, D), by bilinear interpolation.
 
-    A patch is where its middle is: of 2 patches the middles lie at 1/4 and 3/4 of the picture, of 4 at 1/8, 3/8, 5/8, 7/8. So
-    from values 0 and 1 come 0, 1/4, 3/4, 1: between two middles what lies between, outside of them the nearest.
+    A patch is located at its centre. Two patches have their centres at 1/4 and 3/4 of the image, four patches at 1/8, 3/8, 5/8
+    and 7/8. So the values 0 and 1 become 0, 1/4, 3/4, 1: interpolated between two centres, constant outside of them.
     """
     old = round(len(positions) ** 0.5)
     if old * old != len(positions) or side < 1:
-        raise ValueError(f"{len(positions)} positions on a grid of side {side}: both grids must be squares, not empty")
+        raise ValueError(f"cannot resize {len(positions)} positions to a grid of side {side}: both must be squares")
     if side == old:
         return positions.clone()
-    grid = positions.unflatten(0, (old, old)).permute(2, 0, 1)[None].float()  # (S, D) → (1, D, old, old)
-    grid = F.interpolate(grid, (side, side), mode="bilinear", align_corners=False)
+    grid = positions.unflatten(0, (old, old)).permute(2, 0, 1)[None].float()  # (S, D) -> (1, D, old, old)
+    grid = F.interpolate(grid, (side, side), mode="bilinear", align_corners=False)  # (1, D, side, side)
     return grid[0].permute(1, 2, 0).flatten(0, 1).to(positions.dtype)
 
 
 @torch.no_grad()
-def enlarge(vit: ViT, image_size: int) -> ViT:
-    """Make `vit`, in place, an eye for pictures of `image_size` pixels. At its own size nothing changes.
+def resize_vit(vit: ViT, image_size: int) -> ViT:
+    """Change `vit` in place so that it takes images of `image_size` pixels, as in the paper's fine-tuning (section 3.2).
+
+    The patch size stays, so there are more patches, and their positions are interpolated.
 
     Raises:
-        ValueError: the patches do not fit; says which sizes do. TypeError: the eye is no ViT.
+        ValueError: `image_size` is not a multiple of the patch size. TypeError: the module is not a ViT.
     """
     if not isinstance(vit, ViT):
-        raise TypeError(f"only a ViT can be given pictures of another size, not a {type(vit).__name__}")
-    c, p = vit.config, vit.config.patch_size
+        raise TypeError(f"only a ViT can be resized, not a {type(vit).__name__}")
+    p = vit.config.patch_size
     if image_size < p or image_size % p:
         below = max(p, image_size // p * p)
-        raise ValueError(
-            f"pictures of {image_size} pixels cannot be cut into patches of {p}: "
-            f"take a multiple, such as {below} or {below + p}"
-        )
-    first = int(c.class_token)  # the class stands nowhere in the picture: its position stays
-    positions = torch.cat([vit.positions[:first], stretch(vit.positions[first:], image_size // p)])
+        raise ValueError(f"image size {image_size} is not a multiple of the patch size {p}: choose {below} or {below + p}")
+    n_class = int(vit.config.class_token)  # the class token has no place in the image, so its position stays
+    positions = torch.cat([vit.positions[:n_class], resize_positions(vit.positions[n_class:], image_size // p)])
     vit.positions = nn.Parameter(positions, vit.positions.requires_grad)
-    vit.config = replace(c, image_size=image_size)
+    vit.config = replace(vit.config, image_size=image_size)
     return vit

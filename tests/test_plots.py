@@ -1,8 +1,7 @@
-"""Figures: lines carry the data's numbers, text is literal and on the page, files are whole; `minflamingo/plots.py`."""
+"""Figures: the lines carry the numbers of the data, texts are literal and inside the figure, invalid data is an error."""
 
 from __future__ import annotations
 
-import random
 import subprocess
 import sys
 
@@ -10,29 +9,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_toy.draw import draw, draw_video
-from data_toy.world import Scene, Video
 from minflamingo import plots
-from minflamingo.data.sample import EOC
 
 SHOTS = ["0", "0_text", "1", "2", "4", "8", "16", "32"]
-STEPS = range(0, 400, 10)
-PICTURE = draw(Scene("things", colour="purple", shape="diamond", count=2, place="left"), random.Random(0))
-FILM = draw_video(Video(("red", "circle"), ("blue", "star"), "right"), random.Random(0))
+STEPS = list(range(0, 400, 10))
+RNG = np.random.default_rng(0)
+IMAGE = RNG.integers(0, 256, (48, 48, 3), dtype=np.uint8)
+VIDEO = RNG.integers(0, 256, (9, 48, 48, 3), dtype=np.uint8)
+EOC = object()
 
 
-def results(tasks=("binding_4way", "naming", "ocr", "cost_$a$_$b", "video", "caption")):
-    def curve(start):
-        ys = [start + 0.09 * k for k in range(len(SHOTS))]
-        return {s: {"accuracy": y, "ci95": [y - 0.03, y + 0.02], "n": 500} for s, y in zip(SHOTS, ys)}
+def results(tasks=("binding_4way", "naming", "ocr", "cost_$a$_$b", "video", "caption")) -> dict:
+    def shots(start):
+        return {s: {"score": start + 9 * k, "interval": [start + 9 * k - 3, start + 9 * k + 2]} for k, s in enumerate(SHOTS)}
 
-    return {"tasks": {t: {"chance": 0.25 if k == 0 else None, "shots": curve(0.05 * k)} for k, t in enumerate(tasks)}}
+    made = {
+        t: {"unit": "exact match (%)", "chance": 25.0 if k == 0 else None, "shots": shots(5 * k)} for k, t in enumerate(tasks)
+    }
+    return {"tasks": made, "mean": {"0_text": 31.0, "4": 52.0}}
 
 
-def log():
-    rows = [{"stage": "vision", "step": s, "loss": f"{4 - s / 200}"} for s in STEPS]
+def log() -> list[dict]:
+    """Rows of two training stages, with numbers as text like those of a CSV file."""
+    rows = [{"stage": "vision", "step": str(s), "loss": f"{4 - s / 200}"} for s in STEPS]
     for s in STEPS:
-        row = {"stage": "flamingo", "step": s, "loss": 3 - s / 200, "loss_pages": 3 - s / 300}
+        row = {"stage": "flamingo", "step": s, "loss": 3 - s / 200, "loss_documents": 3 - s / 300}
         row["loss_videos"] = 2.0 if s % 50 == 0 else ""
         row |= {f"alpha_xattn_{k}": s / 1000 + 0.001 * k for k in range(4)}
         row |= {f"alpha_dense_{k}": str(s / (900 + 100 * k)) for k in range(4)}
@@ -40,281 +41,233 @@ def log():
     return rows
 
 
-def example(**changed):
-    pieces = [PICTURE, "This is a $dax$.", FILM, "It_moves_right and on " + "W" * 40, PICTURE, "This is a"]
-    given = {"title": "binding $1_a", "pieces": pieces, "completion": " dax.", "answer": " dax.", "correct": True}
-    return given | changed
+def grid() -> dict:
+    """Six trials in round 0; those with the high learning rate and no augmentation also ran in round 1."""
+
+    def trial(lr, steps, augment, number, score):
+        return {"hyperparameters": {"lr": lr, "steps": steps, "augment": augment}, "round": number, "score": score}
+
+    trials = [trial(1e-4, 80, 0, 0, 58.0), trial(1e-4, 80, 5, 0, 63.0), trial(1e-4, 240, 0, 0, 79.0)]
+    trials += [trial(1e-3, 80, 0, 0, 68.0), trial(1e-3, 80, 5, 0, 99.0), trial(1e-3, 240, 0, 0, 84.0)]
+    trials += [trial(1e-3, 80, 0, 1, 70.5), trial(1e-3, 240, 0, 1, 71.5)]
+    task = {"metric": "vqa", "unit": "VQA accuracy", "hyperparameters": {"lr": 1e-3, "steps": 240}, "grid": trials}
+    return {"tasks": {"questions_$1$": task, "captions": task}}
 
 
-PROMPTS = [example(), example(completion=" two words $x$ " * 5, answer="a very long right answer " * 4, correct=False)]
-WORLD = [(PICTURE, "two purple diamonds"), (FILM, "the $red circle moves right")] * 3
-MAPS = np.random.default_rng(0).random((10, 4, 4))
+def ablations() -> dict:
+    first = {"4": {"score": 69.0, "seeds": [65.0, 73.0], "difference": None}, "32": {"score": 68.0}}
+    second = {"4": {"score": 60.0, "seeds": [58.0, 62.0], "difference": -9.0}}
+    other = {"changed": "training data", "to": "without $videos$", "paper_difference": -3.4, "shots": second}
+    return {"rows": {"baseline": {"changed": "-", "to": "the whole model", "shots": first}, "no-videos": other}}
+
+
+def bench() -> dict:
+    rows = {"prompt, 32 shots": {"unit": "s", "fast": 0.5, "plain": 0.6, "peer": 1.25}, "queries": {"unit": "s", "fast": 2.0}}
+    return {"device": "2 CPU threads", "against": "peers/open_flamingo_peer.py", "rows": rows}
+
+
+def example(**changed) -> dict:
+    pieces = [IMAGE, "This is a $dax$.", VIDEO, "It_moves_right and on ", IMAGE, "This is a"]
+    return {"title": "binding $1_a", "pieces": pieces, "completion": " dax.", "answer": " dax.", "correct": True} | changed
+
+
+WRONG = example(completion=" two words $x$ " * 4, answer="a long right answer " * 3, correct=False)
 TOKENS = [" a", "<EOC>", "$x$", " red", "\n", " a_very_long_token_indeed", " b", " c", " d", " e"]
-
 FIGURES = {
     "shots": lambda path: plots.plot_shots(results(), path),
     "loss": lambda path: plots.plot_loss(log(), path),
     "gates": lambda path: plots.plot_gates(log(), path),
-    "prompts": lambda path: plots.plot_prompts(PROMPTS, path),
-    "attention": lambda path: plots.plot_attention(PICTURE, TOKENS, MAPS, path, predicted=" $red$"),
-    "world": lambda path: plots.plot_world(WORLD, path),
+    "grid": lambda path: plots.plot_grid(grid(), path),
+    "ablations": lambda path: plots.plot_ablations(ablations(), path),
+    "bench": lambda path: plots.plot_bench(bench(), path),
+    "prompts": lambda path: plots.plot_prompts([example(), WRONG], path),
+    "attention": lambda path: plots.plot_attention(IMAGE, TOKENS, RNG.random((10, 4, 4)), path, predicted=" $red$"),
+    "world": lambda path: plots.plot_world([(IMAGE, "two purple diamonds"), (VIDEO, "the $red$ circle moves right")] * 3, path),
+    "architecture": plots.plot_architecture,
 }
 every_figure = pytest.mark.parametrize("name", FIGURES)
 
 
 @pytest.fixture(scope="module")
 def drawn(tmp_path_factory):
-    """Each figure once, as it was when written, and its file: name → (figure, path)."""
-    made = {}
+    """name -> (the figure, its file); each is drawn once."""
+    made, figures, save = {}, [], plots.save
 
-    def make(name):
+    def draw(name):
         if name not in made:
             path = FIGURES[name](str(tmp_path_factory.mktemp(name) / "new" / "figure.png"))
-            made[name] = kept.pop(), path
+            made[name] = figures.pop(), path
         return made[name]
 
-    kept, save = [], plots.save
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plots, "save", lambda figure, path: kept.append(figure) or save(figure, path))
-        yield make
+        patch.setattr(plots, "save", lambda figure, path: figures.append(figure) or save(figure, path))
+        yield draw
 
 
-def figure_of(plot, monkeypatch):
-    """The figure that `plot` would have written."""
-    with monkeypatch.context() as patch:
-        patch.setattr(plots, "save", lambda figure, path: figure)
-        return plot("nowhere.png")
+@pytest.fixture
+def figure_of(monkeypatch):
+    """A function that returns the figure instead of writing it."""
+    monkeypatch.setattr(plots, "save", lambda figure, path: figure)
+    return lambda plot, *data: plot(*data, "unused.png")
 
 
-def texts(figure):
-    artists = [*figure.texts] + [t for axes in figure.axes for t in (*axes.texts, axes.title, axes._left_title)]
+def texts(figure) -> list:
+    artists = list(figure.texts)
+    for axes in figure.axes:
+        artists += [*axes.texts, axes._left_title, axes.xaxis.label, axes.yaxis.label] if axes.axison else axes.texts
     return [t for t in artists if t.get_text().strip()]
 
 
-def lines(axes):
-    return {line.get_gid(): line for line in axes.get_lines() if line.get_gid() not in ("behind", "raw")}
-
-
-# ── Files ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+def lines(axes) -> dict:
+    return {line.get_gid(): line for line in axes.get_lines() if line.get_gid() != "values"}
 
 
 @every_figure
-def test_a_figure_is_a_readable_png_wide_enough_and_small(name, drawn):
-    path = drawn(name)[1]
+def test_a_figure_is_a_readable_png_of_moderate_size(name, drawn):
+    _, path = drawn(name)
     with Image.open(path) as image:
         image.load()
-        assert image.format == "PNG" and image.width >= 600 and image.height >= 200
-        assert len(image.getcolors()) > 20
+        assert image.format == "PNG" and image.width >= 600 and image.height >= 200 and len(image.getcolors()) > 20
     assert path.stat().st_size < 300_000
-    assert [p.name for p in path.parent.iterdir()] == ["figure.png"]
 
 
-def test_a_figure_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "figure.png"
-    path.write_bytes(b"the old one")
-
-    def half(self, file, *args, **kwargs):
-        file.write_bytes(b"\x89PNG half")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(Image.Image, "save", half)
-    with pytest.raises(OSError, match="disk full"):
-        plots.plot_loss(log(), path)
-    assert [p.name for p in tmp_path.iterdir()] == ["figure.png"] and path.read_bytes() == b"the old one"
+@every_figure
+def test_text_is_literal_and_inside_the_figure_and_covers_no_other_text(name, drawn):
+    figure, _ = drawn(name)
+    boxes = [(t.get_text(), t.get_window_extent()) for t in texts(figure)]
+    assert len(boxes) > 3 and not any(t.get_parse_math() and "$" in t.get_text() for t in texts(figure))
+    for k, (text, a) in enumerate(boxes):
+        assert figure.bbox.x0 <= a.x0 and a.x1 <= figure.bbox.x1 and figure.bbox.y0 <= a.y0 and a.y1 <= figure.bbox.y1, text
+        for other, b in boxes[:k]:
+            assert min(a.x1, b.x1) - max(a.x0, b.x0) <= 2 or min(a.y1, b.y1) - max(a.y0, b.y0) <= 2, (text, other)
 
 
-def test_plotting_imports_neither_pyplot_nor_the_toy_world():
+def test_plots_imports_neither_pyplot_nor_the_toy_world():
     code = "import sys, minflamingo.plots; print({'matplotlib.pyplot', 'data_toy', 'train_tiny'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
-# ── Text ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-@every_figure
-def test_text_is_drawn_literally_and_stays_on_the_page(name, drawn):
-    figure = drawn(name)[0]
-    page = figure.bbox
-    assert len(texts(figure)) > 3
-    for text in texts(figure):
-        box = text.get_window_extent()
-        assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1, text.get_text()
-        assert not text.get_parse_math() or "$" not in text.get_text()
-
-
-@every_figure
-def test_no_text_lies_over_another(name, drawn):
-    boxes = [(t.get_text(), t.get_window_extent()) for t in texts(drawn(name)[0])]
-    for k, (one, a) in enumerate(boxes):
-        for other, b in boxes[:k]:
-            overlap = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
-            assert min(overlap) <= 2, (one, other)
-
-
-def test_wrapped_lines_are_no_wider_than_asked_and_lose_nothing():
-    text = "two purple diamonds at the left " + "W" * 60
-    wrapped, width, height = plots.wrap(text, 150, 10)
-    assert width <= 150 and height == pytest.approx(len(wrapped.split("\n")) * 10 * plots.LINE)
-    assert "".join(wrapped.split()) == "".join(text.split())
-    assert "purple" in wrapped.split()  # words are broken only where they must be
-    assert plots.wrap("", 150, 10) == ("", 0, 0)
-
-
-def test_labels_are_spread_just_enough():
-    assert plots.spread([0, 5, 5, 9], 2) == pytest.approx([0, 4, 6, 9])
-    assert plots.spread([3, 3, 3], 1) == pytest.approx([2, 3, 4])
-    assert plots.spread([9, 0], 1) == pytest.approx([9, 0])
-
-
-# ── Numbers ──────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_each_panel_of_shots_shows_its_task_in_percent_with_its_interval_and_chance():
+def test_each_panel_shows_the_scores_of_its_task_with_interval_and_chance(figure_of):
     data = results()
-    figure = plots.shots_figure(data)
-    assert len(figure.axes) == len(data["tasks"])
-    for axes, (name, task) in zip(figure.axes, data["tasks"].items()):
+    mean, *panels = figure_of(plots.plot_shots, data).axes
+    assert list(lines(mean)["mean"].get_ydata()) == [31.0, 52.0]
+    assert len(panels) == len(data["tasks"])
+    for axes, (name, task) in zip(panels, data["tasks"].items()):
         line = lines(axes)[name]
-        assert list(line.get_xdata()) == list(range(len(SHOTS)))
-        assert line.get_ydata() == pytest.approx([100 * task["shots"][s]["accuracy"] for s in SHOTS])
+        ticks = [t.get_text().replace("\n", "_") for t in axes.get_xticklabels()]
+        assert {ticks[int(x)]: y for x, y in zip(line.get_xdata(), line.get_ydata())} == {
+            s: c["score"] for s, c in task["shots"].items()
+        }
         band = axes.collections[0].get_paths()[0].vertices
-        for x, s in enumerate(SHOTS):
-            low, high = task["shots"][s]["ci95"]
-            assert {round(y, 6) for y in band[band[:, 0] == x][:, 1]} == {round(100 * low, 6), round(100 * high, 6)}
+        assert {y for x, y in band if x == ticks.index("4")} == set(task["shots"]["4"]["interval"])
         assert ("chance" in lines(axes)) == (task["chance"] is not None)
-        assert [t.get_text().strip() for t in axes.get_xticklabels()] == [s.replace("_", "\n") for s in SHOTS]
-    assert lines(figure.axes[0])["chance"].get_ydata()[0] == 25
-    assert figure.axes[0].get_title(loc="left") == "binding, 4-way"
+    assert lines(panels[0])["chance"].get_ydata()[0] == 25
 
 
-@pytest.mark.parametrize("trained_with, edge", [(8, 5.5), (4, 4.5), (10, 5.5), (32, None)])
-def test_the_ground_is_shaded_from_the_first_number_of_shots_beyond_training(trained_with, edge):
-    axes = plots.shots_figure(results(), trained_with=trained_with).axes[0]
-    assert [patch.get_x() for patch in axes.patches] == ([] if edge is None else [edge])
+def test_cells_without_a_score_and_the_mean_of_one_task_are_left_out(figure_of):
+    data = results(["ocr"])
+    data["tasks"]["ocr"]["shots"]["8"] = {"n": 3, "problem": "not enough examples"}
+    (axes,) = figure_of(plots.plot_shots, data).axes
+    assert len(lines(axes)["ocr"].get_xdata()) == len(SHOTS) - 1
 
 
-def test_a_task_may_lack_some_numbers_of_shots():
-    data = results()
-    del data["tasks"]["ocr"]["shots"]["0"], data["tasks"]["ocr"]["shots"]["8"]
-    line = lines(plots.shots_figure(data).axes[2])["ocr"]
-    assert list(line.get_xdata()) == [1, 2, 3, 4, 6, 7]
+def test_loss_has_one_panel_per_stage_and_one_line_per_column(figure_of):
+    vision, flamingo = figure_of(plots.plot_loss, log()).axes
+    values = next(line for line in vision.get_lines() if line.get_gid() == "values")
+    assert list(values.get_xdata()) == STEPS and values.get_ydata() == pytest.approx([4 - s / 200 for s in STEPS])
+    assert set(lines(vision)) == {"all"} and set(lines(flamingo)) == {"all", "documents", "videos"}
+    assert list(lines(flamingo)["videos"].get_xdata()) == [s for s in STEPS if s % 50 == 0]
 
 
-def test_loss_has_a_panel_a_stage_and_a_line_a_column_with_numbers():
-    vision, flamingo = plots.loss_figure(log()).axes
-    raw = next(line for line in vision.get_lines() if line.get_gid() == "raw")
-    assert list(raw.get_xdata()) == list(STEPS)
-    assert raw.get_ydata() == pytest.approx([4 - s / 200 for s in STEPS])
-    assert set(lines(vision)) == {"loss"} and set(lines(flamingo)) == {"loss", "loss_pages", "loss_videos"}
-    assert list(lines(flamingo)["loss_videos"].get_xdata()) == [s for s in STEPS if s % 50 == 0]
-    assert [t.get_text() for t in flamingo.texts][1:] == ["pages: 1.72", "videos: 2.00"]
+def test_a_running_mean_keeps_the_length():
+    assert plots.running_mean(np.array([0.0, 3, 6, 9]), 3) == pytest.approx([1.5, 3, 6, 7.5])
+    assert plots.running_mean(np.array([0.0, 3]), 5) == pytest.approx([1.5, 1.5])
+    assert plots.running_mean(np.array([0.0, 3, 6]), 1) == pytest.approx([0, 3, 6])
 
 
-def test_smoothing_is_a_running_mean_that_keeps_the_length():
-    assert plots.smooth(np.array([0.0, 3, 6, 9]), 3) == pytest.approx([1.5, 3, 6, 7.5])
-    assert plots.smooth(np.array([0.0, 3, 6]), 0) == pytest.approx([0, 3, 6])
-    assert plots.smooth(np.ones(40), 7) == pytest.approx(np.ones(40))
+def test_gates_have_one_panel_per_kind_and_one_line_per_block(figure_of):
+    xattn, dense = figure_of(plots.plot_gates, log()).axes
+    assert lines(xattn)["LM block 2"].get_ydata() == pytest.approx([s / 1000 + 0.002 for s in STEPS])
+    assert lines(dense)["LM block 3"].get_ydata() == pytest.approx([s / 1200 for s in STEPS])
+    assert xattn.get_ylim()[0] == 0
 
 
-def test_gates_have_a_panel_a_kind_and_a_line_a_layer():
-    xattn, dense = plots.gates_figure(log()).axes
-    assert set(lines(xattn)) == {f"alpha_xattn_{k}" for k in range(4)}
-    assert lines(xattn)["alpha_xattn_2"].get_ydata() == pytest.approx([s / 1000 + 0.002 for s in STEPS])
-    assert lines(dense)["alpha_dense_3"].get_ydata() == pytest.approx([s / 1200 for s in STEPS])
-    assert xattn.get_ylim() == dense.get_ylim()
+def test_a_grid_shows_the_last_round_of_each_cell_and_frames_the_chosen_one(figure_of):
+    axes = figure_of(plots.plot_grid, grid()).axes[0]
+    shown = {t.get_position(): t.get_text() for t in axes.texts}  # (column of steps, row of learning rates)
+    assert shown == {(0, 0): "63.0*", (1, 0): "79.0*", (0, 1): "70.5", (1, 1): "71.5"}
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["0.0001", "0.001"]
+    assert axes.patches[0].get_xy() == (0.5, 0.5)
 
 
-# ── Pixels ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+def test_ablations_show_scores_seeds_and_differences(figure_of):
+    axes = figure_of(plots.plot_ablations, ablations()).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [69.0, 60.0]
+    assert [t.get_text() for t in axes.get_yticklabels()] == ["the whole model", "training data: without $videos$"]
+    assert axes.texts[1].get_text() == "60.0   -9.0   (paper -3.4)"
+    seeds = [list(line.get_xdata()) for line in axes.get_lines() if line.get_gid() == "4"]
+    assert seeds == [[65.0, 73.0], [58.0, 62.0]]
 
 
-def test_pictures_arrive_in_the_file_enlarged_by_whole_pixels_in_their_own_colours(drawn):
-    figure, path = drawn("world")
-    shown = figure.axes[0].images[0]
-    left, right, bottom, top = shown.get_extent()
-    assert (right - left, bottom - top) == (144, 144) and left == int(left) and top == int(top)
-    page = np.asarray(Image.open(path).convert("RGB")).astype(int)
-    found = page[int(top) : int(bottom), int(left) : int(right)]
-    error = np.abs(found - PICTURE.repeat(3, axis=0).repeat(3, axis=1))[10:-10].max(axis=-1)  # without round corners
-    assert error.max() < 40 and error.mean() < 4
+def test_bench_bars_are_relative_to_the_fast_version(figure_of):
+    axes = figure_of(plots.plot_bench, bench()).axes[0]
+    assert [bar.get_width() for bar in axes.patches] == pytest.approx([1, 1.2, 2.5, 1])
+    assert axes.texts[2].get_text() == "1.25 s   open_flamingo_peer"
 
 
-def test_the_palette_keeps_rare_colours(tmp_path):
-    rng = random.Random(1)
-    pictures = [draw(Scene("creature", name=name), rng) for name in ("flamingo", "panda", "zebra", "yak", "koala")]
+def test_images_keep_their_pixels_and_a_video_shows_four_frames_from_first_to_last(figure_of):
+    video = np.arange(9, dtype=np.uint8)[:, None, None, None] * np.ones((1, 48, 48, 3), np.uint8)
+    image_axes, video_axes = figure_of(plots.plot_world, [(IMAGE, "a"), (video, "b")]).axes
+    assert np.array_equal(image_axes.images[0].get_array(), IMAGE)
+    shown = video_axes.images[0].get_array()
+    assert [shown[y, x, 0] for y, x in ((25, 25), (25, 75), (75, 25), (75, 75))] == [0, 3, 5, 8]
+
+
+def test_the_file_keeps_rare_colours(tmp_path):
     rare = np.full((48, 48, 3), 30, dtype=np.uint8)
-    rare[:5, 20:25] = (155, 65, 195)  # purple, nowhere else
-    path = plots.plot_world([(picture, "") for picture in (rare, *pictures)], tmp_path / "world.png")
-    found = np.asarray(Image.open(path).convert("RGB")).astype(int).reshape(-1, 3)
-    assert (np.abs(found - (155, 65, 195)).max(axis=-1) < 16).sum() == 15 * 15
+    rare[10:18, 10:18] = (155, 65, 195)  # this purple is nowhere else
+    path = plots.plot_world([(image, "") for image in (rare, IMAGE, IMAGE, IMAGE)], tmp_path / "world.png")
+    pixels = np.asarray(Image.open(path).convert("RGB")).astype(int).reshape(-1, 3)
+    assert (np.abs(pixels - (155, 65, 195)).max(axis=-1) < 16).sum() > 64
 
 
-def test_a_film_shows_four_frames_from_first_to_last():
-    film = np.zeros((9, 48, 48, 3), dtype=np.uint8) + np.arange(9, dtype=np.uint8)[:, None, None, None]
-    assert [int(frame.max()) for frame in plots.frames_of(film, "film")] == [0, 3, 5, 8]
-    assert len(plots.frames_of(film[:1], "picture")) == 1
+def test_wrong_completions_are_marked_and_corrected(figure_of):
+    right = [t.get_text() for t in texts(figure_of(plots.plot_prompts, [example()]))]
+    wrong = [t.get_text() for t in texts(figure_of(plots.plot_prompts, [example(correct=False)]))]
+    assert "✓ dax." in right and not any("right answer" in t for t in right)
+    assert "✗ dax." in wrong and "right answer: dax." in wrong
 
 
-def test_right_and_wrong_completions_are_marked_and_wrong_ones_corrected(monkeypatch):
-    def words(**changed):
-        figure = figure_of(lambda path: plots.plot_prompts([example(**changed)], path), monkeypatch)
-        return [t.get_text() for t in texts(figure)]
-
-    assert "✓" in words() and "dax." in words() and not any("right answer" in t for t in words())
-    wrong = words(completion=" wug.", correct=False)
-    assert "✗" in wrong and "wug." in wrong and "right answer: dax." in wrong
+def test_a_shot_without_an_image_has_a_blank_panel(figure_of):
+    axes = figure_of(plots.plot_prompts, [example(pieces=["Output: red", EOC, "Output: blue", EOC, IMAGE, "Output:"])]).axes
+    assert [a.get_xlabel() for a in axes[:3]] == ["Output: red", "Output: blue", "Output:"]
+    assert [len(np.unique(a.images[0].get_array())) > 1 for a in axes[:3]] == [False, False, True]
 
 
-def test_texts_without_pictures_stand_on_cards_of_their_own(monkeypatch):
-    pieces = ["Output: red", EOC, "Output: blue", EOC, PICTURE, "Output:"]
-    figure = figure_of(lambda path: plots.plot_prompts([example(pieces=pieces)], path), monkeypatch)
-    assert {"Output: red", "Output: blue", "Output:"} <= {t.get_text() for t in texts(figure)}
-    assert len(figure.axes[0].images) == 1
-
-
-def test_a_token_lights_the_patch_it_looks_at(monkeypatch):
+def test_an_attention_map_is_bright_at_the_patch_with_the_largest_weight(figure_of):
     grey, maps = np.full((48, 48, 3), 60, dtype=np.uint8), np.zeros((1, 4, 4))
     maps[0, 1, 3] = 0.2  # scaled by its own maximum
-    figure = figure_of(lambda path: plots.plot_attention(grey, [" red"], maps, path), monkeypatch)
-    plain, lit = (np.asarray(image.get_array()).sum(-1) for image in figure.axes[0].images)
-    assert np.ptp(plain) == 0
+    image, lit = (a.images[0].get_array().sum(-1) for a in figure_of(plots.plot_attention, grey, [" red"], maps).axes)
     y, x = np.unravel_index(lit.argmax(), lit.shape)
-    assert (y // 36, x // 36) == (1, 3) and lit[y, x] > plain[0, 0] > lit[140, 4]
-
-
-# ── Errors ───────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def shots_with(cell=None, key="4"):
-    data = results()
-    data["tasks"]["ocr"]["shots"][key] = cell or {"accuracy": 0.5, "ci95": [0.4, 0.6]}
-    return data
+    assert (y // 12, x // 12) == (1, 3) and lit[y, x] > image[0, 0] > lit[46, 2]
 
 
 @pytest.mark.parametrize(
-    "plot, says",
+    "plot, message",
     [
-        (lambda path: plots.plot_shots({}, path), "no task to plot"),
-        (lambda path: plots.plot_shots({"tasks": {"ocr": {"shots": {}}}}, path), "'ocr'"),
-        (lambda path: plots.plot_shots({"tasks": {"ocr": {}}}, path), "no 'shots'"),
-        (lambda path: plots.plot_shots(shots_with({"accuracy": 1.0}), path), "'ocr'.* no 'ci95'"),
-        (lambda path: plots.plot_shots(shots_with(key="many"), path), "'many'"),
-        (lambda path: plots.plot_loss([], path), "no row to plot"),
-        (lambda path: plots.plot_loss([{"stage": "vision", "step": 1}], path), "row 0 has no 'loss'"),
-        (lambda path: plots.plot_loss([{"stage": "vision", "step": 1, "loss": ""}], path), "no number in column"),
-        (lambda path: plots.plot_loss([{"stage": "vision", "step": 1, "loss": "low"}], path), "low"),
-        (lambda path: plots.plot_gates(log()[:3], path), "flamingo"),
-        (lambda path: plots.plot_gates([{"stage": "flamingo", "step": 1, "loss": 1}], path), "alpha_xattn_0"),
-        (lambda path: plots.plot_prompts([], path), "no example to plot"),
-        (lambda path: plots.plot_prompts([{"title": "a"}], path), "example 0 has no 'pieces'"),
-        (lambda path: plots.plot_prompts([example(pieces=[])], path), "no pieces of example 0"),
-        (lambda path: plots.plot_prompts([example(pieces=[PICTURE / 255, "a"])], path), "example 0: .*float64"),
-        (lambda path: plots.plot_attention(PICTURE, [], MAPS[:0], path), "0 tokens"),
-        (lambda path: plots.plot_attention(PICTURE, [" a"], MAPS, path), "1 tokens, maps of shape"),
-        (lambda path: plots.plot_world([], path), "no examples to plot"),
-        (lambda path: plots.plot_world([(PICTURE[0], "a")], path), "uint8"),
+        (lambda path: plots.plot_shots({}, path), "no data for the figure 'Score"),
+        (lambda path: plots.plot_loss([], path), "no data for the figure 'Training loss"),
+        (lambda path: plots.plot_loss([{"stage": "vision", "step": 1, "loss": ""}], path), "no numbers in column 'loss'"),
+        (lambda path: plots.plot_gates(log()[:3], path), "no numbers in column 'alpha_xattn_0'"),
+        (lambda path: plots.plot_grid({}, path), "no data"),
+        (lambda path: plots.plot_ablations({}, path), "no data"),
+        (lambda path: plots.plot_prompts([], path), "no data"),
+        (lambda path: plots.plot_prompts([example(pieces=[IMAGE / 255, "a"])], path), "uint8, found float64"),
+        (lambda path: plots.plot_attention(IMAGE, [" a"], np.ones((10, 4, 4)), path), "1 tokens and maps of shape"),
+        (lambda path: plots.plot_world([(IMAGE[0], "a")], path), "uint8, found"),
     ],
 )
-def test_what_cannot_be_drawn_is_a_clear_error_and_no_file(plot, says, tmp_path):
-    with pytest.raises(ValueError, match=says):
+def test_invalid_data_is_an_error_and_writes_no_file(plot, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
         plot(tmp_path / "figure.png")
     assert list(tmp_path.iterdir()) == []

@@ -6,7 +6,7 @@ Accepted: PIL images of any mode (palette, alpha, CMYK, 16 bit; the camera's EXI
 tensors (H, W), (H, W, 1), (H, W, 3) or (H, W, 4), uint8 in 0…255 or float in 0…1, and for a video a list of these. An
 animation given as one image (GIF, APNG, WebP) is the frame it stands at: the first, unless someone has moved it on.
 
-Example: a 640×480 photograph → `as_frames` (1, 480, 640, 3) uint8 → `ImagePreparation(48)` → (1, 3, 48, 48), values in −1…1.
+Example: a 640×480 photograph → `as_frames` (1, 480, 640, 3) uint8 → `ImagePreprocessor(48)` → (1, 3, 48, 48), values in −1…1.
 
 A published eye must see pictures exactly as in its training. There are two ways to make a square of one:
 
@@ -94,7 +94,7 @@ LONGEST = 100  # times as long as wide: beyond, a strip loses its ends before `c
 
 
 @dataclass(frozen=True)
-class ImagePreparation:
+class ImagePreprocessor:
     """What an eye was trained on. `size` in pixels; `mean` and `std` per channel of values in 0…1; `resize` "squash" or "crop".
 
     Raises:
@@ -157,11 +157,11 @@ def middle(image: Image.Image, size: Sequence[int]) -> Image.Image:
     return image.crop((left, top, left + size[0], top + size[1]))
 
 
-def clip_preparation(size: int = 224) -> ImagePreparation:
+def clip_preprocessor(size: int = 224) -> ImagePreprocessor:
     """CLIP's own, at evaluation; OpenFlamingo sees with CLIP's eye. Transparent parts are white here, as everywhere."""
-    return ImagePreparation(size, CLIP_MEAN, CLIP_STD, resize="crop")
+    return ImagePreprocessor(size, CLIP_MEAN, CLIP_STD, resize="crop")
 
 
-def idefics_preparation(size: int = 224) -> ImagePreparation:
+def idefics_preprocessor(size: int = 224) -> ImagePreprocessor:
     """IDEFICS': CLIP's colours, but the image is squashed and nothing cut off."""
-    return ImagePreparation(size, CLIP_MEAN, CLIP_STD, resize="squash")
+    return ImagePreprocessor(size, CLIP_MEAN, CLIP_STD, resize="squash")

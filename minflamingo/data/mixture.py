@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..flamingo import Batch
 from ..tokenizer import Tokenizer
-from ..training.optim import datasets_of_step
+
 from .sample import collate
 from .shards import ShardStream, Skipped
 
@@ -144,3 +144,8 @@ class _Batches(IterableDataset):
             samples = [next(lanes[lane]) for _ in range(self.part.batch)]
             batch = collate([sample for sample, _ in samples], self.tokenizer, self.prepare)
             yield vars(batch), number, lane, samples[-1][1], skipped.take()
+
+
+def datasets_of_step(names, step: int, accumulate: bool = True) -> list[str]:
+    """Which datasets give a gradient to this update: all of them (the paper), or in turn one (round-robin)."""
+    return list(names) if accumulate else [names[step % len(names)]]

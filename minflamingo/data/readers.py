@@ -28,7 +28,7 @@ from PIL import Image
 
 from ..training.checkpoint import write_atomically
 from .images import as_frames
-from .sample import EOC, Sample, Unscored, is_medium
+from .sample import EOC, Sample, NoLoss, is_medium
 
 FORMATS = ("PNG", "JPEG", "WEBP")
 # piece → (is this its content?, in words)
@@ -130,7 +130,7 @@ class JsonlDataset:
         if sort == "video":
             return as_frames([self._image(name, f"{where}, frame {t}")[0] for t, name in enumerate(content)], where)
         said = content if sort == "text" else EOC
-        return Unscored(said) if _flag(piece, "unscored", False) else said
+        return NoLoss(said) if _flag(piece, "unscored", False) else said
 
     def _image(self, name: str, where: str) -> np.ndarray:
         """One image file → uint8 (1, H, W, 3)."""
@@ -184,7 +184,7 @@ def write_jsonl(samples: Iterable[Sample], path: str | Path, ids: Iterable[str] 
 
 def _line(piece: object, folder: Path, where: str) -> dict:
     """A piece as it stands in a line. The images of a medium are written here."""
-    if isinstance(piece, Unscored):
+    if isinstance(piece, NoLoss):
         return {**_line(piece.text, folder, where), "unscored": True}
     if isinstance(piece, str):
         return {"text": piece}

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..flamingo import Batch
+from ..flamingo import Batch, check_batch
 from ..tokenizer import Tokenizer
 
 
@@ -37,7 +37,7 @@ EOC = _EndOfChunk()
 
 
 @dataclass(frozen=True)
-class Unscored:
+class NoLoss:
     """Text (or EOC) that is read but carries no loss, for example what nobody could know yet."""
 
     text: str | _EndOfChunk
@@ -45,7 +45,7 @@ class Unscored:
 
 @dataclass(frozen=True)
 class Sample:
-    """An interleaved list of `str`, `Unscored`, `EOC` and media.
+    """An interleaved list of `str`, `NoLoss`, `EOC` and media.
 
     A medium is an array or tensor: pixels (T, H, W, C) uint8, or (T, S, D) floating-point features.
     `attend_next`: each text looks at the NEXT medium instead of the last (the paper's p_next layout; training only).
@@ -66,7 +66,7 @@ def is_medium(piece: object) -> bool:
 
 
 @dataclass
-class Row:
+class TokenizedSample:
     """A sample laid out: what becomes one row of a batch."""
 
     ids: list[int] = field(default_factory=list)
@@ -75,9 +75,9 @@ class Row:
     attend_next: bool = False
 
 
-def lay_out(sample: Sample, tokenizer: Tokenizer, prepare=None, where: str = "sample") -> Row:
-    """One sample → its ids, labels and media. `prepare` maps pixels (T, H, W, C) to model input (T, C, H, W)."""
-    row = Row(attend_next=sample.attend_next)
+def tokenize_sample(sample: Sample, tokenizer: Tokenizer, preprocess=None, where: str = "sample") -> TokenizedSample:
+    """One sample → its ids, labels and media. `preprocess` maps pixels (T, H, W, C) to model input (T, C, H, W)."""
+    row = TokenizedSample(attend_next=sample.attend_next)
 
     def add(ids: Sequence[int], scored: bool) -> None:
         row.ids.extend(ids)
@@ -87,7 +87,7 @@ def lay_out(sample: Sample, tokenizer: Tokenizer, prepare=None, where: str = "sa
         add([tokenizer.bos_id], scored=False)
     around = getattr(tokenizer, "around_image_id", None)  # IDEFICS puts a token on both sides of an image, one between two
     for i, piece in enumerate(sample.pieces):
-        scored = not isinstance(piece, Unscored)
+        scored = not isinstance(piece, NoLoss)
         piece = piece if scored else piece.text
         if isinstance(piece, str):
             add(tokenizer.encode(piece), scored)
@@ -96,17 +96,17 @@ def lay_out(sample: Sample, tokenizer: Tokenizer, prepare=None, where: str = "sa
         elif is_medium(piece):
             before = [around] if around is not None and row.ids[-1:] != [around] else []
             add([*before, tokenizer.image_id, *([around] if around is not None else [])], scored=False)
-            row.media.append(_medium(piece, prepare, f"{where}, piece {i}"))
+            row.media.append(_medium(piece, preprocess, f"{where}, piece {i}"))
         else:
             raise TypeError(f"{where}, piece {i}: expected text, EOC or a medium, got {type(piece).__name__}")
     return row
 
 
-def _medium(piece: np.ndarray | Tensor, prepare, where: str) -> Tensor:
+def _medium(piece: np.ndarray | Tensor, preprocess, where: str) -> Tensor:
     if piece.ndim == 4 and piece.dtype in (np.uint8, torch.uint8):
-        if prepare is None:
-            raise ValueError(f"{where}: pixels need an image preparation (`prepare=`)")
-        return prepare(piece)
+        if preprocess is None:
+            raise ValueError(f"{where}: pixels need an image preparation (`preprocess=`)")
+        return preprocess(piece)
     if piece.ndim == 3 and isinstance(piece, Tensor) and piece.is_floating_point():
         return piece
     raise ValueError(
@@ -115,7 +115,7 @@ def _medium(piece: np.ndarray | Tensor, prepare, where: str) -> Tensor:
     )
 
 
-def collate(samples: Sequence[Sample], tokenizer: Tokenizer, prepare=None, pad: str = "right") -> Batch:
+def collate(samples: Sequence[Sample], tokenizer: Tokenizer, preprocess=None, *, pad: str = "right") -> Batch:
     """Samples of different lengths and numbers of media → one rectangular batch, padded on the `pad` side.
 
     Raises:
@@ -125,11 +125,8 @@ def collate(samples: Sequence[Sample], tokenizer: Tokenizer, prepare=None, pad: 
         raise ValueError("collate: no samples")
     if pad not in ("left", "right"):
         raise ValueError(f"collate: pad is {pad!r}; choose 'left' or 'right'")
-    return collate_rows([lay_out(s, tokenizer, prepare, f"sample {b}") for b, s in enumerate(samples)], tokenizer.pad_id, pad)
-
-
-def collate_rows(rows: Sequence[Row], pad_id: int, pad: str = "right") -> Batch:
-    """`collate` for samples that are laid out already."""
+    rows = [s if isinstance(s, TokenizedSample) else tokenize_sample(s, tokenizer, preprocess, f"sample {b}") for b, s in enumerate(samples)]
+    pad_id = tokenizer.pad_id
     L = max(len(row.ids) for row in rows)
 
     def padded(values: list[list], fill: int, dtype: torch.dtype) -> Tensor:
@@ -140,7 +137,9 @@ def collate_rows(rows: Sequence[Row], pad_id: int, pad: str = "right") -> Batch:
     labels = padded([row.labels for row in rows], -100, torch.long)
     mask = padded([[True] * len(row.ids) for row in rows], False, torch.bool)
     attend_next = torch.tensor([r.attend_next for r in rows])
-    return Batch(ids, labels, mask, *stack_media([r.media for r in rows]), attend_next=attend_next)
+    batch = Batch(ids, labels, mask, *stack_media([r.media for r in rows]), attend_next=attend_next)
+    check_batch(batch, tokenizer.image_id)
+    return batch
 
 
 def stack_media(rows: Sequence[Sequence[Tensor]]) -> tuple[Tensor | None, Tensor | None]:
@@ -174,9 +173,9 @@ def pack(draw: Callable[[], Sample], rows: int, length: int, tokenizer: Tokenize
     """
     ids, labels = [], []
     for _ in range(rows):
-        row = Row()
+        row = TokenizedSample()
         while len(row.ids) < length:
-            more = lay_out(draw(), tokenizer)
+            more = tokenize_sample(draw(), tokenizer)
             row.ids += more.ids
             row.labels += more.labels
         ids.append(row.ids[:length])

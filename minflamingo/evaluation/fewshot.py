@@ -1,22 +1,18 @@
-"""The few-shot protocol (paper §3.1): show k examples, ask for one more, change no weight.
+"""The few-shot protocol (paper section 3.1): show solved examples in the prompt, ask about one more image, change no weight.
 
-    <BOS> <image>Output: red<EOC> <image>Output: blue<EOC> <image>Output:  →  " green"<EOC>
+    <BOS><image>Output: red<EOC><image>Output: blue<EOC><image>Output:   ->   " green" <EOC>
 
     shots "8"       eight support examples, each with its image, then the query
-    shots "0_text"  zero-shot as in the paper: two examples WITHOUT their images, so that the form of an answer is known
+    shots "0_text"  the paper's zero-shot prompt: two examples WITHOUT their images, which only show the form of an answer
     shots "0"       the query alone
 
-Open-ended answers are generated up to `<EOC>`, greedily or by beam search; close-ended ones are chosen from given answers by
-log-likelihood. `predict` and `accuracy` are the toy world's examination: right to the letter, with Wilson's 95% intervals, that
-stay inside 0…1 and are honest near both ends. `runner.py` runs whole benchmarks on the same prompts, with their own metrics.
-
-Example: 190 right of 200 → accuracy 0.95, ci95 [0.910, 0.973].
+Open-ended tasks: the model generates text up to `<EOC>`. Close-ended tasks: the model scores each possible answer, and the one
+with the highest log-likelihood is the prediction. `runner.py` uses these functions for benchmarks, `train_tiny.py` directly.
 """
 
-from __future__ import annotations
-
 import math
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..data.sample import EOC, Sample, collate
@@ -24,104 +20,121 @@ from ..flamingo import Flamingo
 from ..generate import beam_search, generate, score_answers
 from ..tokenizer import Tokenizer
 
-SHOTS = ("0", "0_text", "1", "2", "4", "8", "16", "32")
-N_TEXT_ONLY = 2  # examples of the text-only zero-shot prompt
+SHOTS = ("0", "0_text", "1", "2", "4", "8", "16", "32")  # 0_text, 4, 8, 16 and 32 are in the paper
+N_TEXT_ONLY = 2  # examples in the prompt "0_text"
 
 
 @dataclass(frozen=True)
 class Query:
-    """One case: what may be shown, what is asked, what is right. Media as in `Sample`."""
+    """One question, and examples that may be shown before it. A medium is a tensor of features (T, S, D), as in `Sample`."""
 
-    support: tuple[tuple[object, str], ...]  # (medium, whole text) of each example
+    support: Sequence[tuple[object, str]]  # (medium, prompt + answer) of each example, in the order of the prompt
     medium: object
     prompt: str
     answer: str
-    choices: tuple[str, ...] | None = None  # close-ended: the answers to choose from
-    between: str = ""  # stands after each <EOC> (OpenFlamingo's prompts have a line break there)
+    choices: Sequence[str] | None = None  # close-ended: the possible answers. None: open-ended
+    between: str = ""  # text after each <EOC>; OpenFlamingo's prompts have a line break there
 
 
-def few_shot_prompt(query: Query, shots: str) -> Sample:
-    """The prompt of `query` with that many `shots`: "0", "0_text", "1", …
+def count_shots(shots: str) -> int:
+    """How many examples the prompt shows: "8" -> 8, "0_text" -> 2."""
+    if shots != "0_text" and not shots.isdecimal():
+        raise ValueError(f"shots is {shots!r}; choose a number, such as '4', or '0_text' for the paper's zero-shot prompt")
+    return N_TEXT_ONLY if shots == "0_text" else int(shots)
+
+
+def few_shot_prompt(query: Query, shots: str, order: Sequence[int] | None = None) -> Sample:
+    """The prompt of a query (section 3.1 and appendix). order: a permutation of the shots. None: as in `query.support`.
 
     Raises:
-        ValueError: the query's support has fewer examples.
+        ValueError: the query has fewer support examples.
     """
-    n = N_TEXT_ONLY if shots == "0_text" else int(shots)
-    if n < 0:
-        raise ValueError(f"{shots} shots asked for; there are none below 0")
+    n, pieces = count_shots(shots), []
     if n > len(query.support):
-        raise ValueError(f"{shots} shots asked for, but this query has {len(query.support)} support examples")
-    pieces: list = []
-    for medium, text in query.support[:n]:
-        pieces += [*([] if shots == "0_text" else [medium]), text, EOC, *([query.between] if query.between else [])]
-    return Sample([*pieces, query.medium, *([query.prompt] if query.prompt else [])])
+        raise ValueError(f"{shots} shots need {n} support examples, but this query has {len(query.support)}")
+    for i in range(n) if order is None else order:
+        medium, text = query.support[i]
+        image = [] if shots == "0_text" else [medium]
+        pieces += [*image, text, EOC, query.between]
+    # The query has the same form as an example, but its answer and <EOC> are left to the model.
+    pieces += [query.medium, query.prompt]
+    return Sample([piece for piece in pieces if not isinstance(piece, str) or piece])  # without empty texts
 
 
-def generated(
-    flamingo: Flamingo,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sample],
-    prepare: Callable | None = None,
-    max_new_tokens: int = 24,
-    beams: int = 1,
+def shot_orders(n: int, most: int, seed: int) -> list[tuple[int, ...]]:
+    """min(most, n!) different orders of n shots, for prompt ensembling. The first is 0, 1, ..., n - 1."""
+    rng, orders = random.Random(f"orders {seed} {n}"), [tuple(range(n))]
+    while len(orders) < min(most, math.factorial(n)):
+        order = tuple(rng.sample(range(n), n))
+        orders += [order] if order not in orders else []
+    return orders
+
+
+def generate_answers(
+    flamingo: Flamingo, tokenizer: Tokenizer, prompts: Sequence[Sample], *, beams: int = 1, max_new_tokens: int = 24
 ) -> list[str]:
-    """Open-ended: what the model says behind each prompt, up to `<EOC>`; greedily, or by beam search (the paper's 3)."""
-    batch = collate(prompts, tokenizer, prepare, pad="left").to(next(flamingo.parameters()).device)
+    """Open-ended: the text that the model generates after each prompt. beams: 3 in the paper, 1 is greedy."""
+    # Padding on the left: all prompts end at the same position, where the answers start.
+    batch = collate(prompts, tokenizer, pad="left").to(next(flamingo.parameters()).device)
     if beams == 1:
-        new_ids = generate(flamingo, batch, tokenizer.eoc_id, max_new_tokens)
+        rows = generate(flamingo, batch, tokenizer.eoc_id, max_new_tokens=max_new_tokens)
     else:
-        new_ids = beam_search(flamingo, batch, tokenizer.eoc_id, beams, max_new_tokens)
-    return [tokenizer.decode(ids) for ids in new_ids]
+        rows = beam_search(flamingo, batch, tokenizer.eoc_id, beams=beams, max_new_tokens=max_new_tokens)
+    return [tokenizer.decode(ids) for ids in rows]
 
 
-def choice_scores(
-    flamingo: Flamingo,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Sample],
-    choices: Sequence[Sequence[str]],
-    prepare: Callable | None = None,
-    scoring: str = "sum",
-) -> list[tuple[float, ...]]:
-    """Close-ended: log-likelihood of each choice behind its prompt, which is read once; prompts may differ in choices.
+def score_choices(
+    flamingo: Flamingo, tokenizer: Tokenizer, prompts: Sequence[Sample], choices: Sequence[Sequence[str]], scoring: str = "sum"
+) -> list[list[float]]:
+    """Close-ended: the log-likelihood of each choice after its prompt. Prompts may have different numbers of choices.
 
-    scoring: "sum" over a choice's tokens, or their "mean", with which a long choice is not unlikely for its length.
+    scoring: "sum" over the tokens of a choice, or "mean". A long choice has a low sum because it is long.
     """
     if scoring not in ("sum", "mean"):
         raise ValueError(f"scoring is {scoring!r}; choose 'sum' or 'mean'")
-    batch = collate(prompts, tokenizer, prepare, pad="left").to(next(flamingo.parameters()).device)
-    ids = [[tokenizer.encode(choice) for choice in several] for several in choices]
+    batch = collate(prompts, tokenizer, pad="left").to(next(flamingo.parameters()).device)
+    ids = [[tokenizer.encode(choice) for choice in of_prompt] for of_prompt in choices]
+    # score_answers needs equally many choices per prompt: repeat the first one. zip() below drops the repetitions.
     most = max(map(len, ids))
-    filled = [[*several, *[several[0]] * (most - len(several))] for several in ids]  # as many for each; the rest is cut off
-    rows = score_answers(flamingo, batch, filled).tolist()
-    return [
-        tuple(s / (len(i) if scoring == "mean" else 1) for s, i in zip(row, several)) for row, several in zip(rows, ids)
-    ]
+    rows = score_answers(flamingo, batch, [of_prompt + of_prompt[:1] * (most - len(of_prompt)) for of_prompt in ids]).tolist()
+    return [[s / (len(c) if scoring == "mean" else 1) for s, c in zip(row, of_prompt)] for row, of_prompt in zip(rows, ids)]
 
 
-def predict(
-    flamingo: Flamingo,
-    tokenizer: Tokenizer,
-    queries: Sequence[Query],
-    shots: str,
-    prepare: Callable | None = None,
-    max_new_tokens: int = 24,
-    batch_size: int = 64,
-) -> list[str]:
-    """The model's answer to each query, in the order given. A task is open-ended, or close-ended in all its queries."""
-    answers: list[str] = []
-    for start in range(0, len(queries), batch_size):
-        part = queries[start : start + batch_size]
-        prompts = [few_shot_prompt(q, shots) for q in part]
-        if part[0].choices is None:
-            answers += generated(flamingo, tokenizer, prompts, prepare, max_new_tokens)
-        else:
-            scores = choice_scores(flamingo, tokenizer, prompts, [q.choices for q in part], prepare)
-            answers += [q.choices[row.index(max(row))] for q, row in zip(part, scores)]
+def answer_queries(
+    flamingo: Flamingo, tokenizer: Tokenizer, queries: Sequence[Query], shots: str, *,
+    beams: int = 1, max_new_tokens: int = 24, scoring: str = "sum", orders: Sequence[Sequence[int] | None] = (None,),
+) -> list[dict]:  # fmt: skip
+    """One batch of queries, all open-ended or all close-ended -> {"prediction": text} each; close-ended also "scores".
+
+    orders: for prompt ensembling (appendix). The order of the shots changes a language model's answer, so the score of a choice
+        is its mean log-likelihood over several orders: 1/P * sum_p log p(choice | shots in order p, query).
+    """
+    if queries[0].choices is None:
+        prompts = [few_shot_prompt(query, shots) for query in queries]
+        texts = generate_answers(flamingo, tokenizer, prompts, beams=beams, max_new_tokens=max_new_tokens)
+        return [{"prediction": text} for text in texts]
+    per_order, answers, choices = [], [], [query.choices for query in queries]
+    for order in orders:
+        prompts = [few_shot_prompt(query, shots, order) for query in queries]
+        per_order.append(score_choices(flamingo, tokenizer, prompts, choices, scoring))
+    for query, rows in zip(queries, zip(*per_order)):  # rows: the scores of one query, a row per order
+        scores = [sum(column) / len(orders) for column in zip(*rows)]
+        answers.append({"prediction": query.choices[scores.index(max(scores))], "scores": scores})
     return answers
 
 
+def predict(
+    flamingo: Flamingo, tokenizer: Tokenizer, queries: Sequence[Query], shots: str, *, max_new_tokens: int = 24,
+    batch_size: int = 64,
+) -> list[str]:  # fmt: skip
+    """The model's answer to each query: greedy, or the choice with the highest summed log-likelihood."""
+    parts = [queries[start : start + batch_size] for start in range(0, len(queries), batch_size)]
+    answers = [answer_queries(flamingo, tokenizer, part, shots, max_new_tokens=max_new_tokens) for part in parts]
+    return [answer["prediction"] for of_part in answers for answer in of_part]
+
+
 def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """95% interval of a rate of which `right` of `n` were seen."""
+    """Wilson's 95% interval of a rate, when `right` of `n` cases are right. It stays inside 0 ... 1, also for 0 of n."""
     if n < 1:
         raise ValueError("an interval needs at least one case")
     p, zz = right / n, z * z
@@ -131,6 +144,6 @@ def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
 
 
 def accuracy(correct: Sequence[bool]) -> dict:
-    """{"accuracy", "ci95", "n"} as results.json holds them."""
-    low, high = wilson_interval(sum(correct), len(correct))
-    return {"accuracy": round(sum(correct) / len(correct), 4), "ci95": [round(low, 4), round(high, 4)], "n": len(correct)}
+    """In percent: 190 right of 200 -> {"score": 95.0, "interval": [91.04, 97.26], "n": 200}."""
+    interval = [round(100 * bound, 2) for bound in wilson_interval(sum(correct), len(correct))]
+    return {"score": round(100 * sum(correct) / len(correct), 2), "interval": interval, "n": len(correct)}

@@ -1,38 +1,31 @@
-"""Metrics of the paper's benchmarks (§3, table of benchmarks), from outcomes to the number that people publish.
+"""Metrics of the paper's benchmarks (section 3): from the model's answers to the number that is published.
 
-    METRICS["cider"](outcomes)       113.8          interval("cider", outcomes)        (109.2, 118.1)
+    METRICS["vqa"](outcomes)  ->  67.6              interval("vqa", outcomes)  ->  (65.6, 69.4)
 
-    cider    CIDEr-D × 100                        COCO, Flickr30K, VATEX, YouCook2          caption_metrics.py
-    bleu4    BLEU-4 × 100                                                                   caption_metrics.py
-    vqa      VQA accuracy, percent                VQAv2, OK-VQA, VizWiz, TextVQA            vqa_accuracy.py
-    top1     answers given to the letter, percent MSRVTTQA, toy tasks
-    auc      area under the ROC curve, percent    HatefulMemes
-    ndcg     normalised discounted cumulative gain, percent      VisDial
+    exact_match   open-ended: the prediction is one of the answers, percent          MSRVTTQA, toy tasks
+    accuracy      close-ended: the choice with the best score is an answer, percent  toy tasks
+    vqa           VQA accuracy, percent                                              VQAv2, OK-VQA, VizWiz, TextVQA, toy tasks
+    cider         CIDEr-D times 100; pycocoevalcap                                   COCO, Flickr30K, VATEX, YouCook2
+    roc_auc       area under the ROC curve, percent; scikit-learn                    Hateful Memes
+    ndcg          normalised discounted cumulative gain, percent; scikit-learn       VisDial
 
-An `Outcome` is what the model said to one `Example`: an open-ended `prediction`, or the log-likelihood of each choice.
-
-Every metric is a table of one row an example, and a total of its rows. Most totals are means; BLEU divides sums, the AUC ranks
-everything. So one bootstrap serves all: draw the rows anew, with replacement, and take the total again.
-
-Worked example, AUC: positives scored 0.9 and 0.4, negatives 0.4 and 0.1. Of the 4 pairs of a positive and a negative 3 are in
-the right order and one is a tie, which counts half: AUC = 3.5 / 4 = 87.5.
+The two libraries are in the [eval] extra. The toy tasks do not need it.
 """
 
-from __future__ import annotations
-
+import importlib
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from .caption_metrics import bleu4, bleu_counts, cider_scores
 from .task import Example
-from .vqa_accuracy import vqa_accuracy
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of one example. `scores`: the log-likelihood of each of `example.choices`, when close-ended."""
+    """The model's answer to one example. `scores`: the log-likelihood of each of `example.choices` (close-ended tasks)."""
 
     example: Example
     prediction: str = ""
@@ -41,169 +34,149 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Metric:
-    """rows: outcomes → one row an example, (n, k). total: rows → the number, published scale. mean: the total is the mean."""
+    """rows: outcomes -> one row per example. total: rows -> the published number, usually the mean in percent. unit: its name."""
 
-    rows: Callable[[Sequence[Outcome]], np.ndarray]
+    unit: str
+    rows: Callable[[Sequence[Outcome]], Sequence]
     total: Callable[[np.ndarray], float] = lambda rows: 100 * float(rows.mean())
-    mean: bool = True
 
     def __call__(self, outcomes: Sequence[Outcome]) -> float:
-        """The metric of these outcomes.
-
-        Raises:
-            ValueError: no outcomes, or one lacks what the metric needs (references, scores …); names the example.
-        """
-        return self.total(_table(self, outcomes))
-
-
-def _table(metric: Metric, outcomes: Sequence[Outcome]) -> np.ndarray:
-    if not outcomes:
-        raise ValueError("a metric needs at least one outcome")
-    return metric.rows(outcomes)
-
-
-def per_example(metric: str, outcomes: Sequence[Outcome]) -> list[float] | None:
-    """Each example's value, of which the metric is the mean, on the same scale; None if it is no such mean (bleu4, auc).
-
-    A caption's CIDEr depends on the set, by which the rareness of words is counted.
-    """
-    if not _named(metric).mean:
-        return None
-    return (100 * _table(METRICS[metric], outcomes)[:, 0]).tolist()
+        """Raises ValueError if there are no outcomes, or if an outcome lacks references, scores or relevances."""
+        if not outcomes:
+            raise ValueError("a metric needs at least one outcome")
+        return self.total(np.asarray(self.rows(outcomes)))
 
 
 def interval(metric: str, outcomes: Sequence[Outcome], seed: int = 0, draws: int = 1000) -> tuple[float, float]:
-    """95% interval by the percentile bootstrap over examples: the metric of as many examples, drawn with replacement.
-
-    The rareness of words in CIDEr stays that of all examples. Draws without a metric (an AUC of one class) do not count.
-    """
-    chosen = _named(metric)
-    rows, rng = _table(chosen, outcomes), np.random.default_rng(seed)
-    totals = [chosen.total(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(draws)]
-    low, high = np.nanpercentile(totals, [2.5, 97.5])
+    """95% interval by the percentile bootstrap: the metric of as many examples, drawn with replacement, `draws` times."""
+    rows, total, rng = np.asarray(METRICS[metric].rows(outcomes)), METRICS[metric].total, np.random.default_rng(seed)
+    totals = [total(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(draws)]
+    low, high = np.nanpercentile(totals, [2.5, 97.5])  # NaN: the ROC AUC of a draw with one class
     return float(low), float(high)
 
 
-def _named(metric: str) -> Metric:
-    if metric not in METRICS:
-        raise ValueError(f"there is no metric {metric!r}; choose one of {', '.join(METRICS)}")
-    return METRICS[metric]
+def library(module: str, package: str):
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"this metric needs {package}: pip install 'minflamingo[eval]' ({error})") from None
 
 
-# ------------------------------------------------------------------------------------------------------------- to rows
-
-
-def _references(outcome: Outcome) -> tuple[str, ...]:
+def references(outcome: Outcome) -> tuple[str, ...]:
     if not outcome.example.answers:
-        raise ValueError(f"example {outcome.example.key} has no references (a hidden test set?); write its submission instead")
+        raise ValueError(f"example {outcome.example.key} has no references (a hidden test set?)")
     return outcome.example.answers
 
 
-def _scores(outcome: Outcome) -> np.ndarray:
-    """The log-likelihoods of the choices, checked."""
-    example = outcome.example
-    if example.choices is None or outcome.scores is None:
-        raise ValueError(f"example {example.key}: a close-ended metric needs choices and their scores")
-    if len(outcome.scores) != len(example.choices):
-        raise ValueError(f"example {example.key}: {len(outcome.scores)} scores for {len(example.choices)} choices")
-    scores = np.asarray(outcome.scores, dtype=float)
-    if np.isnan(scores).any():
-        raise ValueError(f"example {example.key}: a score is NaN")
+def choice_scores(outcome: Outcome) -> np.ndarray:
+    key, choices, scores = outcome.example.key, outcome.example.choices or (), np.array(outcome.scores or (), dtype=float)
+    if not len(choices) or len(scores) != len(choices) or np.isnan(scores).any():
+        raise ValueError(f"example {key}: expected one score per choice and no NaN; {len(choices)} choices, scores {scores}")
     return scores
 
 
-def _column(values: Sequence[float]) -> np.ndarray:
-    return np.asarray(values, dtype=float)[:, None]
+def exact_match(outcomes: Sequence[Outcome]) -> list[bool]:
+    return [o.prediction.strip() in {r.strip() for r in references(o)} for o in outcomes]
 
 
-def _cider(outcomes: Sequence[Outcome]) -> np.ndarray:
-    return _column(cider_scores([o.prediction for o in outcomes], [_references(o) for o in outcomes]))
+def accuracy(outcomes: Sequence[Outcome]) -> list[bool]:
+    return exact_match([Outcome(o.example, o.example.choices[choice_scores(o).argmax()]) for o in outcomes])
 
 
-def _bleu(outcomes: Sequence[Outcome]) -> np.ndarray:
-    return bleu_counts([o.prediction for o in outcomes], [_references(o) for o in outcomes])
+# VQA accuracy. Rules and tables of the official evaluation, https://github.com/GT-Vision-Lab/VQA (vqaEval.py), errors included.
+
+NUMBERS = {w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine ten".split())} | {"none": "0"}
+CONTRACTED = """
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd
+how'll how's I'd've I'm I've isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
+o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
+someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's they'd
+they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd where's
+where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've
+you'd you'd've you'll you're you've
+"""
+# A contraction without one of its apostrophes gets it back: "dont" -> "don't", "couldnt've" -> "couldn't've".
+CONTRACTIONS = {word[:i] + word[i + 1 :]: word for word in CONTRACTED.split() for i in range(len(word)) if word[i] == "'"}
+CONTRACTIONS["somebody'd"] = "somebodyd"
 
 
-def _vqa(outcomes: Sequence[Outcome]) -> np.ndarray:
-    return _column([vqa_accuracy(o.prediction, _references(o)) for o in outcomes])
+def normalise_answer(answer: str) -> str:
+    """Lower case, no articles, digits for number words, no punctuation: "The two cats, dont" -> "2 cats don't"."""
+    text = answer
+    for mark in ';/[]"{}()=+\\_-><@`,?!':
+        # A mark next to a space is deleted, and every mark in an answer with a number like 1,000. Others become a space.
+        deleted = f"{mark} " in answer or f" {mark}" in answer or re.search(r"\d,\d", answer)
+        text = text.replace(mark, "" if deleted else " ")
+    text = re.sub(r"\.(?!\d)", "", text, count=32)
+    words = [NUMBERS.get(word, word) for word in text.lower().split()]
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
-def _top1(outcomes: Sequence[Outcome]) -> np.ndarray:
-    """1 where the prediction is one of the references, but for spaces around it; close-ended, where the likeliest choice is."""
-
-    def said(o: Outcome) -> str:
-        return o.prediction if o.scores is None else o.example.choices[int(_scores(o).argmax())]
-
-    return _column([said(o).strip() in {r.strip() for r in _references(o)} for o in outcomes])
-
-
-def probability_of(choice: str, outcome: Outcome) -> float:
-    """The softmax over the choices, at the one of that name."""
-    odds = _log_odds(choice, outcome)
-    return float(np.exp(-np.logaddexp(0.0, -odds)))
+def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
+    """Mean over leaving out one person of min(1, matches among the others / 3). 3 of 10 people: (3 * 2/3 + 7 * 1) / 10 = 0.9."""
+    answer, *people = (re.sub(r"[\n\t]", " ", text).strip() for text in (answer, *people))
+    if len(set(people)) > 1:  # where all people agree, the official code compares the raw texts
+        answer, *people = map(normalise_answer, (answer, *people))
+    matches = [given == answer for given in people]
+    return sum(min(1.0, (sum(matches) - left_out) / 3) for left_out in matches) / len(matches)
 
 
-def _log_odds(choice: str, outcome: Outcome) -> float:
-    scores = _scores(outcome)
-    names = [c.strip().lower() for c in outcome.example.choices]
-    if choice not in names or len(names) < 2:
-        raise ValueError(f"example {outcome.example.key}: {choice!r} and another must be among its choices, found {names}")
-    at = names.index(choice)
-    return float(scores[at] - np.logaddexp.reduce(np.delete(scores, at)))
+# CIDEr. The scorer of pycocoevalcap is plain Python; its tokenizer needs Java. `caption_words` has that tokenizer's main rules.
+# Rare cases differ, such as abbreviations ("St.") and "!!", but captions and references are treated alike.
+
+WORD = re.compile(r"\.\.\.|(?:[a-z]\.){2,}|\d+(?:[.,:/]\d+)+|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+?(?=n't\b)|\w+(?:[-/]\w+)*|\S")
+PUNCTUATION = set(""". ? ! , : ; - ' " ` ...""".split())
 
 
-def _auc(outcomes: Sequence[Outcome]) -> np.ndarray:
-    """Label and score. The log-odds are in the order of the softmax, and do not run together near 0 and 1."""
-    rows = []
-    for o in outcomes:
-        truth = _references(o)[0].strip().lower()
-        if truth not in ("yes", "no"):
-            raise ValueError(f"example {o.example.key}: the AUC needs 'yes' or 'no' as its first answer, found {truth!r}")
-        rows.append([truth == "yes", _log_odds("yes", o)])
-    rows = np.asarray(rows, dtype=float)
-    if len(set(rows[:, 0])) < 2:
-        raise ValueError("the AUC needs examples of both classes, 'yes' and 'no'; here all are of one")
+def caption_words(caption: str) -> str:
+    """Lower case, contractions split, punctuation dropped: "A man's dog isn't here." -> "a man 's dog is n't here"."""
+    text = unicodedata.normalize("NFKC", caption.lower()).translate(str.maketrans("‘’“”–—⁄", "''\"\"--/"))
+    return " ".join(word for word in WORD.findall(text.replace("cannot", "can not")) if word not in PUNCTUATION)
+
+
+def cider(outcomes: Sequence[Outcome]) -> np.ndarray:
+    """CIDEr-D of each caption. It weights n-grams by their rarity in all references of the evaluated set."""
+    scorer = library("pycocoevalcap.cider.cider", "pycocoevalcap").Cider()
+    answers = {i: [caption_words(r) for r in references(o)] for i, o in enumerate(outcomes)}
+    return scorer.compute_score(answers, {i: [caption_words(o.prediction)] for i, o in enumerate(outcomes)})[1]
+
+
+def log_odds(outcome: Outcome) -> float:
+    """Log-odds of "yes" against "no". They rank as the probability does, but do not saturate at 0 and 1."""
+    scores = dict(zip((c.strip().lower() for c in outcome.example.choices or ()), choice_scores(outcome)))
+    if set(scores) != {"yes", "no"}:
+        raise ValueError(f"example {outcome.example.key}: the choices must be 'yes' and 'no', found {sorted(scores)}")
+    return float(scores["yes"] - scores["no"])
+
+
+def labels_and_odds(outcomes: Sequence[Outcome]) -> list[tuple[bool, float]]:
+    rows = [(references(o)[0].strip().lower() == "yes", log_odds(o)) for o in outcomes]
+    if len({label for label, _ in rows}) < 2:
+        raise ValueError("ROC AUC needs examples of both classes, 'yes' and 'no'; all examples are of one class")
     return rows
 
 
-def _area(rows: np.ndarray) -> float:
-    """Share of pairs of a positive and a negative that are in order, ties half (Mann and Whitney's U). NaN for one class."""
-    positive = rows[:, 0] == 1
-    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-    if not n_positive or not n_negative:
-        return float("nan")
-    _, which, counts = np.unique(rows[:, 1], return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(counts) - (counts - 1) / 2)[which]  # from 1; equal scores share the mean of their ranks
-    u = ranks[positive].sum() - n_positive * (n_positive + 1) / 2
-    return 100 * float(u) / (n_positive * n_negative)
+def roc_auc(rows: np.ndarray) -> float:
+    labels, odds = rows.T
+    return 100 * library("sklearn.metrics", "scikit-learn").roc_auc_score(labels, odds) if len(set(labels)) == 2 else np.nan
 
 
-def _ndcg(outcomes: Sequence[Outcome]) -> np.ndarray:
-    """VisDial's: over the first k candidates, k the number of relevant ones; of equal scores the earlier candidate is first.
-
-        DCG = Σ_i gain of the i-th / log2(i + 1)        NDCG = DCG / DCG of the best order
-
-    scikit-learn's ndcg_score(k=k) is the same number where no scores are equal. Nothing relevant at all: 0, as there.
-    Source: visdialch/metrics.py of https://github.com/batra-mlp-lab/visdial-challenge-starter-pytorch
-    """
-    values = []
+def ndcg(outcomes: Sequence[Outcome]) -> list[float]:
+    """VisDial cuts the ranking after k candidates, where k is the number of candidates with a relevance above zero."""
+    score, values = library("sklearn.metrics", "scikit-learn").ndcg_score, []
     for o in outcomes:
-        scores, gains = _scores(o), o.example.gains
-        if gains is None or len(gains) != len(scores):
-            raise ValueError(f"example {o.example.key}: NDCG needs the relevance (gains) of each of its {len(scores)} choices")
-        gains = np.asarray(gains, dtype=float)
-        k = int((gains != 0).sum())
-        discounts = 1 / np.log2(np.arange(k) + 2)
-        best = np.sort(gains)[::-1][:k] @ discounts
-        values.append(gains[np.argsort(-scores, kind="stable")[:k]] @ discounts / best if k else 0.0)
-    return _column(values)
+        ranking, gains = choice_scores(o), np.array(o.example.gains or ())
+        if len(gains) != len(ranking):
+            raise ValueError(f"example {o.example.key}: NDCG needs a relevance (gains) for each of its {len(ranking)} choices")
+        values.append(score([gains], [ranking], k=(gains != 0).sum()) if gains.any() else 0.0)
+    return values
 
 
 METRICS: dict[str, Metric] = {
-    "cider": Metric(_cider),
-    "bleu4": Metric(_bleu, lambda counts: 100 * bleu4(counts), mean=False),
-    "vqa": Metric(_vqa),
-    "top1": Metric(_top1),
-    "auc": Metric(_auc, _area, mean=False),
-    "ndcg": Metric(_ndcg),
+    "exact_match": Metric("exact match (%)", exact_match),
+    "accuracy": Metric("accuracy (%)", accuracy),
+    "vqa": Metric("VQA accuracy (%)", lambda outcomes: [vqa_accuracy(o.prediction, references(o)) for o in outcomes]),
+    "cider": Metric("CIDEr", cider),
+    "roc_auc": Metric("ROC AUC (%)", labels_and_odds, roc_auc),
+    "ndcg": Metric("NDCG (%)", ndcg),
 }

@@ -1,21 +1,12 @@
-"""RICES, retrieval-based in-context example selection (paper §3 and appendix; Yang et al. 2022): show what is like the query.
+"""RICES, retrieval-based in-context example selection (paper section 3.1 and appendix; Yang et al. 2022).
 
-    feature of a medium   f = mean over frames and patches of the frozen eye's features, divided by its length
-    likeness              f_query · f_example          cosine, 1 for the same direction
-    prompt                the k most alike, the MOST alike last: next to the query, where a language model looks first
+From a large support set, take the examples whose images are most similar to the query's image:
 
-Example: f_query = (1, 0), support (0.6, 0.8), (1, 0), (0, 1): likeness 0.6, 1, 0; two shots are number 0, then number 1.
+    f = mean over frames and patches of the frozen vision encoder's features, divided by its length      similarity = f_q . f_e
 
-It needs a large support set, and sees each of its media once; so the features are kept on disk, under a name that changes
-with the eye, the image preparation and the support set. Likeness is computed in tiles, never queries × support at once:
-VQAv2's 443,757 training questions and 2,048 queries would be 3.6 GB.
+The most similar example is the last one in the prompt, directly before the query. Example: f_q = (1, 0) and support features
+(0.6, 0.8), (1, 0), (0, 1) have the similarities 0.6, 1, 0. With two shots the prompt shows example 0, then example 1.
 """
-
-from __future__ import annotations
-
-import hashlib
-from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -23,86 +14,46 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from ..training.checkpoint import load_tensors, save_tensors
-from .eye import Eye, fingerprint
-from .task import Example
+from .features import FeatureCache, fingerprint
+from .task import Task, task_fingerprint
 
 
-def pooled(features: Tensor) -> Tensor:
-    """(T, S, D) → (D,), of length 1."""
+def pool_features(features: Tensor) -> Tensor:
+    """(T, S, D) -> (D,) of length 1."""
     return normalize(features.float().mean((0, 1)), dim=0)
 
 
-class Rices:
-    """A support set that can be searched.
+def most_similar(queries: Tensor, support: Tensor, k: int) -> list[list[int]]:
+    """For each query (Q, D) the numbers of its k most similar support rows (n, D), the most similar FIRST.
 
-    Args:
-        features: (n, D), rows of length 1; a row of NaN is a broken medium and is never found.
-        keys: the support examples' keys, in the same order.
+    All rows have length 1. Of equally similar rows the earlier one comes first. Rows of NaN, broken images, come last.
     """
-
-    def __init__(self, features: Tensor, keys: Sequence[str]):
-        if len(features) != len(keys):
-            raise ValueError(f"RICES: {len(features)} features for {len(keys)} examples")
-        self.broken = features.isnan().any(1)
-        self.features, self.keys = features.nan_to_num(), list(keys)
-        self.places: dict[str, list[int]] = {}
-        for i, key in enumerate(self.keys):
-            self.places.setdefault(key, []).append(i)
-
-    def nearest(self, queries: Tensor, keys: Sequence[str], k: int, tile: int = 8192) -> list[list[int]]:
-        """For each of the queries (Q, D) the `k` most alike support examples, the most alike FIRST.
-
-        `keys`: the queries' own, none of which is found for itself. Fewer than k come back where there are no more.
-        """
-        found = []
-        for at in range(0, len(queries), 256):
-            rows, names = queries[at : at + 256], keys[at : at + 256]
-            best = torch.full((len(rows), 0), 0.0)
-            index = torch.zeros(len(rows), 0, dtype=torch.long)
-            for start in range(0, len(self.keys), tile):
-                likeness = rows @ self.features[start : start + tile].T
-                likeness[:, self.broken[start : start + tile]] = -torch.inf
-                for row, name in enumerate(names):
-                    for i in self.places.get(name, ()):
-                        if start <= i < start + tile:
-                            likeness[row, i - start] = -torch.inf
-                # Best first; of equals, the earlier example.
-                both = torch.cat([best, likeness], 1)
-                numbers = torch.cat([index, torch.arange(start, start + likeness.shape[1]).expand(len(rows), -1)], 1)
-                order = both.sort(dim=1, descending=True, stable=True).indices[:, :k]
-                best, index = both.gather(1, order), numbers.gather(1, order)
-            for values, numbers in zip(best.tolist(), index.tolist()):
-                found.append([i for v, i in zip(values, numbers) if v > -float("inf")])
-        return found
+    similarity = (queries @ support.T).nan_to_num(nan=-torch.inf)  # (Q, n) cosines
+    return similarity.sort(dim=1, descending=True, stable=True).indices[:, :k].tolist()
 
 
-def rices(eye: Eye, support: Sequence[Example], folder: str | Path | None = None) -> Rices:
-    """Look at all of the support set, or read what an earlier call with the same eye and support has left in `folder`."""
-    keys = [example.key for example in support]
-    name = hashlib.sha1(
-        "\n".join([fingerprint(eye.flamingo.model.vision), repr(eye.flamingo.prepare), *keys]).encode()
-    ).hexdigest()[:16]
-    path = None if folder is None else Path(folder) / f"rices-{name}.pt"
-    if path is not None and path.is_file():
-        kept = load_tensors(path)
-        eye.broken.update({support[i].media: why for i, why in kept["broken"].items()})
-        return Rices(kept["features"], keys)
-    rows: list[Tensor | None] = []
-    with tqdm(total=len(keys), desc="RICES: looking at the support", disable=len(keys) < 2000, leave=False) as bar:
-        for start in range(0, len(keys), 256):
-            part = [support[i] for i in range(start, min(start + 256, len(keys)))]
-            eye.look(part)
-            for example in part:
-                features = eye.features(example)
-                rows.append(None if features is None else pooled(features))
-            bar.update(len(part))
-    whole = next((row for row in rows if row is not None), None)
-    if whole is None:
-        why = next((eye.why_broken(example) for example in support), "there is none")
-        raise ValueError(f"RICES: none of the {len(keys)} support examples can be opened ({why})")
-    features = torch.stack([torch.full_like(whole, torch.nan) if row is None else row for row in rows])
-    if path is not None:
+def support_features(cache: FeatureCache, task: Task) -> Tensor:
+    """(n, D), a row for each support example. Kept in memory, and in `cache.folder` for later runs with the same encoder."""
+    vision, size, support = cache.pipeline.model.vision, cache.pipeline.preprocess.size, task.support
+    name = f"rices-{task.name}-{task_fingerprint(task)['support']:08x}-{fingerprint(vision)}-{size}"
+    path = cache.folder and cache.folder / f"{name}.pt"
+    if name in cache.support_features:
+        return cache.support_features[name]
+    if path and path.is_file():
+        cache.support_features[name] = load_tensors(path)["features"]
+        return cache.support_features[name]
+    pooled: dict[int, Tensor] = {}
+    for start in tqdm(range(0, len(support), 256), desc="RICES: encoding", disable=len(support) < 2000, leave=False):
+        numbers = range(start, min(start + 256, len(support)))
+        cache.encode(support[i] for i in numbers)  # one call: large batches are faster
+        pooled |= {i: pool_features(f) for i in numbers if (f := cache.get(support[i])) is not None}
+    if not pooled:
+        why = next((cache.broken[example.media] for example in support), "it is empty")
+        raise ValueError(f"{task.name}: RICES cannot open any of the {len(support)} support examples ({why})")
+    broken = torch.full_like(next(iter(pooled.values())), torch.nan)
+    features = torch.stack([pooled.get(i, broken) for i in range(len(support))])
+    if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lost = torch.where(features.isnan().any(1))[0].tolist()
-        save_tensors({"features": features, "broken": {i: eye.why_broken(support[i]) for i in lost}}, path)
-    return Rices(features, keys)
+        save_tensors({"features": features}, path)
+    cache.support_features[name] = features
+    return features

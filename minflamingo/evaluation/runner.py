@@ -1,237 +1,170 @@
-"""A model sits a benchmark (paper §3 and appendix): shots are chosen, prompts made, answers collected and marked.
+"""Evaluate a model on a task (paper section 3.1 and appendix).
 
-    result = evaluate(flamingo, task, "8")         # {"score": 98.1, "interval": [96.2, 100.0], "n": 160, …}
+    result = evaluate(pipeline, task, "8")      # {"score": 98.1, "interval": [96.2, 100.0], "n": 160, "broken": {}, ...}
 
-    per query     choose the shots   at random, by a seed, or by RICES; never the query itself
-                  ask                open-ended: beam 3, up to <EOC>, then the task's clean-up
-                                     close-ended: the log-likelihood of every choice
-    per task      the benchmark's own metric, with a 95% interval
+For each query: select shots at random or by RICES, build the prompt, collect the answer. Then compute the task's metric.
 
-Shots "0_text" is the zero-shot of the paper, two examples without their images; "0" is the query alone (`fewshot.py`).
+**Random shots** depend only on the seed, the task, the trial and the query, not on the batch. So a resumed run has the same shots. The 8 shots of a query begin with its 4 shots.
 
-**Which shots** depends on the seed, the task, the trial and the query, and on nothing else: not on the batch, nor on what was
-asked before. The 8 shots of a query begin with its 4. So a run can stop anywhere, and what it goes on with is the same.
-
-**Prompt ensembling.** The order of the shots moves the answer of a language model. Log-likelihoods of choices are averaged
-over min(6, n!) orders:  score(choice) = 1/P · Σ_p log p(choice | shots in order p).  Example: 2 shots are read in 2 orders.
-
-**What is broken.** A query whose file cannot be opened is counted, named and left out; a shot is replaced by the next one.
+**Broken files.** A broken query is reported and left out. A broken shot is replaced by the next candidate.
 """
 
-from __future__ import annotations
-
-import itertools
-import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
+from pathlib import Path
 
 import torch
 
-from ..complete import LoadedFlamingo
-from .eye import Eye
-from .fewshot import N_TEXT_ONLY, Query, choice_scores, few_shot_prompt, generated
+from .. import __version__
+from ..pipeline import Pipeline
+from ..training.stage import Stage
+from .features import FeatureCache, fingerprint
+from .fewshot import Query, answer_queries, count_shots, shot_orders
 from .metrics import METRICS, Outcome, interval
-from .rices import Rices, pooled, rices
-from .task import Example, Task
+from .rices import most_similar, pool_features, support_features
+from .task import Example, Task, task_fingerprint
 
-SPARE = 8  # more candidates than shots, in case some cannot be opened
+N_ORDERS = 6  # of the shots, in prompt ensembling
+N_SPARE = 8  # RICES finds more candidates than shots: some may be broken, or the query itself
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a benchmark is run.
-
-    rices: the shots most like the query, not random ones. ensemble: average close-ended scores over `orders` of the shots.
-    beams: 3 in the paper; 1 is greedy.
-    """
-
     seed: int = 0
-    rices: bool = False
-    ensemble: bool = False
-    orders: int = 6
-    beams: int = 3
+    rices: bool = False  # the most similar shots instead of random ones
+    ensemble: bool = False  # average the scores of choices over orders of the shots
+    beams: int = 3  # as in the paper; 1: greedy
+    batch_size: int = 16
 
 
 def random_order(n: int, *words: object) -> Iterator[int]:
-    """0 … n−1 in an order that depends on the `words` alone; drawn as far as it is asked for, n may be half a million."""
-    rng, seen = random.Random(" ".join(map(str, words))), set()
-    while len(seen) < n:
+    """0 ... n - 1 in a random order that depends only on `words`. Drawn one by one, because n may be half a million."""
+    rng, drawn = random.Random(" ".join(map(str, words))), set()
+    while len(drawn) < n:
         i = rng.randrange(n)
-        if i not in seen:
-            seen.add(i)
+        if i not in drawn:
+            drawn.add(i)
             yield i
 
 
-def orders_of(n: int, most: int, seed: int) -> list[tuple[int, ...]]:
-    """min(most, n!) different orders of n shots. The first is as they come."""
-    wanted, rng = min(most, math.factorial(n)), random.Random(f"orders {seed} {n}")
-    orders = {tuple(range(n)): None}
-    while len(orders) < wanted:
-        orders[tuple(rng.sample(range(n), n))] = None
-    return list(orders)
+def select_shots(
+    task: Task, queries: Sequence[Example], shots: str, trial: int, protocol: Protocol, features: FeatureCache
+) -> list[tuple[list[Example], list[str]]]:
+    """For each query its shots in the order of the prompt, and the keys of broken examples that were replaced.
 
-
-def count_of(shots: str) -> int:
-    """How many examples the prompt shows: "8" → 8, "0_text" → 2."""
-    if shots == "0_text":
-        return N_TEXT_ONLY
-    if not shots.isdecimal():
-        raise ValueError(f"shots are a number, or 0_text for the paper's zero-shot; not {shots!r}")
-    return int(shots)
-
-
-class Shots:
-    """Chooses the support examples of queries, in the order in which they stand in the prompt."""
-
-    def __init__(self, task: Task, shots: str, trial: int, protocol: Protocol, eye: Eye, index: Rices | None = None):
-        self.task, self.shots, self.trial, self.protocol, self.eye = task, shots, trial, protocol, eye
-        self.n, self.text_only = count_of(shots), shots == "0_text"
-        self.replaced: dict[str, list[str]] = {}  # of the last queries: the shots that could not be opened
-        self.index = index if protocol.rices and not self.text_only and self.n else None
-        if protocol.rices and index is None and not self.text_only and self.n:
-            self.index = rices(eye, task.support)
-
-    def candidates(self, queries: Sequence[Example]) -> list[Iterator[Example]]:
-        """Support examples from the first choice on, without the query itself."""
-        if self.index is None:
-            words = self.protocol.seed, self.task.name, self.trial
-            numbers = [random_order(len(self.task.support), *words, query.key) for query in queries]
-        else:
-            features = torch.stack([pooled(self.eye.features(query)) for query in queries])
-            numbers = self.index.nearest(features, [query.key for query in queries], self.n + SPARE)
-        return [self._without(query, of_query) for query, of_query in zip(queries, numbers)]
-
-    def _without(self, query: Example, numbers: Iterable[int]) -> Iterator[Example]:
-        return (example for i in numbers if (example := self.task.support[i]).key != query.key)
-
-    def choose(self, queries: Sequence[Example]) -> list[list[Example]]:
-        """`n` examples for each query, all of which can be opened.
-
-        Raises:
-            ValueError: the support set has fewer.
-        """
-        candidates = self.candidates(queries)
-        chosen = [list(itertools.islice(c, self.n)) for c in candidates]
-        self.replaced = {}
-        while not self.text_only:
-            self.eye.look(itertools.chain(*chosen))
-            if all(self.eye.why_broken(e) is None for row in chosen for e in row):
-                break
-            for query, row, more in zip(queries, chosen, candidates):
-                if lost := [e.key for e in row if self.eye.why_broken(e) is not None]:
-                    self.replaced.setdefault(query.key, []).extend(lost)
-                    row[:] = [e for e in row if self.eye.why_broken(e) is None]
-                    row += itertools.islice(more, self.n - len(row))
-        for query, row in zip(queries, chosen):
-            if len(row) < self.n:
-                raise ValueError(
-                    f"{self.task.name}: {self.shots} shots asked for, but the support has {len(row)} examples "
-                    f"for query {query.key} that are not itself and can be opened"
-                )
-        return [row[::-1] for row in chosen] if self.index is not None else chosen  # the most alike last
-
-
-def as_query(task: Task, example: Example, shots: Sequence[Example], eye: Eye, text_only: bool = False) -> Query:
-    """The case that `fewshot.few_shot_prompt` lays out. Without images, those of the shots need not be opened."""
-    template = task.template
-    shown = tuple((None if text_only else eye.features(shot), template.shown(shot)) for shot in shots)
-    choices = None if example.choices is None else tuple(map(template.answered, example.choices))
-    answer = template.answered(example.answers[0]) if example.answers else ""
-    return Query(shown, eye.features(example), template.asked(example), answer, choices, template.between)
-
-
-def answers(
-    flamingo: LoadedFlamingo,
-    task: Task,
-    shots: str,
-    trial: int = 0,
-    protocol: Protocol = Protocol(),
-    eye: Eye | None = None,
-    index: Rices | None = None,
-    start: int = 0,
-    batch_size: int = 16,
-) -> Iterator[list[dict]]:
-    """Batch after batch, one record per query from number `start` on, plain enough for a line of JSON:
-
-        {"key": "262148", "prediction": "down"}    {"key": "8", "scores": [-0.1, -2.3]}    {"key": "9", "broken": "no such …"}
-
-    "replaced", where there is any, names support examples that were chosen for this query and could not be opened.
+    Raises:
+        ValueError: the support has too few examples.
     """
-    eye, queries_of_task = Eye(flamingo) if eye is None else eye, list(task.queries)
-    chooser = Shots(task, shots, trial, protocol, eye, index)
-    model, tokenizer, prepare = flamingo.model, flamingo.tokenizer, flamingo.prepare
-    for at in range(start, len(queries_of_task), batch_size):
-        part = whole = queries_of_task[at : at + batch_size]
-        eye.look(part)
-        records = {e.key: {"key": e.key, "broken": why} for e in part if (why := eye.why_broken(e)) is not None}
-        part = [e for e in part if e.key not in records]
-        chosen = chooser.choose(part) if part else []
-        queries = [as_query(task, e, row, eye, chooser.text_only) for e, row in zip(part, chosen)]
-        for close_ended in (False, True):
-            which = [i for i, query in enumerate(queries) if (query.choices is not None) == close_ended]
-            if not which:
-                continue
-            asked = [queries[i] for i in which]
-            if not close_ended:
-                prompts = [few_shot_prompt(query, shots) for query in asked]
-                for i, text in zip(which, generated(model, tokenizer, prompts, prepare, task.max_new_tokens, protocol.beams)):
-                    records[part[i].key] = {"key": part[i].key, "prediction": task.clean(text)}
-                continue
-            orders = orders_of(chooser.n, protocol.orders if protocol.ensemble else 1, protocol.seed)
-            total = [[0.0] * len(query.choices) for query in asked]
-            for order in orders:
-                prompts = [few_shot_prompt(replace(q, support=tuple(q.support[i] for i in order)), shots) for q in asked]
-                rows = choice_scores(model, tokenizer, prompts, [q.choices for q in asked], prepare, task.scoring)
-                total = [[a + b for a, b in zip(sums, row)] for sums, row in zip(total, rows)]
-            for i, sums in zip(which, total):
-                records[part[i].key] = {"key": part[i].key, "scores": [s / len(orders) for s in sums]}
-        for key, names in chooser.replaced.items():
-            records[key]["replaced"] = names
-        yield [records[e.key] for e in whole]
+    n, with_images, selected = count_shots(shots), shots != "0_text", []
+    rices = protocol.rices and with_images and n > 0
+    if rices:
+        pooled = torch.stack([pool_features(features.get(query)) for query in queries])  # (Q, D)
+        numbers = map(iter, most_similar(pooled, support_features(features, task), n + N_SPARE))
+    else:
+        numbers = (random_order(len(task.support), protocol.seed, task.name, trial, query.key) for query in queries)
+    sources = [(task.support[i] for i in of_query) for of_query in numbers]  # examples, the preferred ones first
+    preferred = [list(islice(source, n)) for source in sources]
+    if with_images:
+        features.encode(chain(*preferred))  # one call: large batches are faster
+    for query, first, others in zip(queries, preferred, sources):
+        chosen, broken = [], []
+        for example in chain(first, others):
+            if len(chosen) == n:
+                break
+            if example.key != query.key:  # the query is never one of its shots
+                usable = not with_images or features.get(example) is not None
+                (chosen if usable else broken).append(example)
+        if len(chosen) < n:
+            raise ValueError(
+                f"{task.name}: {shots} shots need {n} support examples, but query {query.key} can use only {len(chosen)}; "
+                f"{len(broken)} are broken"
+            )
+        # RICES prefers the most similar example. In the prompt it is last, next to the query.
+        selected.append((chosen[::-1] if rices else chosen, [example.key for example in broken]))
+    return selected
+
+
+def make_query(task: Task, example: Example, shots: Sequence[Example], features: FeatureCache, text_only: bool = False) -> Query:
+    """Apply the template. text_only: the images of the shots are not needed, so they are not opened."""
+    t = task.template
+    support = [(None if text_only else features.get(shot), t.shown(shot)) for shot in shots]
+    answer = t.answered(example.answers[0]) if example.answers else ""  # test sets may hide it
+    choices = None if example.choices is None else [t.answered(choice) for choice in example.choices]
+    return Query(support, features.get(example), t.asked(example), answer, choices, t.between)
+
+
+def answer_examples(
+    task: Task, examples: Sequence[Example], shots: str, trial: int, protocol: Protocol, features: FeatureCache
+) -> list[dict]:
+    """A JSON-able record for each example: {"key": "8", "prediction": "yes", "scores": [-0.1, -2.3]}, scores if close-ended.
+
+    A broken example has {"key", "broken": error message}. "replaced", if any, are keys of its broken shots.
+    """
+    features.encode(examples)
+    records = {e.key: {"key": e.key, "broken": features.broken[e.media]} for e in examples if e.media in features.broken}
+    usable = [example for example in examples if example.key not in records]
+    if usable:
+        selected = select_shots(task, usable, shots, trial, protocol, features)
+        queries = [make_query(task, e, row, features, shots == "0_text") for e, (row, _) in zip(usable, selected)]
+        answers = answer_queries(
+            features.pipeline.model, features.pipeline.tokenizer, queries, shots, beams=protocol.beams,
+            max_new_tokens=task.max_new_tokens, scoring=task.scoring,
+            orders=shot_orders(count_shots(shots), N_ORDERS if protocol.ensemble else 1, protocol.seed),
+        )  # fmt: skip
+        for example, answer, (_, replaced) in zip(usable, answers, selected):
+            if "scores" in answer:  # the choice without the template around it
+                answer["prediction"] = example.choices[answer["scores"].index(max(answer["scores"]))]
+            else:
+                answer["prediction"] = task.clean(answer["prediction"])
+            records[example.key] = {"key": example.key, **answer, **({"replaced": replaced} if replaced else {})}
+    return [records[example.key] for example in examples]
 
 
 def outcomes_of(task: Task, records: Sequence[dict]) -> list[Outcome]:
-    """What the metrics take: records with their examples, the broken ones left out."""
+    """The input of the metrics: each record with its example, without the broken ones."""
     pairs = [(example, record) for example, record in zip(task.queries, records) if "broken" not in record]
-    return [
-        Outcome(example, r["prediction"]) if "prediction" in r else
-        Outcome(example, example.choices[r["scores"].index(max(r["scores"]))], tuple(r["scores"]))
-        for example, r in pairs
-    ]  # fmt: skip
+    return [Outcome(example, r["prediction"], tuple(r["scores"]) if "scores" in r else None) for example, r in pairs]
 
 
-def perfect(task: Task, outcomes: Sequence[Outcome]) -> float:
-    """What the right answers would score: 100, but for CIDEr, where it depends on the references.
+def score_records(task: Task, records: Sequence[dict], seed: int = 0) -> dict:
+    """{"n", "score", "interval", "broken", "replaced"}: the published metric and its 95% bootstrap interval over examples.
 
-    The first reference of each example in the place of the prediction; so a score / perfect is a share in 0…1.
-    """
-    if task.metric not in ("cider", "bleu4"):
-        return 100.0
-    return METRICS[task.metric]([Outcome(o.example, o.example.answers[0]) for o in outcomes])
-
-
-def mark(task: Task, records: Sequence[dict], seed: int = 0) -> dict:
-    """Records → {"score", "interval", "share", "n", "broken", "replaced"}: the metric as it is published, its 95% interval by
-    bootstrap over examples, the score as a share of what right answers would get, how many were asked; which queries could not
-    be opened, and why; which support examples.
-
-    Where there can be no score (references are hidden, an AUC of one class), "problem" says why.
+    If there can be no score (hidden references, ROC AUC of one class), "problem" says why.
     """
     outcomes = outcomes_of(task, records)
-    result: dict = {"n": len(outcomes)}
+    broken = {record["key"]: record["broken"] for record in records if "broken" in record}
+    replaced = sorted({key for record in records for key in record.get("replaced", ())})
+    result: dict = {"n": len(outcomes), "broken": broken, "replaced": replaced}
     try:
-        score = METRICS[task.metric](outcomes)
-        low, high = interval(task.metric, outcomes, seed)
-        share = score / (perfect(task, outcomes) or 1.0)
-        result |= {"score": round(score, 2), "interval": [round(low, 2), round(high, 2)], "share": round(share, 4)}
+        score, bounds = METRICS[task.metric](outcomes), interval(task.metric, outcomes, seed)
     except ValueError as error:
-        result["problem"] = str(error)
-    broken = {r["key"]: r["broken"] for r in records if "broken" in r}
-    return result | {"broken": broken, "replaced": sorted({key for r in records for key in r.get("replaced", ())})}
+        return result | {"problem": str(error)}
+    return result | {"score": round(score, 2), "interval": [round(bound, 2) for bound in bounds]}
 
 
-def evaluate(flamingo: LoadedFlamingo, task: Task, shots: str, trial: int = 0, protocol: Protocol = Protocol(), **how) -> dict:
-    """All of it at once; `how` as in `answers`. The records are in the result too."""
-    records = list(itertools.chain(*answers(flamingo, task, shots, trial, protocol, **how)))
-    return mark(task, records, protocol.seed) | {"records": records}
+def evaluate(
+    pipeline: Pipeline, task: Task, shots: str, *, trial: int = 0, protocol: Protocol = Protocol(),
+    features: FeatureCache | None = None, folder: str | Path | None = None,
+) -> dict:  # fmt: skip
+    """Answer all queries -> the result of `score_records`, and "records".
+
+    Args:
+        trial: another trial draws other random shots.
+        features: a cache to share between calls with one pipeline.
+        folder: for the answers so far: a later call with the same model, task and protocol resumes there.
+    """
+    features, queries = features or FeatureCache(pipeline), list(task.queries)
+    records, starts = [], range(0, len(queries), protocol.batch_size)
+    if folder is not None:
+        settings = {
+            "version": __version__, "model": fingerprint(pipeline.model), "image": repr(pipeline.preprocess),
+            "task": task_fingerprint(task), "shots": shots, "trial": trial, **asdict(protocol), "batch_size": None,
+        }  # fmt: skip
+        stage = Stage(f"{task.name}-{shots}-{trial}", folder, len(queries), settings=settings, restart=True)
+        records, starts = stage.rows, stage.steps(by=protocol.batch_size)
+    for start in starts:
+        part = queries[start : start + protocol.batch_size]
+        records += answer_examples(task, part, shots, trial, protocol, features)
+    return score_records(task, records, protocol.seed) | {"records": records}

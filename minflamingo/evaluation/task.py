@@ -1,43 +1,31 @@
-"""What a few-shot task is: examples, a template, a metric. Nothing else; every benchmark and every toy task is one of these.
+"""What a few-shot task is: examples, a template and a metric. Every benchmark and every toy benchmark is one of these.
 
-    Template("Question: {question} Answer:", " {answer}")
+    Template("Question: {question} Answer:")
 
-    shown     <image>Question: What's the cat wearing? Answer: sunglasses<EOC>
-    asked     <image>Question: What is on the water? Answer:
-
-Wordings are in `benchmarks/loading.py`: the paper's processed prompts, to the letter (§3, appendix), and OpenFlamingo's.
+    shown   <image>Question: What's the cat wearing? Answer: sunglasses<EOC>       an example of the support
+    asked   <image>Question: What is on the water? Answer:                         the query
 """
 
-from __future__ import annotations
-
+import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True)
 class Example:
-    """One item of a benchmark.
+    """One item of a benchmark. Its file is read when `media()` is called, which may raise OSError or ValueError."""
 
-    key: its name in the benchmark, as the predictions file wants it.
-    media: makes the image (PIL, array), the video (list of frames) or the frozen eye's features (tensor) of this item; called
-        when the item is needed, so that a benchmark on disk is read lazily. It may raise OSError or ValueError.
-    fields: what the template's prompt names, such as {"question": …}; and the benchmark's own ids, in their own types.
-    answers: references. The first is shown when this is a support example.
-    choices: close-ended, the answers to choose from; None: open-ended.
-    gains: with choices, how relevant each is (VisDial's NDCG).
-    """
-
-    key: str
-    media: Callable[[], object]
-    answers: tuple[str, ...]
-    fields: Mapping[str, object] = field(default_factory=dict)
-    choices: tuple[str, ...] | None = None
-    gains: tuple[float, ...] | None = None
+    key: str  # its name in the benchmark
+    media: Callable[[], object]  # returns the image (PIL, array) or the video (list of frames)
+    answers: tuple[str, ...]  # references. The first one is shown when the example is in the support
+    fields: Mapping[str, object] = field(default_factory=dict)  # for the template, {"question": ...}, and the benchmark's ids
+    choices: tuple[str, ...] | None = None  # close-ended: the possible answers
+    gains: tuple[float, ...] | None = None  # how relevant each choice is (NDCG of VisDial)
 
 
 @dataclass(frozen=True)
 class Template:
-    """How an example reads. `prompt` may name its fields, `answer` names {answer}; `between` stands after each `<EOC>`."""
+    """The text of an example. `prompt` may name its fields, `answer` names {answer}; `between` comes after each `<EOC>`."""
 
     prompt: str
     answer: str = " {answer}"
@@ -47,7 +35,6 @@ class Template:
         return self.prompt.format(**example.fields)
 
     def answered(self, text: str) -> str:
-        """How an answer stands behind the prompt."""
         return self.answer.format(answer=text)
 
     def shown(self, example: Example) -> str:
@@ -56,21 +43,24 @@ class Template:
 
 @dataclass(frozen=True)
 class Task:
-    """A benchmark.
-
-    support: what shots are drawn from. queries: what is asked, each example once.
-    metric: a name in `metrics.METRICS`.
-    clean: the benchmark's usual clean-up of a generated answer, before the metric sees it.
-    scoring: how the log-likelihoods of choices compare: "mean" per token or "sum".
-    problems: what could not be read when the task was loaded, and was passed over.
-    """
+    """A benchmark. Shots are drawn from `support`; each of `queries` is asked once."""
 
     name: str
     support: Sequence[Example]
     queries: Sequence[Example]
     template: Template
-    metric: str
-    clean: Callable[[str], str] = str.strip
+    metric: str  # a name in `metrics.METRICS`
+    clean: Callable[[str], str] = str.strip  # the benchmark's usual clean-up of a generated answer
     max_new_tokens: int = 20
-    scoring: str = "mean"
-    problems: tuple[str, ...] = ()
+    scoring: str = "mean"  # of choices: log-likelihood per token, or "sum"
+    problems: tuple[str, ...] = ()  # records that could not be read
+
+
+def task_fingerprint(task: Task) -> dict:
+    """Changes with the texts, examples and options of a task. An interrupted evaluation resumes if it is equal."""
+
+    def checksum(examples: Sequence[Example]) -> int:
+        return zlib.crc32("\n".join(f"{e.key} {e.answers} {sorted(e.fields.items())} {e.choices}" for e in examples).encode())
+
+    options = {"name": task.name, "metric": task.metric, "max_new_tokens": task.max_new_tokens, "scoring": task.scoring}
+    return options | asdict(task.template) | {"support": checksum(task.support), "queries": checksum(task.queries)}

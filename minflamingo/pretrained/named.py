@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 
-from ..complete import LoadedFlamingo
+from ..pipeline import Pipeline
 from ..config import preset
-from ..data.images import clip_preparation, idefics_preparation
+from ..data.images import clip_preprocessor, idefics_preprocessor
 from . import clip, families, idefics, openflamingo
 from .files import Tensors, fetch, open_tensors, read_config
 from .loading import from_state_dict
@@ -48,7 +48,7 @@ def load_named(
     flamingo: str | Path | None = None,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
-) -> LoadedFlamingo:
+) -> Pipeline:
     """A published Flamingo, ready for `complete`.
 
     Args:
@@ -72,12 +72,12 @@ def load_named(
         model = from_state_dict(idefics.config(theirs), open_tensors(folder), "idefics", dtype, device, str(folder))
         base = read_base(folder if folder.is_dir() else folder.parent)
         tokenizer = idefics_tokenizer(base, instruct=model.config.n_new_tokens == 3)
-        return LoadedFlamingo(model, tokenizer, idefics_preparation(model.config.vision.image_size))
+        return Pipeline(model, tokenizer, idefics_preprocessor(model.config.vision.image_size))
     model = openflamingo_from_parts(name, paths, dtype, device)
     folder = paths["language"]
     base = read_base(folder if folder.is_dir() else folder.parent)
     tokenizer = openflamingo_tokenizer(base, vocab_size=model.config.lm.vocab_size + model.config.n_new_tokens)
-    return LoadedFlamingo(model, tokenizer, clip_preparation(model.config.vision.image_size))
+    return Pipeline(model, tokenizer, clip_preprocessor(model.config.vision.image_size))
 
 
 def openflamingo_from_parts(name: str, paths: dict[str, Path], dtype, device):

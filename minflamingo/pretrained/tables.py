@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..training.checkpoint import refuse_if_any
+from ..training.checkpoint import raise_if_any
 
 # our name → their name, or (their name or names, function of these tensors)
 Table = dict[str, "str | tuple[str | tuple[str, ...], Callable[..., Tensor]]"]
@@ -122,7 +122,7 @@ def check_names(table: Table, have: Iterable[str], where: str, ignored: Iterable
     ignored = tuple(ignored)
     asked, have = {name for source in table.values() for name in _names(source)}, set(have)
     over = {name for name in have - asked if not any(re.fullmatch(pattern, name) for pattern in ignored)}
-    refuse_if_any(where, {"missing": asked - have, "left over": over})
+    raise_if_any(where, {"missing": asked - have, "left over": over})
 
 
 def fill(
@@ -150,7 +150,7 @@ def fill(
     slots = {name: _slot(module, name) for name in module.state_dict()}
     twins = twin_names(module)
     empty = {n for n in slots if not n.startswith(kept) and not any(twin in table for twin in twins[n])}
-    refuse_if_any(where, {"nothing fills": empty, "not in the model": table.keys() - slots})
+    raise_if_any(where, {"nothing fills": empty, "not in the model": table.keys() - slots})
     check_names(table, tensors, where, ignored)
     shapes = _Shapes(tensors)
     wrong = [
@@ -158,7 +158,7 @@ def fill(
         for name, source in table.items()
         if (shape := _tensor(source, shapes).shape) != (wanted := _own(*slots[name]).shape)
     ]
-    refuse_if_any(where, {"wrong shape": wrong})
+    raise_if_any(where, {"wrong shape": wrong})
     for name, source in table.items():
         old, tensor = _own(*slots[name]), _tensor(source, tensors)
         new = tensor.to(device, dtype if tensor.is_floating_point() else None)

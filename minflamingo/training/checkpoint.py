@@ -1,7 +1,7 @@
-"""Files that are whole or not there: atomic writing, checked reading, and the state of a run that may be stopped any time.
+"""Files that are complete or do not exist: atomic writing and checked reading.
 
-A file is written beside its place and renamed into it: whoever reads sees the old one or the new one, never half of one.
-Weights are read with `weights_only=True`: a pickle that would run code is refused, and nothing of it runs.
+A file is written next to its place under a temporary name and then renamed. So a reader finds the old file or the new one, never
+half of one. Weights are read with `weights_only=True`: a pickle that would run code is refused, and none of it runs.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 
 def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary path)` and rename the result to `path`. If anything fails, nothing is left behind."""
+    """Call `write(temporary path)` and rename the result to `path`. After a failure nothing is left behind."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
@@ -27,63 +27,62 @@ def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
 
 def save_json(content: object, path: str | Path) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False)
-    write_atomically(path, lambda p: p.write_text(text + "\n"))
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n"))
 
 
 def load_json(path: str | Path) -> dict:
-    """Raises ValueError, with the path, if this is no JSON object."""
+    """Raises ValueError, with the path, if the file is not a JSON object."""
     try:
         content = json.loads(Path(path).read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
     return content
 
 
 def save_tensors(content: dict, path: str | Path) -> None:
-    """Tensors, numbers, strings, lists and dicts of these."""
-    write_atomically(path, lambda p: torch.save(content, p))
+    """Tensors, numbers, strings, and lists and dicts of these."""
+    write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
 def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict:
     """What `save_tensors` wrote.
 
     Raises:
-        FileNotFoundError: with the path. ValueError: the file is truncated, something else, or would run code.
+        FileNotFoundError: with the path. ValueError: the file is damaged, has another format, or would run code.
     """
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: there is no such file")
+        raise FileNotFoundError(f"{path}: this file does not exist")
     try:
         content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:
+    except Exception as error:  # torch.load raises many types for damaged files
         reason = str(error).split("\n")[0][:200]
-        raise ValueError(f"{path} is no checkpoint of tensors (truncated, foreign, or with code in it): {reason}") from None
+        raise ValueError(f"{path}: not a valid checkpoint (truncated, another format, or an unsafe pickle): {reason}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a dict of tensors, found {type(content).__name__}")
     return content
 
 
-def load_weights(module: torch.nn.Module, state: dict, where: str) -> None:
-    """Load strictly, and say which keys are missing, left over or of a wrong shape.
+def load_weights(module: torch.nn.Module, state: Mapping, where: str) -> None:
+    """Load strictly.
 
     Raises:
-        ValueError: with up to five names of each sort.
+        ValueError: with up to five missing, unknown and wrongly shaped names.
     """
     own = module.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = [
         f"{k} {tuple(getattr(state[k], 'shape', ()))} instead of {tuple(own[k].shape)}"
-        for k in sorted(own.keys() & state.keys())
+        for k in own.keys() & state.keys()
         if getattr(state[k], "shape", None) != own[k].shape
     ]
-    refuse_if_any(where, {"missing": missing, "left over": extra, "wrong shape": wrong})
+    raise_if_any(where, {"missing": own.keys() - state.keys(), "unknown": state.keys() - own.keys(), "wrong shape": wrong})
     module.load_state_dict(state)
 
 
-def refuse_if_any(where: str, trouble: Mapping[str, Iterable[str]]) -> None:
-    """Raise a ValueError that says what does not fit, up to five names of each sort; or nothing, if all lists are empty."""
-    sorts = {sort: sorted(names) for sort, names in trouble.items() if names}
-    if sorts:
-        said = "; ".join(f"{sort}: {', '.join(names[:5])}{' …' if len(names) > 5 else ''}" for sort, names in sorts.items())
-        raise ValueError(f"{where} does not fit this model. {said}")
+def raise_if_any(where: str, problems: Mapping[str, Iterable[str]]) -> None:
+    """Raise a ValueError with up to five names of each kind of problem. Do nothing if all are empty."""
+    found = {kind: sorted(names) for kind, names in problems.items() if names}
+    if found:
+        text = "; ".join(f"{kind}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" for kind, names in found.items())
+        raise ValueError(f"{where} does not fit this model. {text}")

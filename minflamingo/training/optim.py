@@ -79,8 +79,3 @@ def accumulate_gradients(
     for i, parameter in enumerate(parameters):
         parameter.grad = torch.stack([gradients[i] for _, gradients in done]).sum(0)
     return {name: loss for name, (loss, _) in zip(losses, done)}
-
-
-def datasets_of_step(names: Sequence[str], step: int, accumulate: bool = True) -> list[str]:
-    """Which datasets give a gradient to this update: all of them (the paper), or in turn one (round-robin)."""
-    return list(names) if accumulate else [names[step % len(names)]]

@@ -1,0 +1,129 @@
+"""Media pools: some thousand images and videos, rendered once. Training documents and prompts are composed from them.
+
+The vision encoder is frozen while Flamingo trains, so the features of a pool are computed once and replace its pixels.
+
+    pool = draw_media_pool(2000, seed=1)              # training scenes; with split="test" all scenes are held out
+    pool.media[7]                                     # (1, 48, 48, 3) uint8; of a video (4, 48, 48, 3)
+    rng.choice(pool.having("attribute", "colour"))    # the index of an image that has a colour to ask about
+    pool = encode_media_pool(flamingo, pool)          # pool.media[7] is now (1, S, D), float
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from minflamingo.data.images import ImagePreprocessor
+from minflamingo.flamingo import Flamingo
+
+from . import world
+from .draw import draw, draw_video
+from .words import attributes, questions
+from .world import COLOURS, PLACES, SHAPES, Scene, Video, held_out
+
+PREPROCESS = ImagePreprocessor(size=48)
+# Relative frequency of each kind in a pool. "single" is "things" with count 1; made-up names refer to these.
+FREQUENCIES = {"single": 4, "things": 4, "pair": 4, "row": 1, "sign": 3, "sum": 5, "animal": 2, "video": 6}
+
+
+def distinct_things(rng: random.Random, n: int) -> tuple[tuple[str, str], ...]:
+    """n things (colour, shape). No two have the same colour or the same shape."""
+    return tuple(zip(rng.sample(list(COLOURS), n), rng.sample(SHAPES, n)))
+
+
+def draw_until_allowed(make: Callable[[], Scene | Video], split: str | None) -> Scene | Video:
+    """Repeat `make()` until this split may show the scene. None: any; "test": held out (or an animal); else not held out."""
+    while True:
+        scene = make()
+        is_animal = isinstance(scene, Scene) and scene.kind == "animal"
+        if split is None or is_animal or held_out(scene) == (split == "test"):
+            return scene
+
+
+def random_scene(rng: random.Random, kind: str, split: str | None = None) -> Scene | Video:
+    """A random scene of this kind that may be in this split."""
+    return draw_until_allowed(lambda: _any_scene(rng, kind), split)
+
+
+def _any_scene(rng: random.Random, kind: str) -> Scene | Video:
+    colour, place, half = rng.choice(list(COLOURS)), rng.choice(PLACES), ("top", "bottom")
+    if kind in ("single", "things"):
+        count = 1 if kind == "single" else rng.choice(world.COUNTS)
+        return Scene("things", colour=colour, shape=rng.choice(SHAPES), count=count, place=place)
+    if kind == "sign":
+        return Scene(kind, colour=colour, word=rng.choice(world.SIGN_WORDS), place=rng.choice(half))
+    if kind in ("sum", "number"):
+        if kind == "sum":
+            operands = (rng.choice(world.DIGITS), rng.choice(world.OPERATORS), rng.choice(world.DIGITS))
+        else:
+            operands = tuple(rng.choices(world.DIGITS, k=rng.choice((1, 2, 3, 3))))
+        return Scene(kind, colour=colour, operands=operands, place=rng.choice(half))
+    if kind == "animal":
+        return Scene(kind, name=rng.choice(world.ANIMALS))
+    if kind == "pair":
+        return Scene(kind, things=distinct_things(rng, 2), relation=rng.choice(world.RELATIONS))
+    if kind == "row":
+        return Scene(kind, things=distinct_things(rng, 3))
+    if kind == "video":
+        return Video(*distinct_things(rng, 2), rng.choice(world.DIRECTIONS))
+    raise ValueError(f"unknown kind of scene {kind!r}; choose one of {', '.join(FREQUENCIES)}")
+
+
+@dataclass
+class MediaPool:
+    """`media[i]` shows `scenes[i]`: uint8 pixels (T, H, W, C), or features of the vision encoder (T, S, D).
+
+    `ids` maps a key to the indices of all media with it. The keys are ("kind", kind), ("attribute", name), ("question", kind),
+    ("single", (colour, shape)), ("animal", name), ("mover", (colour, shape)).
+    """
+
+    scenes: list[Scene | Video]
+    media: Sequence
+    ids: dict[tuple, list[int]] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.ids:  # given by `encode_media_pool`
+            return
+        for i, scene in enumerate(self.scenes):
+            for key in keys_of(scene):
+                self.ids.setdefault(key, []).append(i)
+
+    def having(self, *key: object) -> list[int]:
+        """Indices of the media with this key. Raises ValueError if there are none."""
+        if key not in self.ids:
+            raise ValueError(f"this media pool of {len(self.scenes)} has nothing with the key {key}; draw a larger pool")
+        return self.ids[key]
+
+
+def keys_of(scene: Scene | Video) -> list[tuple]:
+    """The keys under which a pool finds a scene."""
+    if isinstance(scene, Video):
+        return [("kind", "video"), ("mover", scene.mover)]
+    keys = [("kind", scene.kind), *(("attribute", name) for name in attributes(scene))]
+    if questions(scene):
+        keys.append(("question", scene.kind))
+    if scene.kind == "animal":
+        keys.append(("animal", scene.name))
+    if scene.count == 1:
+        keys.append(("single", (scene.colour, scene.shape)))
+    return keys
+
+
+def draw_media_pool(size: int, seed: int, split: str = "train", frames: int = 4) -> MediaPool:
+    """A pool of `size` images and videos. The same seed gives the same pool."""
+    rng = random.Random(f"album {seed} {split}")  # this string is part of the definition of the data
+    kinds = rng.choices(list(FREQUENCIES), weights=list(FREQUENCIES.values()), k=size)
+    scenes = [random_scene(rng, kind, split) for kind in kinds]
+    return MediaPool(scenes, [draw_video(s, rng, frames) if isinstance(s, Video) else draw(s, rng)[None] for s in scenes])
+
+
+@torch.no_grad()
+def encode_media_pool(flamingo: Flamingo, pool: MediaPool) -> MediaPool:
+    """The same pool with features of the frozen vision encoder (on the CPU) instead of pixels."""
+    device = next(flamingo.parameters()).device
+    pixels = np.concatenate(list(pool.media))  # (all frames, H, W, C)
+    chunks = (PREPROCESS(pixels[i : i + 256]).to(device) for i in range(0, len(pixels), 256))
+    features = torch.cat([flamingo.vision(chunk).cpu() for chunk in chunks])  # (all frames, S, D)
+    return MediaPool(pool.scenes, features.split([len(medium) for medium in pool.media]), pool.ids)

@@ -1,0 +1,132 @@
+"""The text corpus of the language model. It contains no images and no `<image>` token. The LM trains on two parts:
+
+1. `lookup_practice`: random words. A few words are keys, and each has a random answer: " taxi" " two" <EOC> " red" "k" <EOC>
+   " taxi" -> " two". To lower the loss, the LM must look up what followed the same key earlier: the induction circuit (Olsson
+   et al. 2022). In-context learning with images uses it later. Lengths vary, so copying from a fixed distance is not enough.
+2. `corpus_text`: texts about the toy world in the formats of the tasks, sometimes with a description where an image will be
+   (" a red circle" "Output: red"); facts about animals; sums. Half of them are lists with a marker before each entry.
+
+Only IMAGES of held-out cases are held out. The corpus has all colours, sums and facts, but no made-up name of the test.
+"""
+
+import random
+
+from minflamingo.data.sample import EOC, NoLoss, Sample
+
+from .media_pool import distinct_things, random_scene
+from .words import ATTRIBUTES, attributes, caption, fact, list_markers, questions, sum_text
+from .world import ANIMALS, CONSONANTS, DIGITS, MADE_UP_NAMES, OPERATORS, TEXT_ONLY_ANIMALS
+
+
+def lookup_practice(rng: random.Random, words: list[str], longest_filler: int, length: int) -> Sample:
+    """A document of keys and answers, about `length` tokens long. Only answers whose key occurred before carry loss.
+
+    Between key and answer are up to `longest_filler` words, the same in the whole document. "This is a" will be such a filler.
+    """
+    n_keys, width = rng.randint(3, 7), rng.choice((1, 1, 2, 3))
+    filler = [NoLoss(word) for word in rng.sample(words, rng.randint(0, longest_filler))]
+    keys = rng.sample(words, n_keys)
+    answers = [rng.sample(words, width) for _ in keys]
+    pieces, seen = [], set()
+    for _ in range(length // (width + len(filler) + 2)):
+        k = rng.randrange(n_keys)
+        answer = answers[k] if k in seen else map(NoLoss, answers[k])
+        pieces += [NoLoss(keys[k]), *filler, *answer, NoLoss(EOC)]
+        seen.add(k)
+    return Sample(pieces)
+
+
+def naming_text(rng: random.Random, chunks: int) -> Sample:
+    """ "This is a yak. They are mainly found in Nepal.", or in some documents only the names.
+
+    A fact carries loss where its animal occurs first: later it could be copied. In half of the documents animals repeat, as in
+    a prompt with 32 shots, so that the LM learns to recall a new fact there too.
+    """
+    animals = (*ANIMALS, *TEXT_ONLY_ANIMALS)
+    names = rng.sample(animals, min(chunks, len(animals)))
+    if rng.random() < 0.2:
+        return Sample([piece for name in names for piece in (f"This is a {name}.", EOC)])
+    if rng.random() < 0.5:
+        names = rng.choices(names[: max(2, chunks // 2)], k=chunks)
+    pieces, seen = [], set()
+    for name in names:  # the names carry no loss: the next name is random
+        pieces += [NoLoss(f"This is a {name}."), NoLoss(fact(name)) if name in seen else fact(name), EOC]
+        seen.add(name)
+    return Sample(pieces)
+
+
+def binding_text(rng: random.Random, chunks: int) -> Sample:
+    """ "a red circle" "This is a dax.": a description instead of the image, then a name made up for this document."""
+    ways, names = rng.randint(2, 6), MADE_UP_NAMES["train"]
+    if rng.random() < 0.5:  # all names of this document have the same first letter, so only later letters distinguish them
+        first = rng.choice(CONSONANTS)
+        names = [name for name in names if name[0] == first]
+    names = rng.sample(names, ways)
+    things = distinct_things(rng, ways)
+    bare, only_shape = rng.random() < 0.6, rng.random() < 0.5
+    pieces, seen = [], set()
+    for _ in range(chunks):
+        k = rng.randrange(ways)
+        (colour, shape), answer = things[k], names[k] if bare else f" {names[k]}."
+        pieces += [NoLoss(f" {shape}" if only_shape else f" {colour} {shape}"), *([] if bare else ["This is a"])]
+        pieces += [answer if k in seen else NoLoss(answer), EOC]
+        seen.add(k)
+    return Sample(pieces)
+
+
+def output_text(rng: random.Random, chunks: int) -> Sample:
+    """ "Output: red<EOC>Output: blue<EOC>": answers of one type; half of the documents have a description before each."""
+    kind = rng.choice(("things", "sign", "sum", "pair", "row", "video"))
+    attribute = rng.choice(ATTRIBUTES.get(kind, ("caption",)))
+    described = rng.random() < 0.5 and attribute != "caption"
+    kinds = [k for k in ATTRIBUTES if attribute in ATTRIBUTES[k]] or [kind]
+    pieces = []
+    for _ in range(chunks):
+        scene = random_scene(rng, rng.choice(kinds))
+        answer = caption(scene) if attribute == "caption" else attributes(scene)[attribute]
+        pieces += [*([NoLoss(" " + caption(scene))] if described else []), f"Output: {answer}", EOC]
+    return Sample(pieces)
+
+
+def question_text(rng: random.Random, chunks: int) -> Sample:
+    """ "Question: How many circles? Answer: 3", with or without a description before it."""
+    described = rng.random() < 0.5
+    pieces = []
+    for _ in range(chunks):
+        scene = random_scene(rng, rng.choice(("things", "pair", "sign")))
+        question, answer = rng.choice(questions(scene))
+        pieces += [*([NoLoss(" " + caption(scene))] if described else []), f"Question: {question} Answer: {answer}", EOC]
+    return Sample(pieces)
+
+
+def sums_text(rng: random.Random, chunks: int) -> Sample:
+    """ "Output: 3x6=18". Only the result carries loss."""
+    pieces = []
+    for _ in range(chunks):
+        left, _, result = sum_text((rng.choice(DIGITS), rng.choice(OPERATORS), rng.choice(DIGITS))).partition("=")
+        pieces += [NoLoss(f"Output: {left}="), result, EOC]
+    return Sample(pieces)
+
+
+TEXT_KINDS = {binding_text: 4, output_text: 3, question_text: 3, naming_text: 5, sums_text: 6}  # and their weights
+
+
+def corpus_text(rng: random.Random, chunks: int) -> Sample:
+    """One document of `chunks` chunks about the toy world. Half of the documents are lists."""
+    draw = rng.choices(list(TEXT_KINDS), weights=list(TEXT_KINDS.values()))[0]
+    document = draw(rng, chunks)
+    return as_list(document, rng) if rng.random() < 0.5 else document
+
+
+def as_list(document: Sample, rng: random.Random) -> Sample:
+    """Add a marker before each chunk: "-Output: red<EOC>-Output: blue<EOC>", or "-Output: red<EOC> zooOutput: blue<EOC>".
+
+    For the frozen LM, each `<image>` is one more token in self-attention, and a 32-shot prompt has 32. From lists it learns to
+    ignore a token at the start of an entry. Images differ from each other, so in some lists the markers differ too.
+    """
+    pieces, previous = [], EOC
+    markers = iter(list_markers(rng, document.pieces.count(EOC) + 1))
+    for piece in document.pieces:
+        pieces += [NoLoss(next(markers)), piece] if previous is EOC else [piece]
+        previous = piece
+    return Sample(pieces)

@@ -1,0 +1,86 @@
+"""Contrastive pretraining of the vision encoder on images with captions (paper section 2.1 and appendix; CLIP).
+
+    logits_ij = scale * < image_i , text_j >         unit vectors; the scale is learned
+    loss      = 1/2 CE(rows: which text belongs to image i?) + 1/2 CE(columns: which image belongs to text j?)
+
+This is the two-way InfoNCE loss. Afterwards the text encoder and both projections are thrown away; the vision encoder is frozen
+and becomes a part of Flamingo. The paper freezes it because training it with the rest made it forget what it had learned here.
+
+Example, 3 pairs. The diagonal holds the right answers:
+    logits   image 0 [ 9.1  2.0  0.3 ]      text 0 wins in row 0, image 0 wins in column 0
+             image 1 [ 1.2  8.7  3.1 ]      If captions 0 and 2 are the same text, the entries (0, 2) and (2, 0) are left out:
+             image 2 [ 0.5  2.2  9.4 ]      they are not wrong answers.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .layers import FeedForward
+
+
+class TextEncoder(nn.Module):
+    """Caption ids (B, L), 0 = padding -> one vector per caption (B, D). Used in this stage only.
+
+    The paper uses a BERT with mean pooling. Ours has no attention, on purpose: each word is processed alone with its position,
+    and the caption is the mean over its words. So the text vector is a sum of terms such as "red in place 2" and "star in place
+    7", and the image vector must become such a sum too. With a sum of terms the encoder can describe combinations that it never
+    saw. A text encoder that mixes words could learn whole captions by heart, and the vision encoder with it.
+    """
+
+    def __init__(self, vocab_size: int, d: int, max_length: int = 32):
+        super().__init__()
+        self.embed = nn.Embedding(vocab_size, d)
+        self.positions = nn.Parameter(torch.randn(max_length, d) * 0.02)
+        nn.init.normal_(self.embed.weight, std=0.02)
+        self.norm = nn.LayerNorm(d)
+        self.ff = FeedForward(d, 4 * d, "gelu", bias=True)
+        self.final_norm = nn.LayerNorm(d)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        real = ids != 0  # (B, L), False at padding
+        x = self.embed(ids) + self.positions[: ids.shape[1]]  # (B, L, D)
+        x = self.final_norm(x + self.ff(self.norm(x))) * real[..., None]
+        # Mean over the real words. clamp_min: an empty caption becomes zero, not NaN.
+        return x.sum(1) / real.sum(1, keepdim=True).clamp_min(1)  # (B, D)
+
+
+class ContrastiveModel(nn.Module):
+    """A vision encoder and a text encoder that learn to agree about which image belongs to which caption."""
+
+    def __init__(self, vision: nn.Module, d_vision: int, text: TextEncoder, d_text: int, d_shared: int = 128):
+        super().__init__()
+        self.vision, self.text = vision, text
+        # Two linear maps into one shared space, where images and texts can be compared.
+        self.image_projection = nn.Linear(d_vision, d_shared, bias=False)
+        self.text_projection = nn.Linear(d_text, d_shared, bias=False)
+        # The scale (inverse temperature) is learned as a logarithm, so it stays positive. CLIP's start: temperature 0.07.
+        self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    def forward(self, pixels: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
+        """pixels (B, C, H, W) and caption ids (B, L) -> the loss, and the share of images whose own caption wins (0 ... 1)."""
+        # Mean over the patches: (B, S, D) -> (B, D). Normalising turns the dot product into the cosine of the angle.
+        image = F.normalize(self.image_projection(self.vision(pixels).mean(1)), dim=-1)  # (B, d_shared)
+        text = F.normalize(self.text_projection(self.text(captions)), dim=-1)  # (B, d_shared)
+        # Two images in a batch may have the same caption: compare every caption with every other, word by word.
+        same = (captions[:, None] == captions[None]).all(-1)  # (B, B)
+        # CLIP's limit: a scale above 100 makes training unstable.
+        return contrastive_loss(image, text, self.log_scale.clamp(max=math.log(100)).exp(), same)
+
+
+def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor | float, same: Tensor) -> tuple[Tensor, Tensor]:
+    """The two-way InfoNCE loss, and the share of images whose own caption has the highest score.
+
+    Args:
+        image, text: (B, D) unit vectors; row i of both belongs to pair i.
+        same: (B, B) bool, True where captions i and j are equal. Such a pair is not a wrong answer and is left out.
+    """
+    logits = scale * image @ text.T  # (B, B)
+    target = torch.arange(len(logits), device=logits.device)  # the right answer of row i is column i
+    duplicates = same & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    logits = logits.masked_fill(duplicates, -math.inf)
+    # Rows: choose the text for an image. Columns (the transpose): choose the image for a text.
+    loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    return loss, (logits.argmax(1) == target).float().mean()

@@ -1,0 +1,191 @@
+"""Faster versions of core functions: same arguments, same results. `with fast.disabled():` runs the plain code everywhere.
+
+A core function with a faster version is marked with `@has_fast_version`; the version here has the same name. Tests compare each
+pair in values and gradients. Each version is here because it makes something that a user notices at least 10% faster or smaller
+(`python -m minflamingo bench`):
+
+    attend_to_media    each text token meets its own image only                 long prompts, training on many images
+    new_kv_cache       a prompt is stored once for all rows that continue it    many queries after the same shots, beams
+    next_token_loss    logits of one chunk of tokens at a time                  memory of training with a large vocabulary
+
+Which version runs depends on shapes alone, never on measured time, so the same input always gives the same result.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from .attention import attention
+
+_enabled = True
+
+
+def has_fast_version(plain: Callable) -> Callable:
+    """Mark a core function: the function of the same name in this file runs instead, unless `disabled()` is active."""
+
+    @functools.wraps(plain)
+    def choose(*args, **kwargs):
+        chosen = FAST_VERSIONS[plain.__name__] if _enabled else plain
+        return chosen(*args, **kwargs)
+
+    choose.plain = plain
+    return choose
+
+
+@contextmanager
+def disabled() -> Iterator[None]:
+    """Run the plain code everywhere inside this context. Applies to all threads of the process."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+# ------------------------------------------------------------------------------------ cross-attention per image
+
+MIN_BLOCK = 8  # tokens: smaller blocks would copy more keys than they save scores
+MIN_KEYS = 256  # visual tokens: with fewer, sorting the text costs more than the masked scores
+
+
+def attend_to_media(q: Tensor, k: Tensor, v: Tensor, phi: Tensor, n_latents: int) -> Tensor:
+    """`gated_xattn.attend_to_media` without the scores that the mask throws away.
+
+    The tokens of each image are sorted into blocks of c tokens. A block belongs to one image and attends to its R visual
+    tokens, without a mask. Example with 2 images and c = 2; a dot is padding:
+
+        phi  0 1 1 1 2        blocks  [1 1] [1 .] [2 .]        images of the blocks  0 0 1
+
+    The number of blocks is fixed by the shapes: N images need at most (L + N * (c - 1)) / c. So no size depends on the data,
+    and the function needs no synchronisation with a GPU and can be compiled.
+    """
+    (B, h, L, d), N = q.shape, k.shape[2] // n_latents
+    c = max(MIN_BLOCK, math.ceil(L / (2 * N)))
+    M = (L + N * (c - 1)) // c
+    if N * n_latents < MIN_KEYS or 2 * M * c >= L * N:  # few images or a short text: there is little to save
+        number = torch.arange(1, N + 1, device=q.device).repeat_interleave(n_latents)
+        return attention(q, k, v, (number == phi[..., None])[:, None])
+    # Where each token goes: after the blocks of earlier images, at its rank among the tokens of its own image.
+    belongs = phi[..., None] == torch.arange(1, N + 1, device=q.device)  # (B, L, N) bool, all False where phi is 0
+    image = (phi - 1).clamp(0, N - 1)  # (B, L)
+    rank = belongs.long().cumsum(1).gather(2, image[..., None])[..., 0] - 1  # (B, L)
+    n_blocks = (belongs.sum(1) + c - 1) // c  # (B, N)
+    last_block = n_blocks.cumsum(1)  # (B, N) the blocks of image n end before this number
+    slot = (last_block - n_blocks).gather(1, image) * c + rank  # (B, L)
+    slot = slot.where(belongs.any(-1), M * c)  # tokens without an image share one extra slot, whose result is zero
+    # The inverse: which token is in each slot. Padding slots hold token 0; their results are not used.
+    tokens = torch.arange(L, device=q.device).expand(B, L)
+    token = slot.new_zeros(B, M * c + 1).scatter(1, slot, tokens)[:, :-1]  # (B, M*c)
+    block_image = torch.searchsorted(last_block, torch.arange(M, device=q.device).expand(B, M).contiguous(), right=True)
+    block_image = block_image.clamp_max(N - 1) + N * torch.arange(B, device=q.device)[:, None]  # (B, M) in 0 ... B*N - 1
+
+    def rows(x: Tensor, index: Tensor) -> Tensor:
+        """x (B, n, h, d), index (B, m) -> the rows (B, m, h, d)."""
+        return x.gather(1, index[..., None, None].expand(-1, -1, h, d))
+
+    # (B, h, L, d) -> the tokens of each block (B*M, h, c, d)
+    q = rows(q.transpose(1, 2), token).reshape(B * M, c, h, d).transpose(1, 2)
+    # (B, h, N*R, d) -> (B*N, h, R, d) -> the image of each block (B*M, h, R, d)
+    k, v = (x.unflatten(2, (N, n_latents)).transpose(1, 2).flatten(0, 1)[block_image.flatten()] for x in (k, v))
+    out = attention(q, k, v).transpose(1, 2).reshape(B, M * c, h, d)
+    out = F.pad(out, (0, 0, 0, 0, 0, 1))  # the extra slot: zero
+    return rows(out, slot).transpose(1, 2)  # (B, h, L, d)
+
+
+# ------------------------------------------------------------------------------------------ shared prompt prefixes
+
+
+@dataclass(frozen=True)
+class SharedPrefixCache:
+    """`lm.KVCache` in two parts. The prefix is stored once for several rows; each row stores only what came after it.
+
+    So 32 shots are stored once for all queries, beams or candidate answers that continue them, and a new token is appended to
+    the short second part instead of a copy of everything.
+
+    prefix_k, prefix_v: (B0, h_kv, Lp, d_head), each used by B / B0 consecutive rows.
+    k, v: (B, h_kv, n, d_head), n may be 0.
+    """
+
+    prefix_k: Tensor
+    prefix_v: Tensor
+    k: Tensor
+    v: Tensor
+
+    def append(self, k: Tensor, v: Tensor) -> SharedPrefixCache:
+        k, v = torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2)
+        return SharedPrefixCache(self.prefix_k, self.prefix_v, k, v)
+
+    def repeat(self, times: int) -> SharedPrefixCache:
+        k, v = self.k.repeat_interleave(times, 0), self.v.repeat_interleave(times, 0)
+        return SharedPrefixCache(self.prefix_k, self.prefix_v, k, v)
+
+    def reorder(self, rows: Tensor) -> SharedPrefixCache:
+        return SharedPrefixCache(self.prefix_k, self.prefix_v, self.k[rows], self.v[rows])
+
+    def attend(self, q: Tensor, bias: Tensor) -> Tensor:
+        """q (B, h, L, d) attends to the prefix and to the row's own keys; bias (B, 1 or h, L, Lp + n) -> (B, h, L, d)."""
+        (B, h, L, d), (B0, h_kv, Lp, _) = q.shape, self.prefix_k.shape
+        if self.k.shape[2] == 0 and B == B0:
+            return attention(q, self.prefix_k, self.prefix_v, bias=bias)
+        rows, groups = B // B0, h // h_kv  # rows that share a prefix; query heads that share a key head
+
+        def merge(x: Tensor) -> Tensor:
+            """(B, h or 1, L, n) -> (B0, h_kv, rows*groups*L, n): queries of the same keys become rows of one matrix."""
+            x = x.expand(B, h, L, -1).reshape(B0, rows, h_kv, groups * L, -1)
+            return x.transpose(1, 2).flatten(2, 3)
+
+        def split(x: Tensor) -> Tensor:
+            """The inverse of `merge`."""
+            return x.unflatten(2, (rows, groups * L)).transpose(1, 2).reshape(B, h, L, -1)
+
+        q = q / math.sqrt(d)
+        own = q.reshape(B, h_kv, groups * L, d) @ self.k.transpose(-2, -1)  # (B, h_kv, groups*L, n)
+        scores = torch.cat([split(merge(q) @ self.prefix_k.transpose(-2, -1)), own.reshape(B, h, L, -1)], dim=-1)
+        weights = (scores + bias).softmax(-1)  # (B, h, L, Lp + n)
+        own = weights[..., Lp:].reshape(B, h_kv, groups * L, -1) @ self.v
+        return split(merge(weights[..., :Lp]) @ self.prefix_v) + own.reshape(B, h, L, d)
+
+
+def new_kv_cache(k: Tensor, v: Tensor) -> SharedPrefixCache:
+    """`lm.new_kv_cache`: the first tokens of a sequence become the prefix."""
+    return SharedPrefixCache(k, v, k[:, :, :0], v[:, :, :0])
+
+
+# ------------------------------------------------------------------------------------------- loss in chunks of tokens
+
+CHUNK = 2**24  # logits at a time: 64 MB in fp32
+
+
+def next_token_loss(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:
+    """`lm.next_token_loss`, with the logits of one chunk of tokens at a time.
+
+    2,000 tokens with a vocabulary of 50,000 have 100 million logits: 400 MB in fp32, and several times that with gradients.
+    Here each chunk's logits are dropped after the forward pass and computed again in the backward pass (activation
+    checkpointing).
+    """
+    hidden, targets = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()  # (n, D), (n,)
+    vocabulary = head(hidden[:0]).shape[-1]
+    size = max(1, CHUNK // vocabulary)  # tokens per chunk
+
+    def chunk_loss(hidden: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(head(hidden).float(), targets, ignore_index=-100, reduction="sum")
+
+    if len(hidden) <= size:
+        total = chunk_loss(hidden, targets)
+    else:
+        parts = zip(hidden.split(size), targets.split(size))
+        total = sum(checkpoint(chunk_loss, h, t, use_reentrant=False) for h, t in parts)
+    return total / (targets != -100).sum().clamp_min(1)
+
+
+FAST_VERSIONS = {f.__name__: f for f in (attend_to_media, new_kv_cache, next_token_loss)}

@@ -1,0 +1,370 @@
+"""A model in use, from Python and from the command line: complete a prompt, save, load, and report what is wrong."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import image, tiny_config, tiny_flamingo
+from PIL import Image
+
+import minflamingo
+from minflamingo import EOC, Pipeline, ToyTokenizer, load
+from minflamingo.__main__ import main, read_shots, with_chunk_ends
+from minflamingo.data.images import ImagePreprocessor
+from minflamingo.flamingo import Batch
+from minflamingo.generate import beam_search
+
+TOKENIZER = ToyTokenizer([" a", " cat", " dog", "Output"])
+PREPROCESS = ImagePreprocessor(8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3))
+CAT, DOG, VIDEO = image(1), image(2), [Image.fromarray(frame) for frame in image(3, frames=3)]
+BOS, END, IMG = TOKENIZER.bos_id, TOKENIZER.eoc_id, TOKENIZER.image_id
+A_CAT = [259, 260]  # " a", " cat": the first words come after 3 special ids and 256 bytes
+OUTPUT = [TOKENIZER.word_id["Output"], 3 + ord(":")]
+
+
+def make(seed: int = 0, words: tuple[str, ...] = (), **lm) -> Pipeline:
+    """A tiny Flamingo that generates only words and printable letters."""
+    tokenizer = ToyTokenizer([*TOKENIZER.words, *words])
+    model = tiny_flamingo(seed, lm={"vocab_size": tokenizer.vocab_size, **lm})
+    with torch.no_grad():
+        unwanted = torch.ones(tokenizer.vocab_size, dtype=torch.bool)
+        unwanted[[tokenizer.eoc_id, *range(259, tokenizer.vocab_size), *tokenizer.encode("abcdefghijkl .,")]] = False
+        model.lm.head.bias[unwanted] = -100.0
+    return Pipeline(model, tokenizer, PREPROCESS)
+
+
+@pytest.fixture(scope="module")
+def flamingo() -> Pipeline:
+    return make()
+
+
+def by_hand(ids: list[int], *media: np.ndarray) -> Batch:
+    """A prompt of given ids and media (T, 8, 8, 3), built without `collate`."""
+    stacked, frames = None, None
+    if media:
+        stacked = torch.zeros(1, len(media), max(map(len, media)), 3, 8, 8)
+        for n, m in enumerate(media):
+            mean, std = (torch.tensor(v)[:, None, None] for v in (PREPROCESS.mean, PREPROCESS.std))
+            stacked[0, n, : len(m)] = (torch.as_tensor(m).permute(0, 3, 1, 2) / 255 - mean) / std
+        frames = torch.tensor([[len(m) for m in media]])
+    ids = torch.tensor([ids])
+    return Batch(ids, torch.full_like(ids, -100), torch.ones_like(ids, dtype=torch.bool), stacked, frames)
+
+
+@torch.no_grad()
+def greedy(flamingo: Pipeline, ids: list[int], *media: np.ndarray, n: int = 6) -> str:
+    """The most likely token, again and again, from the whole sequence each time."""
+    new: list[int] = []
+    while len(new) < n:
+        token = int(flamingo.model(by_hand(ids + new, *media))[0][0, -1].argmax())
+        if token == END:
+            break
+        new.append(token)
+    return TOKENIZER.decode(new)
+
+
+# ------------------------------------------------------------------------------------------------------------ complete
+
+
+def test_images_and_videos_take_their_places_in_the_prompt(flamingo):
+    """<BOS><image>Output: a cat<EOC><video>Output: compared with a loop over the whole model, with ids written by hand."""
+    prompt = [Image.fromarray(CAT[0]), "Output: a cat", EOC, VIDEO, "Output:"]
+    ids = [BOS, IMG, *OUTPUT, *A_CAT, END, IMG, *OUTPUT]
+    video = np.stack([np.asarray(frame) for frame in VIDEO])
+    answer = flamingo.complete(prompt, max_new_tokens=6)
+    assert answer == greedy(flamingo, ids, CAT, video) != ""
+    others = {flamingo.complete([*prompt[:3], other, "Output:"], max_new_tokens=6) for other in (CAT, DOG, VIDEO[::-1])}
+    assert len(others | {answer}) > 2  # the content of images and the order of frames matter
+
+
+def test_text_alone_is_completed(flamingo):
+    ids = [BOS, *OUTPUT, *A_CAT]
+    assert flamingo.complete(["Output:", " a cat"], max_new_tokens=6) == greedy(flamingo, ids) != ""
+
+
+@pytest.mark.parametrize("text", ["<image>", "<EOC>", "<BOS><PAD><image>Output: a cat<EOC>"])
+def test_text_that_looks_like_a_special_token_stays_text(flamingo, text):
+    spelled = TOKENIZER.encode(text)
+    assert not {BOS, END, IMG, 0} & set(spelled) and TOKENIZER.decode(spelled) == text
+    assert flamingo.complete([CAT, text], max_new_tokens=6) == greedy(flamingo, [BOS, IMG, *spelled], CAT)
+
+
+def test_an_image_can_have_any_form_and_size(flamingo):
+    forms = [Image.fromarray(CAT[0]), CAT[0], CAT, torch.as_tensor(CAT[0]), CAT[0] / 255, [CAT[0]]]
+    assert len({flamingo.complete([form, " a"], max_new_tokens=8) for form in forms}) == 1
+    large = Image.fromarray(CAT[0]).resize((64, 48))
+    small = large.resize((8, 8), Image.Resampling.BICUBIC)
+    assert flamingo.complete([large, " a"]) == flamingo.complete([small, " a"])
+
+
+def test_sampling_with_a_seed_is_repeatable(flamingo):
+    """The seed of the call decides, not the global one. With a single candidate, sampling is greedy."""
+    prompt, options = [CAT, "Output:"], dict(temperature=1.5, max_new_tokens=12)
+    drawn = []
+    for seed in range(4):
+        torch.manual_seed(100 + seed)
+        drawn.append(flamingo.complete(prompt, seed=seed, **options))
+    assert drawn == [flamingo.complete(prompt, seed=seed, **options) for seed in range(4)] and len(set(drawn)) > 1
+    for only_one in (dict(top_k=1), dict(top_p=1e-6)):
+        assert flamingo.complete(prompt, seed=5, **only_one, **options) == flamingo.complete(prompt, max_new_tokens=12)
+
+
+def test_beams_give_the_answer_of_beam_search(flamingo):
+    ids = [BOS, IMG, *A_CAT, END, IMG, A_CAT[0]]
+    answer = flamingo.complete([CAT, " a cat", EOC, DOG, " a"], beams=3, max_new_tokens=5)
+    expected = beam_search(flamingo.model, by_hand(ids, CAT, DOG), END, beams=3, max_new_tokens=5)[0]
+    assert answer == TOKENIZER.decode(expected)
+
+
+def test_max_new_tokens_and_the_context_limit_the_answer():
+    """The context of 64 tokens can be filled completely."""
+    flamingo = make()
+    with torch.no_grad():
+        flamingo.model.lm.head.bias[:] = -100.0
+        flamingo.model.lm.head.bias[A_CAT[1]] = 100.0  # now it generates " cat" and nothing else
+    full = 2 + 50  # <BOS>, <image>, 50 letters
+    assert flamingo.complete([CAT, "x" * 50], max_new_tokens=100) == " cat" * (64 - full + 1)
+    for n in (0, 1, 3):
+        assert flamingo.complete([CAT, "x" * 50], max_new_tokens=n) == " cat" * n
+
+
+def test_streamed_text_is_the_returned_text(flamingo):
+    """Piece by piece; a character of several bytes appears when it is complete."""
+    for seed in range(5):
+        parts: list[str] = []
+        text = flamingo.complete([CAT], max_new_tokens=30, temperature=2.0, seed=seed, on_text=parts.append)
+        streamed = "".join(parts)
+        assert text.startswith(streamed) and set(text[len(streamed) :]) <= {"\ufffd"} and len(parts) > 1
+
+
+# ------------------------------------------------------------------------------------------------------ shared prefixes
+
+SHOTS = [Image.fromarray(CAT[0]), "Output: a cat", EOC, VIDEO, "Output: a dog", EOC]
+
+
+@pytest.mark.parametrize("options", [dict(), dict(beams=3), dict(temperature=1.5, seed=3)], ids=["greedy", "beams", "sampled"])
+@pytest.mark.parametrize("n", [2, 3, 4, 6], ids=["text last", "EOC last", "video last", "two shots"])
+def test_a_query_after_prefilled_shots_has_the_answer_of_the_whole_prompt(flamingo, n, options):
+    shots = flamingo.prefill(SHOTS[:n])
+    queries = [[DOG, "Output:"], [" a"], [VIDEO[:2], CAT], [EOC, image(9), "Output: a"], ["a", DOG]]
+    answers = [flamingo.complete(query, max_new_tokens=7, cache=shots, **options) for query in queries]
+    assert answers == [flamingo.complete(SHOTS[:n] + query, max_new_tokens=7, **options) for query in queries]
+    assert len(set(answers)) > 2
+
+
+def test_prefilled_images_are_not_encoded_again(flamingo):
+    """Two images in the shots, one in each of three queries."""
+    encoded = []
+    handle = flamingo.model.vision.register_forward_hook(lambda _m, x, _y: encoded.append(len(x[0])))
+    shots = flamingo.prefill([CAT, " a cat", EOC, DOG, " a dog", EOC])
+    for seed in (1, 2, 3):
+        flamingo.complete([image(seed), " a"], cache=shots)
+    handle.remove()
+    assert encoded == [2, 1, 1, 1]
+
+
+# ------------------------------------------------------------------------------------------------------------- bad input
+
+WRONG_PROMPTS = {
+    "a string": ("Output:", TypeError, "the prompt must be a list"),
+    "an image": (CAT, TypeError, "the prompt must be a list"),
+    "empty": ([], ValueError, "the prompt is empty"),
+    "a number": ([CAT, "Output:", 7], TypeError, "prompt, piece 2"),
+    "a dict": ([CAT, {"image": "cat.png"}], TypeError, "prompt, piece 1"),
+    "NaN": ([CAT, "a", np.full((8, 8, 3), np.nan)], ValueError, "prompt, piece 2.* not finite"),
+    "an empty video": (["a", []], ValueError, "prompt, piece 1"),
+    "a bad frame": ([[CAT[0], None]], TypeError, "prompt, piece 0, frame 1"),
+    "too long": ([CAT, "x" * 63], ValueError, "65 tokens, but the LM's context is 64"),
+}
+
+
+@pytest.mark.parametrize("prompt, error, message", WRONG_PROMPTS.values(), ids=WRONG_PROMPTS)
+def test_an_invalid_prompt_is_refused_by_its_piece(flamingo, prompt, error, message):
+    for call in (flamingo.complete, flamingo.prefill):
+        with pytest.raises(error, match=message):
+            call(prompt)
+
+
+def test_contradictory_options_are_refused(flamingo):
+    for options, message in (
+        (dict(beams=3, temperature=1.0), "beam search does not sample"),
+        (dict(temperature=-1.0), "temperature is -1.0"),
+        (dict(beams=0), "beams is 0"),
+        (dict(temperature=1.0, top_k=0), "top_k is 0"),
+        (dict(temperature=1.0, top_p=1.5), "top_p is 1.5"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            flamingo.complete(["a"], **options)
+
+
+# ---------------------------------------------------------------------------------------------------------- save, load
+
+
+@pytest.fixture
+def folder(tmp_path, flamingo):
+    flamingo.save(tmp_path / "runs/one")
+    return tmp_path / "runs/one"
+
+
+def test_a_loaded_model_is_the_saved_one_bit_for_bit(folder, flamingo):
+    loaded = load(str(folder))
+    assert sorted(os.listdir(folder)) == ["config.json", "model.pt", "tokenizer.json"]
+    assert loaded.model.config == flamingo.model.config and loaded.tokenizer.words == flamingo.tokenizer.words
+    large = image(7).repeat(3, axis=1)
+    assert torch.equal(loaded.preprocess(large), flamingo.preprocess(large))
+    batch = by_hand([BOS, IMG, *A_CAT, END, IMG, A_CAT[0]], CAT, DOG)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(batch)[0], flamingo.model(batch)[0])
+    # Ready for use: evaluation mode, frozen where it should be.
+    assert not any(module.training for module in loaded.model.modules())
+    trainable = {n.split(".")[0] for n, p in loaded.model.named_parameters() if p.requires_grad}
+    assert trainable == {"resampler", "added_embed", "xattn_layers"} and loaded.device.type == "cpu"
+
+
+def test_saving_to_the_same_folder_replaces_the_model(folder):
+    other = make(seed=1)
+    other.save(folder)
+    assert all(torch.equal(v, other.model.state_dict()[k]) for k, v in load(folder).model.state_dict().items())
+
+
+def test_trainable_modules_can_be_saved_alone(tmp_path, flamingo):
+    """The frozen parts are given again at loading."""
+    flamingo.save(tmp_path, trainable_only=True)
+    assert sorted(os.listdir(tmp_path)) == ["config.json", "tokenizer.json", "trainable.pt"]
+    loaded = load(tmp_path, vision=flamingo.model.vision, language=flamingo.model.lm)
+    assert all(torch.equal(v, flamingo.model.state_dict()[k]) for k, v in loaded.model.state_dict().items())
+    with pytest.raises(ValueError, match="vision=, language="):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.pt"])
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
+        load(folder)
+
+
+def test_a_foreign_config_is_refused_by_its_field(folder):
+    config = {"flamingo": tiny_config().to_dict(), "image": PREPROCESS.to_dict()}
+    vision = {**config["flamingo"]["vision"], "n_heads": 3}
+    for content, message in (
+        ({"model_type": "llama"}, "config.json"),
+        ({**config, "flamingo": {**config["flamingo"], "xattn_evry": 1}}, "did you mean 'xattn_every'"),
+        ({**config, "flamingo": {**config["flamingo"], "vision": vision}}, "n_heads=3"),
+        ({**config, "image": {"resolution": 8}}, "config.json"),
+    ):
+        (folder / "config.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            load(folder)
+
+
+def test_damaged_files_are_refused_by_name(folder):
+    for name in ("model.pt", "tokenizer.json", "config.json"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 2])
+        with pytest.raises(ValueError, match=name):
+            load(folder)
+        (folder / name).write_bytes(content)
+    load(folder)
+
+
+def test_files_of_two_models_are_refused(folder, tmp_path):
+    make(words=(" taxi", " bus")).save(tmp_path / "words")
+    Pipeline(tiny_flamingo(lm={"vocab_size": TOKENIZER.vocab_size, "d": 48}), TOKENIZER, PREPROCESS).save(tmp_path / "wide")
+    tokenizer = (folder / "tokenizer.json").read_bytes()
+    (folder / "tokenizer.json").write_bytes((tmp_path / "words/tokenizer.json").read_bytes())
+    with pytest.raises(ValueError, match=f"{259 + 6} tokens.* {259 + 4}"):
+        load(folder)
+    (folder / "tokenizer.json").write_bytes(tokenizer)
+    (folder / "model.pt").write_bytes((tmp_path / "wide/model.pt").read_bytes())
+    with pytest.raises(ValueError, match=r"model\.pt.* wrong shape"):
+        load(folder)
+
+
+class Trap:
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+def test_loading_runs_no_code(folder, tmp_path):
+    state = torch.load(folder / "model.pt", weights_only=True)
+    torch.save({**state, "trap": Trap(tmp_path / "sprung")}, folder / "model.pt")
+    with pytest.raises(ValueError, match=r"model\.pt"):
+        load(folder)
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_a_save_that_fails_keeps_the_earlier_model(folder, flamingo, monkeypatch):
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def half(content, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError, match="disk full"):
+        flamingo.save(folder)
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, flamingo):
+    """A folder with a model, two images and a video."""
+    flamingo.save(tmp_path / "model")
+    for name, pixels in (("cat.png", CAT), ("dog.png", DOG)):
+        Image.fromarray(pixels[0]).save(tmp_path / name)
+    (tmp_path / "video").mkdir()
+    for t, frame in enumerate(VIDEO):
+        frame.save(tmp_path / f"video/{t}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_files_and_text_on_the_command_line_are_a_prompt(place, capsys, flamingo):
+    words = ["cat.png", "Output: a cat", "video", "Output:"]
+    main(["complete", "--model", "model", *words, "--max-new-tokens", "5", "--device", "cpu"])
+    prompt = [CAT, "Output: a cat", EOC, VIDEO, "Output:"]
+    assert capsys.readouterr().out == flamingo.complete(prompt, max_new_tokens=5) + "\n"
+    main(["complete", "--model", "model", *words, "--max-new-tokens", "5", "--beams", "3", "--device", "cpu"])
+    assert capsys.readouterr().out == flamingo.complete(prompt, max_new_tokens=5, beams=3) + "\n"
+
+
+def test_a_folder_of_shots_comes_before_the_prompt(place):
+    (place / "shots").mkdir()
+    for name, text in (("cat.png", "Output: a cat\n"), ("video", "Output: a dog")):
+        (place / name).rename(place / "shots" / name)
+        (place / "shots" / name).with_suffix(".txt").write_text(text)
+    cat, one, video, two = read_shots(place / "shots")
+    assert (one, two) == ("Output: a cat", "Output: a dog") and len(video) == 3 and cat.size == (8, 8)
+    assert [type(p) for p in with_chunk_ends([cat, one, video, two, cat])][2::3] == [type(EOC)] * 2
+    (place / "shots/video.txt").unlink()
+    with pytest.raises(FileNotFoundError, match=r"video is an example without a text: write the text into .*video\.txt"):
+        read_shots(place / "shots")
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [(["--model", "nowhere", "cat.png"], "nowhere"), (["--model", "model", "cow.png"], "cow.png looks like an image")],
+)
+def test_bad_input_on_the_command_line_ends_with_one_sentence(place, words, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["complete", *words])
+
+
+@pytest.mark.parametrize("command", ["complete", "train", "eval", "finetune", "ablate", "bench"])
+def test_every_command_explains_its_options(command, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([command, "--help"])
+    assert end.value.code == 0 and "usage" in capsys.readouterr().out
+
+
+def test_the_package_has_what_it_promises():
+    assert all(hasattr(minflamingo, name) for name in minflamingo.__all__)
