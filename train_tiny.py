@@ -287,7 +287,8 @@ def train_and_evaluate(run: Run) -> dict:
     results["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
     gpu = run.device.startswith("cuda")
     results["device"] = torch.cuda.get_device_name() if gpu else f"{run.device}, {os.cpu_count()} cores"
-    results["versions"] = {"python": platform.python_version(), "torch": torch.__version__, "minflamingo": minflamingo.__version__}
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "minflamingo": minflamingo.__version__}
+    results["versions"] = versions
     save_json(results, run.out / "results.json")
     draw_figures(flamingo, results, rows, run.out, run.seed)  # 6 figures
     return results

@@ -1,7 +1,7 @@
 """minFlamingo: the Flamingo visual language model (Alayrac et al. 2022), to read, to train from nothing, and to use.
 
-The core in reading order: shapes, config, attention, layers, vision, contrastive, resampler, gated_xattn, lm, flamingo, generate,
-tokenizer. Around it: fast, pipeline, data, training, evaluation, pretrained, recipes, plots.
+The core in reading order: shapes, config, attention, layers, vision, contrastive, resampler, gated_xattn, lm, flamingo,
+generate, tokenizer. Around it: fast, pipeline, data, training, evaluation, pretrained, recipes, plots.
 """
 
 __version__ = "0.1.0"
@@ -17,6 +17,6 @@ from .tokenizer import Tokenizer, ToyTokenizer
 from .vision import ViT
 
 __all__ = [
-    "EOC", "LM", "Batch", "Flamingo", "FlamingoConfig", "LMConfig", "NoLoss", "PerceiverResampler", "Pipeline", "ResamplerConfig",
-    "Sample", "Tokenizer", "ToyTokenizer", "ViT", "VisionConfig", "collate", "fast", "load", "preset",
+    "EOC", "LM", "Batch", "Flamingo", "FlamingoConfig", "LMConfig", "NoLoss", "PerceiverResampler", "Pipeline",
+    "ResamplerConfig", "Sample", "Tokenizer", "ToyTokenizer", "ViT", "VisionConfig", "collate", "fast", "load", "preset",
 ]  # fmt: skip

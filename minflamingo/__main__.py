@@ -90,7 +90,7 @@ def add_complete_parser(commands, add_model_options) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", required=True, help="a folder, the name of a published model, or tiny (the ready model)")
-    parser.add_argument("--vision", help="of a published model: its vision encoder, if not the default (file, folder, repository)")
+    parser.add_argument("--vision", help="vision encoder of a published model, if not the default: file, folder, repository")
     parser.add_argument("--language", help="its language model, if not the default")
     parser.add_argument("--flamingo", help="its checkpoint, if not the default")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -79,7 +79,7 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor | float, same: T
     """
     logits = scale * image @ text.T  # (B, B)
     target = torch.arange(len(logits), device=logits.device)  # the right answer of row i is column i
-    duplicates = same & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    duplicates = same & (target[:, None] != target)  # same caption, but not the pair itself
     logits = logits.masked_fill(duplicates, -math.inf)
     # Rows: choose the text for an image. Columns (the transpose): choose the image for a text.
     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2

@@ -5,7 +5,7 @@ pair in values and gradients. Each version is here because it makes something th
 (`python -m minflamingo bench`):
 
     attend_to_media    each text token meets its own image only                 long prompts, training on many images
-    new_kv_cache       a prompt is stored once for all rows that continue it    many queries after the same shots, beams
+    new_kv_cache       new tokens without copies, one copy of a shared prompt   each generated token, many queries, beams
     next_token_loss    logits of one chunk of tokens at a time                  memory of training with a large vocabulary
 
 Which version runs depends on shapes alone, never on measured time, so the same input always gives the same result.
@@ -102,47 +102,75 @@ def attend_to_media(q: Tensor, k: Tensor, v: Tensor, phi: Tensor, n_latents: int
     return rows(out, slot).transpose(1, 2)  # (B, h, L, d)
 
 
-# ------------------------------------------------------------------------------------------ shared prompt prefixes
+# ------------------------------------------------------------------- key-value cache: spare memory, shared prefixes
+
+SPARE = 32  # tokens: how much more memory than needed is reserved at a time
+
+
+class KVMemory:
+    """Memory for keys and values, (B, h_kv, capacity, d_head) each. `newest` is the view of k that was written last."""
+
+    def __init__(self, k: Tensor, v: Tensor, capacity: int):
+        B, h, n, d = k.shape
+        self.k, self.v = k.new_empty(B, h, capacity, d), v.new_empty(B, h, capacity, d)
+        self.k[:, :, :n], self.v[:, :, :n] = k, v
+        self.newest: Tensor | None = None
+
+
+def is_writable(x: Tensor) -> bool:
+    """PyTorch refuses to write to a tensor of `torch.inference_mode` outside of that mode."""
+    return torch.compiler.is_compiling() or x.is_inference() == torch.is_inference_mode_enabled()
 
 
 @dataclass(frozen=True)
-class SharedPrefixCache:
-    """`lm.KVCache` in two parts. The prefix is stored once for several rows; each row stores only what came after it.
+class FastKVCache:
+    """`lm.KVCache`, with two differences. What can be seen of a cache never changes.
 
-    So 32 shots are stored once for all queries, beams or candidate answers that continue them, and a new token is appended to
-    the short second part instead of a copy of everything.
+    A new token is written into spare memory after the earlier ones; `torch.cat` would copy all of them for every token. This
+    happens only if this cache is the newest one in its memory. If the same cache is continued a second time, it copies.
 
-    prefix_k, prefix_v: (B0, h_kv, Lp, d_head), each used by B / B0 consecutive rows.
-    k, v: (B, h_kv, n, d_head), n may be 0.
+    `repeat` stores the tokens so far only once, as a prefix for several rows. So 32 shots exist once for all queries, beams or
+    candidate answers that continue them.
+
+    k, v: (B, h_kv, n, d_head), the rows' own tokens.
+    prefix: keys and values (B0, h_kv, Lp, d_head) of the tokens before, each used by B / B0 consecutive rows; or None.
     """
 
-    prefix_k: Tensor
-    prefix_v: Tensor
     k: Tensor
     v: Tensor
+    prefix: tuple[Tensor, Tensor] | None = None
+    memory: KVMemory | None = None
 
-    def append(self, k: Tensor, v: Tensor) -> SharedPrefixCache:
-        k, v = torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2)
-        return SharedPrefixCache(self.prefix_k, self.prefix_v, k, v)
+    def append(self, k: Tensor, v: Tensor) -> FastKVCache:
+        start, end = self.k.shape[2], self.k.shape[2] + k.shape[2]
+        if torch.is_grad_enabled():  # memory that the backward pass needs must not be written to
+            return FastKVCache(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2), self.prefix)
+        memory = self.memory
+        if memory is None or memory.newest is not self.k or memory.k.shape[2] < end or not is_writable(memory.k):
+            memory = KVMemory(self.k, self.v, end + SPARE)
+        memory.k[:, :, start:end], memory.v[:, :, start:end] = k, v
+        memory.newest = memory.k[:, :, :end]
+        return FastKVCache(memory.newest, memory.v[:, :, :end], self.prefix, memory)
 
-    def repeat(self, times: int) -> SharedPrefixCache:
-        k, v = self.k.repeat_interleave(times, 0), self.v.repeat_interleave(times, 0)
-        return SharedPrefixCache(self.prefix_k, self.prefix_v, k, v)
+    def repeat(self, times: int) -> FastKVCache:
+        if self.prefix is None:
+            empty = self.k[:, :, :0].repeat_interleave(times, 0)
+            return FastKVCache(empty, empty, (self.k, self.v))
+        return FastKVCache(self.k.repeat_interleave(times, 0), self.v.repeat_interleave(times, 0), self.prefix)
 
-    def reorder(self, rows: Tensor) -> SharedPrefixCache:
-        return SharedPrefixCache(self.prefix_k, self.prefix_v, self.k[rows], self.v[rows])
+    def reorder(self, rows: Tensor) -> FastKVCache:
+        return FastKVCache(self.k[rows], self.v[rows], self.prefix)
 
     def attend(self, q: Tensor, bias: Tensor) -> Tensor:
         """q (B, h, L, d) attends to the prefix and to the row's own keys; bias (B, 1 or h, L, Lp + n) -> (B, h, L, d)."""
-        (B, h, L, d), (B0, h_kv, Lp, _) = q.shape, self.prefix_k.shape
-        if self.k.shape[2] == 0 and B == B0:
-            return attention(q, self.prefix_k, self.prefix_v, bias=bias)
+        if self.prefix is None:
+            return attention(q, self.k, self.v, bias=bias)
+        (B, h, L, d), (B0, h_kv, Lp, _) = q.shape, self.prefix[0].shape
         rows, groups = B // B0, h // h_kv  # rows that share a prefix; query heads that share a key head
 
         def merge(x: Tensor) -> Tensor:
-            """(B, h or 1, L, n) -> (B0, h_kv, rows*groups*L, n): queries of the same keys become rows of one matrix."""
-            x = x.expand(B, h, L, -1).reshape(B0, rows, h_kv, groups * L, -1)
-            return x.transpose(1, 2).flatten(2, 3)
+            """(B, h, L, n) -> (B0, h_kv, rows*groups*L, n): queries of the same keys become rows of one matrix."""
+            return x.reshape(B0, rows, h_kv, groups * L, -1).transpose(1, 2).flatten(2, 3)
 
         def split(x: Tensor) -> Tensor:
             """The inverse of `merge`."""
@@ -150,15 +178,15 @@ class SharedPrefixCache:
 
         q = q / math.sqrt(d)
         own = q.reshape(B, h_kv, groups * L, d) @ self.k.transpose(-2, -1)  # (B, h_kv, groups*L, n)
-        scores = torch.cat([split(merge(q) @ self.prefix_k.transpose(-2, -1)), own.reshape(B, h, L, -1)], dim=-1)
+        scores = torch.cat([split(merge(q) @ self.prefix[0].transpose(-2, -1)), own.reshape(B, h, L, -1)], dim=-1)
         weights = (scores + bias).softmax(-1)  # (B, h, L, Lp + n)
         own = weights[..., Lp:].reshape(B, h_kv, groups * L, -1) @ self.v
-        return split(merge(weights[..., :Lp]) @ self.prefix_v) + own.reshape(B, h, L, d)
+        return split(merge(weights[..., :Lp]) @ self.prefix[1]) + own.reshape(B, h, L, d)
 
 
-def new_kv_cache(k: Tensor, v: Tensor) -> SharedPrefixCache:
-    """`lm.new_kv_cache`: the first tokens of a sequence become the prefix."""
-    return SharedPrefixCache(k, v, k[:, :, :0], v[:, :, :0])
+def new_kv_cache(k: Tensor, v: Tensor) -> FastKVCache:
+    """`lm.new_kv_cache`."""
+    return FastKVCache(k, v)
 
 
 # ------------------------------------------------------------------------------------------- loss in chunks of tokens

@@ -134,7 +134,7 @@ class Flamingo(nn.Module):
         return self.train(self.training)
 
     def train(self, mode: bool = True) -> Flamingo:
-        """As in every module, but frozen parts stay in evaluation mode. Otherwise the dropout of a frozen LM would be active."""
+        """As in every module, but frozen parts stay in evaluation mode. Otherwise a frozen LM would use its dropout."""
         super().train(mode)
         for part in (self.vision, self.lm):
             part.train(mode and any(p.requires_grad for p in part.parameters()))

@@ -3,8 +3,8 @@
     flamingo = minflamingo.load("runs/tiny")
     flamingo.complete([cat, "Output: a cat", EOC, dog, "Output:"])            ->   " a dog"
 
-A prompt is a list of text (`str`), images (PIL or arrays), videos (lists of frames) and `EOC`, the end of a chunk. Shots that are
-used for many queries can be processed once:
+A prompt is a list of text (`str`), images (PIL or arrays), videos (lists of frames) and `EOC`, the end of a chunk. Shots that
+are used for many queries can be processed once:
 
     shots = flamingo.prefill([cat, "Output: a cat", EOC])
     flamingo.complete([dog, "Output:"], cache=shots)                          ->   " a dog", as above
@@ -27,7 +27,9 @@ from .data.sample import EOC, Sample, collate
 from .flamingo import Batch, Cache, Flamingo
 from .generate import beam_search, generate, prefill
 from .tokenizer import Tokenizer, ToyTokenizer
-from .training.checkpoint import load_json, load_tensors, load_weights, save_json, save_tensors, write_atomically
+from .pretrained.files import open_tensors
+from .pretrained.tables import fill
+from .training.checkpoint import load_json, save_json, save_tensors, write_atomically
 
 WEIGHTS = ("model.safetensors", "model.pt", "trainable.safetensors", "trainable.pt")  # one of them is in a folder
 # The folder of the ready model, in a checkout of the repository.
@@ -160,8 +162,8 @@ def load(
         folder_or_name: a folder; "tiny", the ready model of a checkout; or a published name such as "openflamingo-3b", whose
             parts are downloaded (needs the extra [real]).
         device, dtype: where the weights go, and their type. dtype None: as they are stored.
-        vision, language: of a folder with the trainable modules alone: its vision encoder and LM (modules). Of a published
-            model: files, folders or repositories that replace the default ones; flamingo: its checkpoint likewise.
+        vision, language: if the folder has only the trained modules: the frozen modules to use. For a published model: files,
+            folders or repositories that replace the defaults. flamingo: the same for its checkpoint.
     Raises:
         FileNotFoundError: the folder or one of its files is missing. ValueError: a file is damaged or does not fit.
     """
@@ -177,7 +179,8 @@ def load(
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / "model.pt")
     for path in (folder / "config.json", folder / "tokenizer.json", weights):
         if not path.is_file():
-            raise FileNotFoundError(f"{folder} is not a saved Flamingo: {path.name} is missing. save() and train_tiny.py write one")
+            hint = "run `python train_tiny.py`, or save a model there with pipeline.save(folder)"
+            raise FileNotFoundError(f"{folder} is not a saved Flamingo: {path.name} is missing; {hint}")
     content = load_json(folder / "config.json")
     try:
         config, preprocess = FlamingoConfig.from_dict(content["flamingo"]), ImagePreprocessor(**content["image"])
@@ -186,21 +189,15 @@ def load(
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     V, n_added = config.lm.vocab_size, config.n_added_tokens if config.added_head else 0
     if not V <= tokenizer.vocab_size <= V + n_added:
-        raise ValueError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the LM has {V}: files of two models")
-    trainable_only = weights.stem == "trainable"
-    if trainable_only and (vision is None or language is None):
-        raise ValueError(f"{weights} holds the trained modules alone: pass its vision encoder and LM, load(..., vision=, language=)")
-    model = Flamingo(config, vision, language)
-    state = import_safetensors().load_file(weights) if weights.suffix == ".safetensors" else load_tensors(weights)
-    own = model.state_dict()
-    for name in own.keys() - state.keys():
-        # The frozen parts were passed in. A tied output layer has two names, and safetensors stores only one of them.
-        twin = next((n for n in state if n in own and own[n].data_ptr() == own[name].data_ptr()), None)
-        if twin or (trainable_only and name.startswith(("vision.", "lm."))):
-            state[name] = state[twin] if twin else own[name]
-    load_weights(model, state, str(weights))
-    stored = next(iter(state.values())).dtype if dtype is None else dtype
-    return Pipeline(model.to(device, stored).eval(), tokenizer, preprocess)
+        raise ValueError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the LM has {V}: the tokenizer and the weights come from different models")
+    frozen = ("vision.", "lm.") if weights.stem == "trainable" else ()
+    if frozen and (vision is None or language is None):
+        raise ValueError(f"{weights} has only the trained modules: pass their vision encoder and LM, vision=, language=")
+    with torch.device("meta"):  # no memory for weights that the file replaces
+        model = Flamingo(config, vision, language)
+    table = {name: name for name in model.state_dict() if not frozen or not name.startswith(frozen)}
+    fill(model, open_tensors(weights), table, str(weights), dtype=dtype, device=device)
+    return Pipeline(model.to(device).eval(), tokenizer, preprocess)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from minflamingo.config import FlamingoConfig, LMConfig, ResamplerConfig, VisionConfig
-from minflamingo.data.sample import EOC, Sample, collate
+from minflamingo.data.sample import EOC as EOC
+from minflamingo.data.sample import Sample, collate
 from minflamingo.flamingo import Batch, Flamingo
 from minflamingo.lm import LM
 from minflamingo.training.stage import Stage

@@ -373,7 +373,7 @@ def test_seeds_use_the_models_in_turn(recipe):
         (["--rows", "mlp,moe"], r"unknown row 'moe'; choose from baseline, no-videos, .*, no-time"),
         (["--seeds", "0"], r"--seeds, --steps and --jobs must be at least 1"),
         (["--recipe", "nowhere"], r"nowhere"),
-        (["--model", "nothing"], r"nothing.*config.json"),
+        (["--model", "nothing"], r"nothing"),
     ],
 )
 def test_invalid_options_end_with_one_sentence(recipe, arguments, message):
@@ -385,4 +385,4 @@ def test_invalid_options_end_with_one_sentence(recipe, arguments, message):
 def test_the_table_marks_what_has_no_number():
     """Without a baseline there is no difference; a row that is not in the paper has a dash."""
     results = {"rows": summarize({"all-images": [{"4": {"vqa": 0.5, "caption": 0.6}, "32": {"vqa": 0.3, "caption": 0.2}}]})}
-    assert table(results).splitlines()[2].split() == "attention to all earlier images 55.0 [55.0, 55.0] - 25.0".split()  # noqa: SIM905
+    assert " ".join(table(results).splitlines()[2].split()) == "attention to all earlier images 55.0 [55.0, 55.0] - 25.0"

@@ -23,7 +23,7 @@ def people(*answers: str) -> list[dict]:
 
 
 def karpathy(path: str, split: str, *captions: str, **more) -> dict:
-    return {"filename": path, "split": split, "sentences": [{"raw": c, "tokens": c.split()} for c in captions], "imgid": 0, **more}
+    return {"filename": path, "split": split, "sentences": [{"raw": c, "sentid": 1} for c in captions], "imgid": 0, **more}
 
 
 def coco_questions(prefix: str, subsets: dict[str, list]) -> dict:
@@ -50,7 +50,7 @@ def cooking(subset: str, *segments: tuple) -> dict:
 
 STEMS = [{**a, "raw_answer": r} for a, r in zip(people("race", "race", "fly"), ("racing", "races", "flying"))]
 SWIM = [{**a, "raw_answer": "swimming"} for a in people(*["swim"] * 10)]
-MEMES = {"train": [(42953, 0, "its their character"), (23058, 1, "don't be afraid")], "test_seen": [(1243, 1, "a {b}"), (7, 0, "c")]}
+MEMES = {"train": [(42953, 0, "its character"), (23058, 1, "don't be afraid")], "test_seen": [(1243, 1, "a {b}"), (7, 0, "c")]}
 TEXTVQA = {"image_id": "003a8", "question": "what does it say?", "answers": ["stop"] * 10}
 MSRVTT = {"question": "what is a man doing?", "answer": "talk"}
 ANNOTATIONS: dict[str, dict[str, object]] = {
@@ -73,14 +73,15 @@ ANNOTATIONS: dict[str, dict[str, object]] = {
     "okvqa": coco_questions("", {"train2014": [(51606, 9, "What?", STEMS)], "val2014": [(297147, 262148, "What?", SWIM)]}),
     "vizwiz": {f"{split}.json": [{"image": f"{split}_0.jpg", "question": "What is this?", "answers": people(*["soda"] * 10)}]
                for split in ("train", "val")},
-    "textvqa": {f"TextVQA_0.5.1_{split}.json": {"data": [{"question_id": i, **TEXTVQA}]} for split, i in (("train", 0), ("val", 34602))},
+    "textvqa": {"TextVQA_0.5.1_train.json": {"data": [{"question_id": 0, **TEXTVQA}]},
+                "TextVQA_0.5.1_val.json": {"data": [{"question_id": 34602, **TEXTVQA}]}},
     "visdial": {
         "visdial_1.0_train.json": visual_dialogues(378466), "visdial_1.0_val.json": visual_dialogues(185565, 284024),
         "visdial_1.0_train_dense_annotations.json": [{"image_id": 378466, "round_id": 1, "relevance": [0, 0, 1, 0]}],
         "visdial_1.0_val_dense_annotations.json": [{"image_id": 185565, "round_id": 2, "gt_relevance": [0.0, 0.4, 1.0, 0.0]}]},
     "hatefulmemes": {f"{split}.jsonl": "\n".join(json.dumps({"id": i, "img": f"img/{i}.png", "label": label, "text": text})
                                                  for i, label, text in memes) + "\n\n" for split, memes in MEMES.items()},
-    "msrvttqa": {"train_qa.json": [{"id": 1, "video_id": 0, **MSRVTT}], "test_qa.json": [{"id": 158581, "video_id": 7010, **MSRVTT}]},
+    "msrvttqa": {"train_qa.json": [{"id": 1, "video_id": 0, **MSRVTT}], "test_qa.json": [{"id": 15, "video_id": 7, **MSRVTT}]},
     "vatex": {f"vatex_{split}_v1.{n}.json": [{"videoID": f"{split}_000001_000011", "enCap": ["A man lifts.", "He lifts."]}]
               for split, n in (("training", 0), ("public_test_english", 1))},
     "youcook2": {"youcookii_annotations_trainval.json": {"database": {
@@ -95,7 +96,7 @@ MEDIA = {  # a path without an ending is a video
     "vizwiz": ["train/train_0.jpg", "val/val_0.jpg"], "textvqa": ["train_images/003a8.jpg"],
     "visdial": ["val2014/COCO_val2014_000000378466.jpg",
                 *(f"VisualDialog_val2018/VisualDialog_val2018_{i:012d}.jpg" for i in (185565, 284024))],
-    "hatefulmemes": [f"img/{i}.png" for i in (42953, 23058, 1243, 7)], "msrvttqa": ["videos/video0", "frames/video7010"],
+    "hatefulmemes": [f"img/{i}.png" for i in (42953, 23058, 1243, 7)], "msrvttqa": ["videos/video0", "frames/video7"],
     "vatex": ["videos/training_000001_000011", "videos/public_test_english_000001_000011"],
     "youcook2": ["raw_videos/training/113/GLd3", "frames/fn9a"],
 }  # fmt: skip
@@ -103,7 +104,7 @@ QUERIES = {  # keys of the queries, number of support examples
     "coco": (["391895", "42"], 2), "flickr30k": (["10002456.jpg", "x_1.jpg"], 1),
     "vqav2": (["262148000", "262148001"], 2), "okvqa": (["297147"], 1), "vizwiz": (["val_0.jpg"], 1),
     "textvqa": (["34602"], 1), "visdial": (["185565/2", "284024/3"], 1), "hatefulmemes": (["1243", "7"], 2),
-    "msrvttqa": (["158581"], 1), "vatex": (["public_test_english_000001_000011"], 1), "youcook2": (["fn9a/0", "fn9a/1"], 1),
+    "msrvttqa": (["15"], 1), "vatex": (["public_test_english_000001_000011"], 1), "youcook2": (["fn9a/0", "fn9a/1"], 1),
 }  # fmt: skip
 
 
@@ -172,9 +173,9 @@ PROMPTS = {
     "<image>Question: What is on the water? Answer:",
     ("vqav2", "openflamingo"): "<image>Question:What's the cat wearing? Short answer:sunglasses<EOC>\n"
     "<image>Question:What is on the water? Short answer:",
-    ("hatefulmemes", "paper"): '<image>is an image with written: "its their character" on it. Is it hateful? Answer: no<EOC>'
+    ("hatefulmemes", "paper"): '<image>is an image with written: "its character" on it. Is it hateful? Answer: no<EOC>'
     '<image>is an image with written: "a {b}" on it. Is it hateful? Answer:',
-    ("hatefulmemes", "openflamingo"): "<image>is an image with: 'its their character' written on it. Is it hateful? Answer:no<EOC>"
+    ("hatefulmemes", "openflamingo"): "<image>is an image with: 'its character' written on it. Is it hateful? Answer:no<EOC>"
     "<image>is an image with: 'a {b}' written on it. Is it hateful? Answer:",
 }  # fmt: skip
 

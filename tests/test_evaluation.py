@@ -21,7 +21,6 @@ from minflamingo.generate import beam_search
 from minflamingo.pipeline import Pipeline
 from minflamingo.training.stage import Stage
 
-
 PREPROCESS = ImagePreprocessor(8, mean=(128 / 255,) * 3, std=(64 / 255,) * 3)  # as conftest.preprocess
 
 

@@ -1,165 +1,148 @@
-"""AdamW as in the paper: who decays, how the learning rate moves, how several datasets make one step."""
-
-from __future__ import annotations
+"""AdamW as in the paper: which weights decay, the learning rate, one update from several datasets, micro-batches."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations, pairwise
 
+import numpy as np
 import pytest
 import torch
-from conftest import EOC, batch_of, close, picture, tiny_flamingo, tiny_lm
+from conftest import EOC, LETTERS, batch_of, close, image, preprocess, tiny_flamingo, tiny_lm
 from torch import nn
 
+from minflamingo.data.sample import NoLoss, Sample, collate
+from minflamingo.training.batching import least_padding, micro_batches
 from minflamingo.training.optim import (
     accumulate_gradients,
-    datasets_of_step,
-    decays,
+    checkpoint_activations,
     learning_rate_factor,
     parameter_groups,
     set_learning_rate,
 )
 
+# The matrices of a gated layer.
 XATTN = ("xattn.to_q.weight", "xattn.to_kv.weight", "xattn.to_out.weight", "ff.up.weight", "ff.out.weight")
 
 
-def test_of_a_flamingo_the_matrices_of_gated_xattn_decay_and_nothing_else():
-    """Appendix: decay 0.1, none on the resampler; nor on gates, norms, biases, embeddings. (OpenFlamingo decays its gates.)"""
-    flamingo = tiny_flamingo()
-    name_of = {id(p): n for n, p in flamingo.named_parameters()}
-    groups = parameter_groups(flamingo.bridge_parameters(), lr=1e-4)
-    decaying = {name_of[id(p)] for g in groups if g["weight_decay"] > 0 for p in g["params"]}
-    assert decaying == {f"xattn_layers.{i}.{part}" for i in (0, 2) for part in XATTN}
-    assert {g["weight_decay"] for g in groups} == {0.1, 0.0}
-    still = {name_of[id(p)] for g in groups if g["weight_decay"] == 0 for p in g["params"]}
-    for kept_out in ("resampler.latents", "resampler.time_embeddings", "resampler.layers.0.to_q.weight", "new_embed.weight",
-                     "xattn_layers.0.alpha_xattn", "xattn_layers.2.alpha_dense", "xattn_layers.0.ff_norm.weight"):  # fmt: skip
-        assert kept_out in still
+def decaying(model: nn.Module) -> set[str]:
+    """Names of the parameters in a group with weight decay."""
+    groups = parameter_groups(model.named_parameters(), lr=1e-4)
+    ids = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
+    return {name for name, p in model.named_parameters() if id(p) in ids}
 
 
-def test_decay_moves_those_and_leaves_the_others_where_they_are():
-    """AdamW itself, with no gradient at all: p − lr · 0.1 · p for the matrices of the bridge, p for everything else."""
+def test_only_the_matrices_of_the_gated_layers_decay():
+    """Appendix: decay 0.1, none for the resampler; nor for gates, norms and embeddings. (OpenFlamingo decays its gates.)"""
     flamingo = tiny_flamingo()
+    assert decaying(flamingo) == {f"xattn_layers.{i}.{part}" for i in (0, 2) for part in XATTN}
     before = copy.deepcopy(flamingo.state_dict())
     optimizer = torch.optim.AdamW(parameter_groups(flamingo.named_parameters(), lr=0.5))
     for p in flamingo.parameters():
         p.grad = torch.zeros_like(p) if p.requires_grad else None
-    optimizer.step()
+    optimizer.step()  # without a gradient, AdamW only decays: p - lr * 0.1 * p
     for name, p in flamingo.named_parameters():
-        decayed = name.startswith("xattn_layers") and name.endswith(XATTN)
-        assert close(p.detach(), before[name] * (0.95 if decayed else 1.0), 1e-7), name
+        factor = 0.95 if name.startswith("xattn_layers") and name.endswith(XATTN) else 1.0
+        assert close(p.detach(), before[name] * factor, 1e-7), name
+
+
+def test_embeddings_norms_and_convolution_of_an_lm_do_not_decay():
+    """A tied output layer is the embedding. An untied one is a matrix like the others."""
+    parts = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out", "mlp.up", "mlp.out")
+    assert decaying(tiny_lm("toy")) == {f"blocks.{i}.{part}.weight" for i in (0, 1) for part in parts}
+    assert "head.weight" in decaying(tiny_lm("llama")) and "embed.weight" not in decaying(tiny_lm("llama"))
 
 
 @pytest.mark.parametrize("make", [tiny_flamingo, tiny_lm, lambda: nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3))])
-def test_every_trainable_parameter_is_in_exactly_one_group_and_no_frozen_one_in_any(make):
-    """Eye and tongue are frozen (§2.3): an optimizer that holds them would decay them."""
+def test_every_trainable_parameter_is_in_one_group_and_no_frozen_parameter_in_any(make):
+    """An optimizer that held frozen weights would decay them (section 2.3)."""
     model = make()
     groups = parameter_groups(model.named_parameters(), lr=1e-3)
-    ids = [id(p) for g in groups for p in g["params"]]
+    ids = [id(p) for group in groups for p in group["params"]]
     assert sorted(ids) == sorted(id(p) for p in model.parameters() if p.requires_grad)
-    assert all(g["params"] for g in groups)
-
-
-def test_a_language_models_embeddings_norms_and_convolution_do_not_decay():
-    """A tied head is the embedding, once; an untied one is a matrix like others."""
-    tied = dict(tiny_lm("toy").named_parameters())
-    decaying = {n for n, p in tied.items() if decays(n, p)}
-    parts = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out", "mlp.up", "mlp.out")
-    assert decaying == {f"blocks.{i}.{part}.weight" for i in (0, 1) for part in parts}
-    untied = tiny_lm("llama")
-    assert decays("head.weight", untied.head.weight) and not decays("embed.weight", untied.embed.weight)
+    assert all(group["params"] for group in groups)
 
 
 @pytest.mark.parametrize("gate_lr, expected", [(None, 0.01), (0.03, 0.03), (0.0, 0.0)])
-def test_gates_may_have_a_learning_rate_of_their_own(gate_lr, expected):
-    """Two numbers a layer, which must open from 0 (§2.2). A rate of 0 keeps them shut."""
+def test_gates_can_have_their_own_learning_rate(gate_lr, expected):
     flamingo = tiny_flamingo()
-    groups = parameter_groups(flamingo.bridge_parameters(), lr=0.01, gate_lr=gate_lr)
+    groups = parameter_groups(flamingo.trainable_parameters(), lr=0.01, gate_lr=gate_lr)
     gates = {id(p) for n, p in flamingo.named_parameters() if "alpha_" in n}
     of_gates = [g for g in groups if gates & {id(p) for p in g["params"]}]
     assert len(gates) == 4 and [(g["lr"], {id(p) for p in g["params"]}) for g in of_gates] == [(expected, gates)]
-    assert all(g["lr"] == g["peak_lr"] == 0.01 for g in groups if g is not of_gates[0])
+    assert all(g["lr"] == 0.01 for g in groups if g is not of_gates[0])
+    optimizer = torch.optim.AdamW(groups)
+    for factor in (0.5, 0.25):  # always relative to the peak: setting it twice does not multiply twice
+        set_learning_rate(optimizer, factor)
+        rates = sorted([0.01 * factor, 0.01 * factor, expected * factor])
+        assert sorted(g["lr"] for g in optimizer.param_groups) == pytest.approx(rates)
 
 
-# --------------------------------------------------------------------------------------------------- the learning rate
-
-
-def test_the_learning_rate_warms_up_linearly_and_stays():
-    """Appendix: linear from 0 over the warm-up, then constant. Of 4 steps: 1/4, 2/4, 3/4, 1, 1, …"""
+def test_the_learning_rate_warms_up_linearly_and_then_is_constant_or_cools_down():
+    """Appendix: linear from 0, then constant. With a cooldown it falls linearly to 1/20."""
     assert [learning_rate_factor(s, 4) for s in (0, 1, 2, 3, 4, 5, 10**6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
     assert [learning_rate_factor(s, 5000) * 1e-4 for s in (0, 2499, 4999)] == pytest.approx([2e-8, 5e-5, 1e-4])
     assert learning_rate_factor(0, 0) == 1.0  # no warm-up
-
-
-def test_a_cooldown_falls_linearly_to_a_twentieth():
-    """The last quarter of 40 steps, 10 of them: 10/10, 9/10, … 1/10; of 100 steps the last is held at 1/20."""
     factors = [learning_rate_factor(s, 1, 40, cooldown=0.25) for s in range(40)]
-    assert factors[:31] == [1.0] * 31
-    assert factors[31:] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+    assert factors[:31] == [1.0] * 31 and factors[31:] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
     assert [learning_rate_factor(s, 1, 100, cooldown=1.0) for s in (94, 96, 99)] == pytest.approx([0.06, 0.05, 0.05])
     docstring = [round(learning_rate_factor(s, 4, 20, cooldown=0.25), 2) for s in (0, 1, 3, 10, 15, 19)]
-    assert docstring == [0.25, 0.5, 1.0, 1.0, 1.0, 0.2] and str(docstring) in learning_rate_factor.__doc__
-
-
-def test_the_factor_scales_every_groups_own_peak():
-    """Always from the peak: setting it twice does not multiply twice."""
-    flamingo = tiny_flamingo()
-    optimizer = torch.optim.AdamW(parameter_groups(flamingo.bridge_parameters(), lr=0.01, gate_lr=0.04))
-    for factor in (0.5, 0.25):
-        set_learning_rate(optimizer, factor)
-        assert sorted(g["lr"] for g in optimizer.param_groups) == pytest.approx([0.01 * factor] * 2 + [0.04 * factor])
+    assert str(docstring) in learning_rate_factor.__doc__
 
 
 # ---------------------------------------------------------------------------------------------------- several datasets
 
-
-def test_all_datasets_take_part_in_each_step_or_in_turn_one():
-    """§2.4: accumulation; round-robin is the alternative of table 3."""
-    names = ("pages", "pairs", "videos")
-    assert [datasets_of_step(names, s) for s in range(3)] == [list(names)] * 3
-    turns = [datasets_of_step(names, s, accumulate=False) for s in range(5)]
-    assert turns == [["pages"], ["pairs"], ["videos"], ["pages"], ["pairs"]]
-
-
-WEIGHTS = {"pages": 1.0, "pairs": 0.2, "videos": 0.03, "text": 0.5}
+WEIGHTS = {"documents": 1.0, "pairs": 0.2, "videos": 0.03, "text": 0.5}
 BATCHES = {
-    "pages": batch_of([picture(1), "ab", EOC, picture(2), "ba", EOC], ["c", picture(3), "d", EOC]),
-    "pairs": batch_of([picture(4), "cd", EOC]),
-    "videos": batch_of([picture(5, frames=3), "efg", EOC]),
+    "documents": batch_of([image(1), "ab", EOC, image(2), "ba", EOC], ["c", image(3), "d", EOC]),
+    "pairs": batch_of([image(4), "cd", EOC]),
+    "videos": batch_of([image(5, frames=3), "efg", EOC]),
     "text": batch_of(["hgf", EOC]),
 }
 
 
-def pool_of(workers: int) -> ThreadPoolExecutor | None:
-    return ThreadPoolExecutor(workers) if workers > 1 else None
-
-
 def accumulated(flamingo, names=tuple(BATCHES), workers: int = 1) -> tuple[dict, dict]:
-    """The losses, and per name the gradients, of one step over the datasets `names`."""
-    named = dict(flamingo.bridge_parameters())
-    losses = {m: lambda m=m: flamingo(BATCHES[m])[1] for m in names}
-    losses = accumulate_gradients(losses, WEIGHTS, list(named.values()), pool_of(workers))
+    """Losses and gradients of one step over the datasets `names`."""
+    named = dict(flamingo.trainable_parameters())
+    losses = {name: lambda name=name: flamingo.loss(BATCHES[name]) for name in names}
+    losses = accumulate_gradients(losses, WEIGHTS, list(named.values()), ThreadPoolExecutor(workers) if workers > 1 else None)
     return losses, {name: p.grad for name, p in named.items()}
 
 
+@pytest.mark.parametrize("recompute", [False, True], ids=["", "activation checkpointing"])
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_accumulated_gradients_are_the_gradient_of_the_weighted_sum(workers):
-    """§2.4: L = Σ lambda_m · L_m over datasets of all kinds, against one backward of the sum; alone or side by side."""
-    one, other = tiny_flamingo(), tiny_flamingo()
-    losses, gradients = accumulated(one, workers=workers)
-    expected = {m: other(batch)[1] for m, batch in BATCHES.items()}
-    sum(WEIGHTS[m] * loss for m, loss in expected.items()).backward()
+def test_accumulated_gradients_are_the_gradient_of_the_weighted_sum(workers, recompute):
+    """Section 2.4: L = sum lambda_m L_m over datasets of all kinds, compared with one backward pass of the sum."""
+    flamingo, other = tiny_flamingo(), tiny_flamingo()
+    if recompute:
+        checkpoint_activations(flamingo)
+    losses, gradients = accumulated(flamingo, workers=workers)
+    expected = {name: other.loss(batch) for name, batch in BATCHES.items()}
+    sum(WEIGHTS[name] * loss for name, loss in expected.items()).backward()
     assert list(losses) == list(BATCHES)
-    for m, loss in losses.items():
-        assert close(loss, expected[m].detach()) and not loss.requires_grad
-    for name, p in other.named_parameters():
-        if p.requires_grad:
-            assert close(gradients[name], p.grad, 1e-5), name
+    assert all(close(loss, expected[name].detach()) and not loss.requires_grad for name, loss in losses.items())
+    assert all(close(gradients[name], p.grad, 1e-5) for name, p in other.trainable_parameters())
     assert sum(float(g.abs().sum()) for g in gradients.values()) > 1
-    assert all(p.grad is None for p in one.parameters() if not p.requires_grad)
+    assert all(p.grad is None for p in flamingo.parameters() if not p.requires_grad)
 
 
-def test_each_step_starts_from_no_gradient_and_ends_the_same_with_any_number_of_workers():
-    """Bit for bit: a run may go on with more threads. What a dataset does not reach gets zero of it, not nothing."""
+def test_checkpointed_activations_are_not_kept():
+    """Fewer bytes are saved for the backward pass."""
+
+    def saved_bytes(flamingo) -> int:
+        sizes = []
+        pack = lambda t: sizes.append(t.numel() * t.element_size()) or t  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+            flamingo.loss(BATCHES["documents"])
+        return sum(sizes)
+
+    flamingo = tiny_flamingo()
+    before = saved_bytes(flamingo)
+    checkpoint_activations(flamingo)
+    assert saved_bytes(flamingo) < before / 2
+
+
+def test_gradients_of_a_step_do_not_depend_on_earlier_steps_or_on_the_number_of_threads():
+    """Bit for bit. A dataset that does not reach a parameter gives it a zero gradient."""
     flamingo = tiny_flamingo()
     _, first = accumulated(flamingo)
     for workers in (1, 3):
@@ -169,13 +152,47 @@ def test_each_step_starts_from_no_gradient_and_ends_the_same_with_any_number_of_
     assert (text["resampler.latents"] == 0).all() and (text["xattn_layers.0.ff.up.weight"] != 0).any()
 
 
-def test_an_error_in_one_dataset_is_not_lost_in_its_thread():
-    """The message comes through."""
-
+def test_an_error_in_a_thread_is_raised():
     def broken():
         raise ValueError("3 <image> tokens but 2 images in sample 5")
 
     p = nn.Parameter(torch.ones(1))
-    for workers in (1, 2):
+    for pool in (None, ThreadPoolExecutor(2)):
         with pytest.raises(ValueError, match="in sample 5"):
-            accumulate_gradients({"a": lambda: p.sum(), "b": broken}, {"a": 1.0, "b": 1.0}, [p], pool_of(workers))
+            accumulate_gradients({"a": lambda: p.sum(), "b": broken}, {"a": 1.0, "b": 1.0}, [p], pool)
+
+
+# ------------------------------------------------------------------------------------------------------- micro-batches
+
+
+@pytest.mark.parametrize("parts, most", [(1, None), (2, None), (3, None), (100, None), (1, 3)])
+def test_micro_batches_have_the_loss_of_one_large_batch(parts, most):
+    """sum(share * loss) is the mean over all labelled tokens. Samples have different numbers of images and of labels."""
+    flamingo, texts = tiny_flamingo(), ["a", "bcdefgh", "cc", "aaaaaaaaaaaa", "bb", "cd", "efefefe"]
+    samples = [Sample([image(i), NoLoss("h" * (i % 3)), text, EOC] * (1 + i % 2)) for i, text in enumerate(texts)]
+    shares, batches = zip(*micro_batches(samples, parts, LETTERS, preprocess, max_samples=most))
+    sizes = [len(batch.ids) for batch in batches]
+    assert sum(sizes) == 7 and len(batches) == (min(parts, 7) if most is None else 3) and max(sizes) <= (most or 7)
+    widths = [batch.ids.shape[1] for batch in batches]
+    assert widths == sorted(widths) and sum(shares) == pytest.approx(1)
+    with torch.no_grad():
+        total = sum(share * flamingo.loss(batch).item() for share, batch in zip(shares, batches))
+        assert total == pytest.approx(flamingo.loss(collate(samples, LETTERS, preprocess)).item(), rel=1e-5)
+
+
+def test_no_other_way_to_cut_has_less_padding():
+    """Compared with all ways to cut a few samples."""
+
+    def size(lengths, cuts):
+        return sum(lengths[b - 1] * (b - a) for a, b in pairwise(cuts))
+
+    assert least_padding([2, 2, 3, 9, 9], parts=2, max_samples=5) == [0, 3, 5]
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        n, parts = rng.integers(1, 9), rng.integers(1, 5)
+        lengths = sorted(rng.integers(1, 20, n).tolist())
+        most = int(rng.integers(-(-n // parts), n + 1))
+        ways = [[0, *cuts, n] for k in range(parts) for cuts in combinations(range(1, n), k)]
+        ways = [cuts for cuts in ways if max(b - a for a, b in pairwise(cuts)) <= most]
+        found = least_padding(lengths, parts, most)
+        assert found in ways and size(lengths, found) == min(size(lengths, cuts) for cuts in ways)

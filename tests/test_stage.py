@@ -1,56 +1,66 @@
-"""Stages: a run that was stopped and one that never was end with the same weights, bit for bit."""
+"""Stages: a run that was stopped and resumed ends with the same weights, bit for bit, as a run that was never stopped."""
 
-from __future__ import annotations
-
-import os
-import signal
-import subprocess
-import sys
+import multiprocessing
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from minflamingo.training import checkpoint
 from minflamingo.training.checkpoint import load_tensors
-from minflamingo.training.stage import Stage
+from minflamingo.training.parallel import run_in_parallel
+from minflamingo.training.stage import SettingsDiffer, Stage
 
 TOTAL = 8
 
 
-def make_stage(folder, total: int = TOTAL, save_every: float = 0.0, name: str = "eye", **settings) -> tuple[Stage, nn.Module]:
-    """A stage around a tiny model, the same at every call; by default there is a checkpoint after each step."""
+def make_stage(folder, total: int = TOTAL, name: str = "vision", restart: bool = False, **settings) -> Stage:
+    """A stage with a small model, the same at every call. It writes a checkpoint after each step."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))  # a norm with running statistics: buffers
-    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05)
-    return Stage(name, folder, total, {"net": model}, optimizer, {"seed": 0, **settings}, save_every), model
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))  # BatchNorm has buffers
+    state = {"model": model, "optimizer": torch.optim.AdamW(model.parameters(), lr=0.05)}
+    return Stage(name, folder, total, state=state, settings={"seed": 0, **settings}, save_every=0.0, restart=restart)
 
 
-def learn(stage: Stage, model: nn.Module, step: int) -> None:
+def train_step(stage: Stage, step: int) -> None:
     """One step, whose data depends on the step alone."""
     x = torch.randn(5, 3, generator=torch.Generator().manual_seed(step))
-    loss = (model(x) - x.sum(1, keepdim=True)).square().mean()
-    stage.optimizer.zero_grad()
+    loss = (stage.state["model"](x) - x.sum(1, keepdim=True)).square().mean()
+    stage.state["optimizer"].zero_grad()
     loss.backward()
-    stage.optimizer.step()
+    stage.state["optimizer"].step()
     stage.log(step, loss=loss)
 
 
-def train(folder, before=lambda stage, step: None, after=lambda stage, step: None, **options) -> Stage:
-    """All steps that are left; `before` and `after` are called around each."""
-    stage, model = make_stage(folder, **options)
-    for step in stage.steps():
+def train(folder, before=lambda stage, step: None, after=lambda stage, step: None, line=None, **options) -> Stage:
+    """All steps that remain. `before` and `after` are called around each."""
+    stage = make_stage(folder, **options)
+    for step in stage.steps(line=line):
         before(stage, step)
-        learn(stage, model, step)
+        train_step(stage, step)
         after(stage, step)
     return stage
 
 
+def train_in_process(folder, line) -> None:
+    train(folder, line=line)
+
+
+def train_other(folder, line) -> None:
+    train(folder, line=line, name="language", total=3)
+
+
+def saved(folder, name: str = "vision") -> dict:
+    """The content of the checkpoint, except the seconds."""
+    content = load_tensors(Path(folder) / f"{name}.pt")
+    assert content.pop("seconds") >= 0
+    return content
+
+
 def equal(a, b) -> bool:
-    """Equal to the last bit, however deep."""
+    """Equal to the last bit, however deeply nested."""
     if isinstance(a, torch.Tensor):
-        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+        return a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):
@@ -58,74 +68,47 @@ def equal(a, b) -> bool:
     return a == b
 
 
-def saved(folder, name: str = "eye") -> dict:
-    """All that is in the checkpoint but the time it took."""
-    content = load_tensors(Path(folder) / f"{name}.pt")
-    assert content.pop("seconds") >= 0
-    return content
-
-
 @pytest.fixture
-def straight(tmp_path) -> dict:
+def uninterrupted(tmp_path) -> dict:
     """The checkpoint of a run that was never stopped."""
-    train(tmp_path / "straight")
-    return saved(tmp_path / "straight")
+    train(tmp_path / "uninterrupted")
+    return saved(tmp_path / "uninterrupted")
 
 
-def test_a_stage_takes_every_step_once_and_keeps_weights_optimizer_and_rows(tmp_path):
-    """Against the same loop without any Stage."""
-    stage = train(tmp_path)
-    twin, model = make_stage(tmp_path / "other")
-    rows = []
-    twin.log = lambda step, loss: rows.append({"stage": "eye", "step": step, "loss": round(loss.item(), 5)})
+def test_a_stage_takes_every_step_once_and_saves_weights_optimizer_and_rows(tmp_path):
+    """Compared with the same loop without a stage."""
+    stage, other = train(tmp_path), make_stage(tmp_path / "other")
     for step in range(TOTAL):
-        learn(twin, model, step)
+        train_step(other, step)
     content = saved(tmp_path)
-    assert equal(content["modules"]["net"], dict(model.state_dict()))
-    assert equal(content["optimizer"], twin.optimizer.state_dict())
-    assert content["rows"] == stage.rows == rows and content["step"] == stage.step == TOTAL
-    assert stage.finished and not (tmp_path / "other/eye.pt").exists()
-
-
-@pytest.mark.parametrize("k", range(TOTAL))
-def test_a_loop_that_is_left_after_k_steps_goes_on_to_the_same_end(tmp_path, straight, k):
-    """The generator is closed in the middle of step k, its weights already moved."""
-    stage, model = make_stage(tmp_path)
-    for step in stage.steps():
-        learn(stage, model, step)
-        if step == k:
-            break
-    resumed, model = make_stage(tmp_path)
-    assert (resumed.step, len(resumed.rows)) == (k, k)
-    assert list(_steps(resumed, model)) == list(range(k, TOTAL))
-    assert equal(saved(tmp_path), straight)
-
-
-def _steps(stage, model):
-    for step in stage.steps():
-        learn(stage, model, step)
-        yield step
-
-
-def test_a_checkpoint_in_the_middle_of_a_step_takes_that_step_again(tmp_path, straight):
-    """A step counts when the loop asks for the next one, not before."""
-
-    def save_and_stop(stage, step):
-        assert stage.step == step
-        if step == 4:
-            stage.save()
-            raise RuntimeError("stopped")
-
-    with pytest.raises(RuntimeError, match="stopped"):
-        train(tmp_path, before=save_and_stop)
-    assert saved(tmp_path)["step"] == 4
-    train(tmp_path)
-    assert equal(saved(tmp_path), straight)
+    assert equal(content["state"], {key: dict(item.state_dict()) for key, item in other.state.items()})
+    assert content["rows"] == stage.rows == other.rows and [row["step"] for row in stage.rows] == list(range(TOTAL))
+    assert set(stage.rows[0]) == {"stage", "step", "loss"} and isinstance(stage.rows[0]["loss"], float)
+    assert content["step"] == TOTAL and stage.finished and not other.path.exists()
+    time = stage.path.stat().st_mtime_ns
+    assert list(make_stage(tmp_path).steps()) == [] and stage.path.stat().st_mtime_ns == time  # nothing remains
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
-def test_an_error_in_the_loop_costs_the_steps_since_the_last_checkpoint_and_no_more(tmp_path, straight, place):
-    """Checkpoints are rare here: one behind step 2, the error in step 6; steps 3, 4 and 5 are taken again."""
+@pytest.mark.parametrize("k", [0, 1, 6, 7])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+def test_a_stopped_run_resumes_to_the_same_end(tmp_path, uninterrupted, k, place, error):
+    """Stopped in step k, before or after its weights have changed: step k is taken again, from the weights before it."""
+
+    def stop(stage, step):
+        if step == k:
+            raise error
+
+    with pytest.raises(error):
+        train(tmp_path, **{place: stop})
+    assert make_stage(tmp_path).step == k
+    stage = train(tmp_path)
+    assert equal(saved(tmp_path), uninterrupted)
+    assert stage.seconds == load_tensors(stage.path)["seconds"] > 0
+
+
+def test_a_stop_loses_the_steps_since_the_last_checkpoint_and_no_more(tmp_path, uninterrupted):
+    """Checkpoints are rare here: one after step 2, and an error in step 6. Steps 3, 4 and 5 are taken again."""
 
     def fail(stage, step):
         stage.save_every = 0.0 if step == 2 else 1e9
@@ -133,95 +116,68 @@ def test_an_error_in_the_loop_costs_the_steps_since_the_last_checkpoint_and_no_m
             raise RuntimeError("out of memory")
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        train(tmp_path, **{place: fail})
+        train(tmp_path, fail)
     assert saved(tmp_path)["step"] == 3
-    stage = train(tmp_path)
-    assert [row["step"] for row in stage.rows] == list(range(TOTAL))  # no step twice
-    assert equal(saved(tmp_path), straight)
-
-
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-from minflamingo.training import checkpoint
-from test_stage import train
-
-def half_a_file(content, path):
-    path.write_bytes(b"half of a checkpoint")
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def before(stage, step):
-    if step == 5:
-        checkpoint.torch.save = half_a_file
-
-train({folder!r}, before)
-"""
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_a_process_that_is_killed_while_it_writes_goes_on_to_the_same_end(tmp_path, straight):
-    """SIGKILL runs no `finally`: in the middle of the checkpoint of step 5, that of step 4 is still whole."""
-    script = KILLED.format(tests=str(Path(__file__).parent), folder=str(tmp_path))
-    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    root = Path(checkpoint.__file__).parents[2]
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, timeout=300)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert saved(tmp_path)["step"] == 5
-    stage = train(tmp_path)
-    assert [row["step"] for row in stage.rows] == list(range(TOTAL))
-    assert equal(saved(tmp_path), straight)
-
-
-def test_a_finished_stage_has_nothing_left_to_do(tmp_path, straight):
-    """It is only read: no step, no writing, the same weights."""
     train(tmp_path)
-    time = (tmp_path / "eye.pt").stat().st_mtime_ns
-    stage, model = make_stage(tmp_path)
-    assert stage.finished and list(stage.steps()) == [] and len(stage.rows) == TOTAL
-    assert equal(dict(model.state_dict()), straight["modules"]["net"])
-    assert (tmp_path / "eye.pt").stat().st_mtime_ns == time
+    assert equal(saved(tmp_path), uninterrupted)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"total": 9}, {"size": "small"}], ids=["seed", "total", "new setting"])
-def test_a_run_with_other_settings_is_refused_with_a_way_out(tmp_path, change):
-    """Going on with another seed or size would be a run of neither."""
+@pytest.mark.parametrize("change, message", [({"seed": 1}, "seed 0, now 1"), ({"total": 9}, "total 8, now 9"),
+                                             ({"size": "small"}, "size None, now 'small'")])  # fmt: skip
+def test_a_run_with_other_settings_is_refused_or_starts_again(tmp_path, capsys, change, message):
     train(tmp_path)
-    with pytest.raises(ValueError, match=r"eye\.pt was made with other settings .*--fresh.*--out"):
+    with pytest.raises(SettingsDiffer, match=rf"vision\.pt was made with other settings: {message}\. Use the same settings, or"):
         make_stage(tmp_path, **change)
-    assert make_stage(tmp_path)[0].finished  # and nothing was lost
+    assert make_stage(tmp_path).finished  # nothing was lost
+    stage = make_stage(tmp_path, restart=True, **change)
+    assert (stage.step, stage.rows) == (0, []) and f"{message}. Starting again" in capsys.readouterr().err
 
 
-def test_a_checkpoint_of_another_model_or_of_none_is_refused_by_name(tmp_path):
-    """Same settings, other layers; then a file cut short."""
-    train(tmp_path)
-    other = nn.Sequential(nn.Linear(3, 4))
-    with pytest.raises(ValueError, match=r"eye\.pt, net does not fit this model\. left over: 1\."):
-        Stage("eye", tmp_path, TOTAL, {"net": other}, torch.optim.AdamW(other.parameters()), {"seed": 0})
-    (tmp_path / "eye.pt").write_bytes((tmp_path / "eye.pt").read_bytes()[:700])
-    with pytest.raises(ValueError, match=r"eye\.pt is no checkpoint"):
-        make_stage(tmp_path)
+def test_an_evaluation_resumes_after_its_last_batch_with_any_batch_size(tmp_path):
+    """No state, only rows: one record per query."""
+
+    def evaluate(by: int, stop: int | None = None) -> list[dict]:
+        stage = Stage("task-8", tmp_path, 10, settings={"shape": (8, 8)}, save_every=0.0)
+        for start in stage.steps(by=by, show=False):
+            if start == stop:
+                break
+            stage.rows.extend({"key": str(i), "scores": [0.1 * i]} for i in range(start, min(start + by, 10)))
+        return stage.rows
+
+    assert len(evaluate(3, stop=6)) == 6 and [r["key"] for r in evaluate(4)] == [str(i) for i in range(10)]
+    assert evaluate(1) == saved(tmp_path, "task-8")["rows"]
 
 
-def test_two_stages_in_one_folder_do_not_meet(tmp_path):
-    """Each has its own file and its own rows."""
-    train(tmp_path, name="eye")
-    train(tmp_path, name="tongue", total=3)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["eye.pt", "tongue.pt"]
-    assert [saved(tmp_path, n)["rows"][-1] | {"loss": 0} for n in ("eye", "tongue")] == [
-        {"stage": "eye", "step": 7, "loss": 0}, {"stage": "tongue", "step": 2, "loss": 0},
-    ]  # fmt: skip
-
-
-def test_time_adds_up_over_interruptions(tmp_path):
-    """`seconds` counts those of all calls."""
-
-    def stop(stage, step):
-        if step == 3:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, before=stop)
-    before = load_tensors(tmp_path / "eye.pt")["seconds"]
+def test_a_result_replaces_the_state(tmp_path):
+    """Of a finished training in a search only the result is needed."""
     stage = train(tmp_path)
-    assert 0 < before < stage.seconds == load_tensors(tmp_path / "eye.pt")["seconds"]
+    assert stage.result is None and make_stage(tmp_path).result is None
+    size = stage.path.stat().st_size
+    assert stage.finish({"score": 95.0, "shots": (0, 4)}) == {"score": 95.0, "shots": [0, 4]}  # as it is read again
+    again = make_stage(tmp_path)
+    assert again.result == stage.result and again.finished and again.rows == stage.rows
+    assert saved(tmp_path)["state"] == {} and stage.path.stat().st_size < size / 2
+
+
+def test_a_process_that_does_not_write_only_reads(tmp_path):
+    train(tmp_path)
+    content = saved(tmp_path)
+    stage = Stage("vision", tmp_path, TOTAL, settings={"seed": 0}, writes=False)
+    assert stage.finished and len(stage.rows) == TOTAL
+    stage = Stage("other", tmp_path, 3, save_every=0.0, writes=False)
+    assert list(stage.steps()) == [0, 1, 2] and not stage.path.exists()
+    assert equal(saved(tmp_path), content)
+
+
+def test_two_stages_in_parallel_processes_write_what_they_write_alone(tmp_path, uninterrupted):
+    run_in_parallel([train_in_process, train_other], tmp_path)
+    assert equal(saved(tmp_path), uninterrupted) and saved(tmp_path, "language")["step"] == 3
+
+
+def test_a_stage_saves_and_stops_if_its_parent_process_has_ended(tmp_path, monkeypatch):
+    parent = multiprocessing.get_context("spawn").Process()
+    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
+    monkeypatch.setattr(parent, "is_alive", lambda: False)
+    with pytest.raises(SystemExit, match="the process that started this stage has ended"):
+        train(tmp_path)
+    assert saved(tmp_path)["step"] == 1

@@ -1,71 +1,62 @@
-"""Several processes train one bridge: each on its share of the data, all with the mean of their gradients."""
+"""`python -m minflamingo train`: on shards, resumed at the exact sample, with one process or several."""
 
-from __future__ import annotations
-
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import stopped_at
-from test_main import place, shard  # noqa: F401
+from conftest import image, stopped_at, tiny_flamingo
+from PIL import Image
 
 import minflamingo
-from minflamingo.train import Settings, mixture_of, train
+from minflamingo.__main__ import main
+from minflamingo.data.images import ImagePreprocessor
+from minflamingo.recipes.train import TrainConfig, open_mixture, train
 from minflamingo.training.checkpoint import load_tensors
 from minflamingo.training.optim import accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate
-from minflamingo.training.ranks import Ranks, ranks_of_environment
-from minflamingo.training.stage import SettingsDiffer, Stage
+from minflamingo.training.parallel import Processes, distributed_processes
+from minflamingo.training.stage import SettingsDiffer
 
-SETTINGS = Settings(steps=4, pairs_batch=4, warmup=2, lr=0.01, save_every=0.0)
+CONFIG = TrainConfig(steps=4, pairs_batch=4, warmup=2, lr=0.01, save_every=0.0)
 PAIRS = {"pairs": "pairs/{0..3}.tar"}
 
 
-class Threads:
-    """Ranks that are threads of this process: what torch.distributed does, written out."""
-
-    def __init__(self, rank: int, world: int, barrier: threading.Barrier, board: list):
-        self.rank, self.world, self.barrier, self.board = rank, world, barrier, board
-
-    def everyones(self, tensor: torch.Tensor) -> torch.Tensor:
-        self.board[self.rank] = tensor.clone()
-        self.barrier.wait()
-        rows = torch.stack(self.board)
-        self.barrier.wait()
-        return rows
-
-    def average(self, tensors) -> None:
-        for tensor in tensors:
-            tensor.copy_(self.everyones(tensor).sum(0) / self.world)
-
-    def gather(self, state, device) -> dict:
-        return {name: self.everyones(mine) for name, mine in state.items()}
+def write_shard(path: Path, n: int) -> None:
+    """Pairs in the WebDataset format. One image is broken."""
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for i in range(n):
+            buffer = io.BytesIO()
+            Image.fromarray(image(i)[0]).save(buffer, "PNG")
+            content = {"png": buffer.getvalue() if i != 3 else b"broken", "txt": (" a cat" if i % 2 else " a dog").encode()}
+            for ending, data in content.items():
+                info = tarfile.TarInfo(f"{i:04}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
 
 
 @pytest.fixture
-def pairs(place):  # noqa: F811
-    """Four shards beside the model."""
-    (place / "pairs").mkdir()
+def folder(tmp_path, monkeypatch) -> Path:
+    """The current folder, with a small model and four shards."""
+    tokenizer = minflamingo.ToyTokenizer([" a", " cat", " dog"])
+    flamingo = tiny_flamingo(lm={"vocab_size": tokenizer.vocab_size, "max_length": 512})
+    minflamingo.Pipeline(flamingo, tokenizer, ImagePreprocessor(8)).save(tmp_path / "model")
     for i in range(4):
-        shard(place / f"pairs/{i}.tar", 9)
-    return place
+        write_shard(tmp_path / f"pairs/{i}.tar", 9)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
 
 
-def by_two_ranks(out: str) -> dict:
-    """The weights that two ranks end with."""
-    barrier, board = threading.Barrier(2, timeout=60), [None, None]
-
-    def one(rank: int) -> Stage:
-        return train(minflamingo.load("model"), PAIRS, out, SETTINGS, Threads(rank, 2, barrier, board))
-
-    with ThreadPoolExecutor(2) as pool:
-        jobs = [pool.submit(one, rank) for rank in range(2)]
-    first, second = [job.result().modules["bridge"].state_dict() for job in jobs]
-    assert all(torch.equal(first[name], second[name]) for name in first)
+def run_command(out: str, steps: int, *more: str) -> dict:
+    """The weights after `python -m minflamingo train`."""
+    options = f"--steps {steps} --pairs-batch 4 --warmup 1 --lr 0.01 --save-every 0 --device cpu"
+    main(["train", "--model", "model", "--out", out, "--pairs", PAIRS["pairs"], *options.split(), *more])
     return load_tensors(f"{out}/model.pt")
 
 
@@ -73,43 +64,114 @@ def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_torchrun_starts_processes_that_take_the_mean_of_their_gradients(pairs):
-    """Each on its own share of the data: against the same written as one loop over both ranks' batches. One of them writes."""
-    s = SETTINGS
-    how = f"--steps {s.steps} --pairs-batch {s.pairs_batch} --warmup {s.warmup} --lr {s.lr} --device cpu --out two"
+def test_the_added_modules_are_trained_and_the_rest_is_frozen(folder, capsys):
+    """Broken samples are skipped and counted. The saved folder can be loaded."""
+    before, after = load_tensors("model/model.pt"), run_command("out", 12)
+    changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"resampler", "xattn_layers", "added_embed"}
+    assert "pairs: skipped" in capsys.readouterr().out
+    losses = [row["loss"] for row in load_tensors("out/stages/flamingo.pt")["rows"]]
+    assert losses[-1] < losses[0]
+    assert same(minflamingo.load("out").model.state_dict(), after)
+
+
+def test_a_stopped_training_resumes_at_the_exact_sample(folder):
+    """Bit for bit. Readers in other processes and activation checkpointing do not change the result."""
+    whole = run_command("whole", 8)
+    with stopped_at(5), pytest.raises(SystemExit, match="the same command resumes"):
+        run_command("parts", 8)
+    assert same(run_command("parts", 8, "--workers", "1", "--recompute"), whole)
+
+
+def test_a_model_in_half_precision_is_trained_in_fp32_and_saved_as_it_was(folder):
+    """A step of 1e-4 would be lost in bf16."""
+    assert {t.dtype for t in run_command("out", 3, "--dtype", "bfloat16").values()} == {torch.bfloat16}
+    trained = load_tensors("out/stages/flamingo.pt")["state"]["trained"]
+    assert {t.dtype for t in trained.values()} == {torch.float32}
+    assert isinstance(minflamingo.load("out").complete([image(1)[0], " a"], max_new_tokens=3), str)
+
+
+@pytest.mark.parametrize("options, message", [([], "give at least one of --documents, --pairs, --videos"),
+                                              (["--pairs", "none.tar"], "none.tar")])  # fmt: skip
+def test_missing_data_is_one_sentence(folder, options, message):
+    with pytest.raises(SystemExit, match=message):
+        main(["train", "--model", "model", "--out", "out", "--device", "cpu", *options])
+
+
+# ------------------------------------------------------------------------------------------------------ several processes
+
+
+class Threads:
+    """`Processes` as threads of one process, written out."""
+
+    def __init__(self, rank: int, barrier: threading.Barrier, tensors: list):
+        self.rank, self.world, self.barrier, self.tensors = rank, 2, barrier, tensors
+
+    def exchange(self, tensor: torch.Tensor) -> torch.Tensor:
+        self.tensors[self.rank] = tensor.clone()
+        self.barrier.wait()
+        rows = torch.stack(self.tensors)
+        self.barrier.wait()
+        return rows
+
+    def average(self, tensors) -> None:
+        for tensor in tensors:
+            tensor.copy_(self.exchange(tensor).sum(0) / self.world)
+
+    def gather(self, state) -> dict:
+        return {name: self.exchange(mine) for name, mine in state.items()}
+
+
+def train_with_two(out: str) -> dict:
+    """The weights with which two processes end."""
+    barrier, tensors = threading.Barrier(2, timeout=60), [None, None]
+
+    def one(rank: int) -> dict:
+        stage = train(minflamingo.load("model"), PAIRS, out, CONFIG, Threads(rank, barrier, tensors))
+        return stage.state["trained"].state_dict()
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = [job.result() for job in [pool.submit(one, rank) for rank in range(2)]]
+    assert same(first, second)
+    return load_tensors(f"{out}/model.pt")
+
+
+def test_processes_of_torchrun_average_their_gradients(folder):
+    """Each has its own share of the data. Compared with one loop over the batches of both. One of them writes."""
+    c = CONFIG
+    options = f"--steps {c.steps} --pairs-batch {c.pairs_batch} --warmup {c.warmup} --lr {c.lr} --device cpu --out two"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "minflamingo"]
-    where = {**os.environ, "PYTHONPATH": str(Path(minflamingo.__file__).parents[1])}
-    command = [*torchrun, "train", "--config", "model", "--pairs", PAIRS["pairs"], *how.split()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=where)
+    command = [*torchrun, "train", "--model", "model", "--pairs", PAIRS["pairs"], *options.split()]
+    env = {**os.environ, "PYTHONPATH": str(Path(minflamingo.__file__).parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
     assert done.returncode == 0, done.stderr
     after = load_tensors("two/model.pt")
 
-    loaded = minflamingo.load("model")
-    named = dict(loaded.model.bridge_parameters())
-    optimizer = torch.optim.AdamW(parameter_groups(named.items(), s.lr, s.weight_decay), betas=(0.9, 0.95))
-    mixtures = [mixture_of(PAIRS, loaded, s, Ranks(rank, 2)) for rank in range(2)]
-    for step, both in zip(range(s.steps), zip(*mixtures)):
-        losses = {rank: lambda b=batches["pairs"]: loaded.model.loss(b) for rank, batches in enumerate(both)}
-        accumulate_gradients(losses, dict.fromkeys(losses, s.pairs_lambda / 2), list(named.values()))
-        torch.nn.utils.clip_grad_norm_(named.values(), s.clip)
-        set_learning_rate(optimizer, learning_rate_factor(step, s.warmup))
+    pipeline = minflamingo.load("model")
+    named = dict(pipeline.model.trainable_parameters())
+    optimizer = torch.optim.AdamW(parameter_groups(named.items(), c.lr, c.weight_decay), betas=(0.9, 0.95))
+    mixtures = [open_mixture(PAIRS, pipeline, c, Processes(rank, 2)) for rank in range(2)]
+    for step, both in zip(range(c.steps), zip(*mixtures)):
+        losses = {rank: lambda b=batches["pairs"]: pipeline.model.loss(b) for rank, batches in enumerate(both)}
+        accumulate_gradients(losses, dict.fromkeys(losses, c.pairs_lambda / 2), list(named.values()))
+        torch.nn.utils.clip_grad_norm_(named.values(), c.clip)
+        set_learning_rate(optimizer, learning_rate_factor(step, c.warmup))
         optimizer.step()
     for name, parameter in named.items():
         assert torch.allclose(after[name], parameter, rtol=1e-4, atol=1e-5), name
 
 
-def test_two_ranks_that_were_stopped_go_on_each_at_its_exact_sample(pairs):
-    """The first rank's checkpoint knows where both are in their data; another number of processes is refused."""
-    whole = by_two_ranks("whole")
+def test_stopped_processes_resume_each_at_its_exact_sample(folder):
+    """The checkpoint of the first process has the places of both. Another number of processes is refused."""
+    whole = train_with_two("whole")
     with stopped_at(2), pytest.raises(KeyboardInterrupt):
-        by_two_ranks("parts")
-    with pytest.raises(SettingsDiffer, match="'processes': 2"):
-        train(minflamingo.load("model"), PAIRS, "parts", SETTINGS)
-    assert same(by_two_ranks("parts"), whole)
+        train_with_two("parts")
+    with pytest.raises(SettingsDiffer, match="processes 2, now 1"):
+        train(minflamingo.load("model"), PAIRS, "parts", CONFIG)
+    assert same(train_with_two("parts"), whole)
 
 
 def test_a_device_with_a_number_cannot_be_that_of_several_processes(monkeypatch):
-    """Each takes the GPU of its own number."""
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ValueError, match="--device cuda:1 is one for 2 processes: say cuda"), ranks_of_environment("cuda:1"):
+    with pytest.raises(ValueError, match="--device cuda:1 is a single device"), distributed_processes("cuda:1"):
         pass

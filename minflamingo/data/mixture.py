@@ -1,25 +1,21 @@
-"""Several datasets, one batch of each per step, and a state from which the very next batch comes after a stop.
+"""Several datasets, one batch of each per step, and a state from which training resumes with the exact next batch.
 
-    L = Σ_m lambda_m · L_m        the paper's lambda_m: M3W 1.0, ALIGN 0.2, LTIP 0.2, VTP 0.03 (§2.4)
+    L = sum_m lambda_m * L_m        the paper's lambda_m: M3W 1.0, ALIGN 0.2, LTIP 0.2, VTP 0.03 (section 2.4)
 
     mixture = Mixture({
-        "pages": Part(ShardStream("mmc4/{000..099}.tar", Documents(tokenizer)), batch=32, weight=1.0),
-        "pairs": Part(ShardStream("laion/*.tar", Pairs()), batch=64, weight=0.2),
-    }, tokenizer, prepare, workers=4)
-    for batches in mixture:                                    # {"pages": Batch, "pairs": Batch}
+        "documents": Dataset(ShardStream("mmc4/{000..099}.tar", Documents(tokenizer)), batch_size=32, weight=1.0),
+        "pairs": Dataset(ShardStream("laion/*.tar", Pairs()), batch_size=64, weight=0.2),
+    }, tokenizer, preprocess, workers=4)
+    for batches in mixture:                                    # {"documents": Batch, "pairs": Batch}
         losses = {m: lambda b=batch: flamingo.loss(b.to(device)) for m, batch in batches.items()}
         accumulate_gradients(losses, mixture.weights, parameters)
 
-To go on after a stop, keep `mixture.state_dict()` with the weights. `Stage` does so if the mixture is one of its modules,
-`{"flamingo": flamingo, "data": mixture}`; the loop is `for step, batches in zip(stage.steps(), mixture)`. The state is of the
-batches that were handed out: what workers have read ahead is read again. It is two numbers per lane (see `shards.py`), and each
-rank has its own.
+To resume, save `mixture.state_dict()` with the weights. It counts the batches that were returned, not those that workers have
+read in advance. It has two numbers per stream (see `shards.py`), and each process has its own.
 """
 
-from __future__ import annotations
-
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 
@@ -29,123 +25,104 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..flamingo import Batch
 from ..tokenizer import Tokenizer
-
 from .sample import collate
 from .shards import ShardStream, Skipped
 
 
-@dataclass(frozen=True)
-class Part:
-    """A dataset of the mixture: where its samples come from, how many make a batch, and its lambda_m."""
+def datasets_of_step(names: Sequence[str], step: int, accumulate: bool = True) -> list[str]:
+    """The datasets of one step: all, or with `accumulate=False` one in turn (round-robin; worse in the paper's table 3)."""
+    return list(names) if accumulate else [names[step % len(names)]]
 
-    stream: ShardStream
-    batch: int
+
+@dataclass(frozen=True)
+class Dataset:
+    """One dataset of a mixture. `weight`: its lambda_m."""
+
+    samples: ShardStream
+    batch_size: int
     weight: float = 1.0
 
 
 class Mixture:
-    """Endless steps of batches: `{name: Batch}`, of all datasets, or with `accumulate=False` of one in turn (round-robin).
+    """Endless steps of batches: `{name: Batch}`, of all datasets, or with `accumulate=False` of one in turn.
 
-    Args:
-        parts: the datasets by name, in the order in which they are drawn.
-        tokenizer, prepare: as for `collate`.
-        workers: processes for each dataset that read ahead; 0: none. The batches are the same whatever their number, which must
-            divide the streams' `lanes`.
+    workers: processes per dataset that read in advance; 0: none. The number must divide the number of streams. It does not
+        change the batches, and may differ when a run resumes.
     """
 
     def __init__(
-        self, parts: Mapping[str, Part], tokenizer: Tokenizer, prepare: Callable | None = None, workers: int = 0,
+        self, datasets: Mapping[str, Dataset], tokenizer: Tokenizer, preprocess: Callable | None = None, *, workers: int = 0,
         accumulate: bool = True,
     ):  # fmt: skip
-        self.parts, self.tokenizer, self.prepare = dict(parts), tokenizer, prepare
+        self.datasets, self.tokenizer, self.preprocess = dict(datasets), tokenizer, preprocess
         self.workers, self.accumulate, self.step = workers, accumulate, 0
-        for name, part in self.parts.items():
-            if part.stream.epochs is not None or part.batch < 1:
-                raise ValueError(f"{name}: a mixture has no end, so epochs must be None, and a batch one sample or more")
-            if workers and part.stream.lanes % workers:
-                raise ValueError(f"{name}: {workers} workers cannot share {part.stream.lanes} lanes; choose a divisor")
-        # Of each dataset: a mark of its settings, batches so far, and of each lane (turn, played).
-        self._state = {
-            name: torch.tensor([_mark(part), 0] + [0, 0] * part.stream.lanes) for name, part in self.parts.items()
-        }
+        self._state: dict[str, Tensor] = {}  # per dataset: hash of its settings, number of batches, (turn, done) of each stream
+        for name, dataset in self.datasets.items():
+            streams = dataset.samples.streams
+            if dataset.samples.epochs is not None or dataset.batch_size < 1 or (workers and streams % workers):
+                needed = f"endless samples (epochs=None), batch_size >= 1, and workers that divide its {streams} streams"
+                raise ValueError(f"{name}: a mixture needs {needed}; got batch_size {dataset.batch_size}, {workers} workers")
+            settings = repr((dataset.samples.settings, dataset.batch_size)).encode()
+            self._state[name] = torch.tensor([int(hashlib.sha256(settings).hexdigest()[:15], 16), 0] + [0, 0] * streams)
 
     @property
     def weights(self) -> dict[str, float]:
         """lambda_m, for `accumulate_gradients`."""
-        return {name: part.weight for name, part in self.parts.items()}
+        return {name: dataset.weight for name, dataset in self.datasets.items()}
 
     @property
     def skipped(self) -> dict[str, Skipped]:
-        """What each dataset has passed over since this process began."""
-        return {name: part.stream.skipped for name, part in self.parts.items()}
+        """Broken and unsuitable samples of each dataset since this process started."""
+        return {name: dataset.samples.skipped for name, dataset in self.datasets.items()}
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
         loaders: dict[str, Iterator] = {}
         while True:
             batches = {}
-            for name in datasets_of_step(list(self.parts), self.step, self.accumulate):
+            for name in datasets_of_step(list(self.datasets), self.step, self.accumulate):
                 if name not in loaders:
-                    loaders[name] = self._loader(name)
-                fields, number, lane, place, skipped = next(loaders[name])
+                    source = _Batches(self.datasets[name], self.tokenizer, self.preprocess, self._state[name].tolist())
+                    # Without its own generator, a loader would draw a seed from the global one and so change training.
+                    options = dict(pin_memory=torch.cuda.is_available(), generator=torch.Generator())
+                    loaders[name] = iter(DataLoader(source, batch_size=None, num_workers=self.workers, **options))
+                fields, number, stream, position, skipped = next(loaders[name])
                 self._state[name][1] = number + 1
-                self._state[name][2 + 2 * lane : 4 + 2 * lane] = torch.tensor(place)
-                self.parts[name].stream.skipped.add(skipped)
+                self._state[name][2 + 2 * stream : 4 + 2 * stream] = torch.tensor(position)
+                self.datasets[name].samples.skipped.add(skipped)
                 batches[name] = Batch(**fields)
             self.step += 1
             yield batches
 
-    def _loader(self, name: str) -> Iterator:
-        batches = _Batches(self.parts[name], self.tokenizer, self.prepare, self._state[name].tolist())
-        own = torch.Generator()  # otherwise starting a loader would throw the dice of the whole program once
-        pin = torch.cuda.is_available()
-        return iter(DataLoader(batches, batch_size=None, num_workers=self.workers, pin_memory=pin, generator=own))
-
     def state_dict(self) -> dict[str, Tensor]:
-        return {"step": torch.tensor([self.step]), **{f"parts.{name}": state.clone() for name, state in self._state.items()}}
+        return {"step": torch.tensor([self.step]), **{f"datasets.{name}": state.clone() for name, state in self._state.items()}}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Go on behind the last batch that was handed out; the next `for` begins there.
-
-        Raises:
-            ValueError: the state is of other datasets, shards, batch sizes, seeds, lanes or of another rank.
-        """
+        """Resume after the last batch that was returned. Raises ValueError if the state is of other settings or processes."""
         for name, own in self._state.items():
-            there = state.get(f"parts.{name}")
-            if there is None or there.shape != own.shape or there[0] != own[0]:
-                raise ValueError(
-                    f"{name}: this state was made with other shards, batch, seed, mix or lanes, or by another rank of another "
-                    "world. Go on with the same ones, or begin the data anew by leaving its state out"
-                )
+            saved = state.get(f"datasets.{name}")
+            if saved is None or saved.shape != own.shape or saved[0] != own[0]:
+                settings = "shards, batch_size, seed, mix, streams, rank or world"
+                raise ValueError(f"{name}: the saved state has other {settings}; resume with the same ones, or leave it out")
         self.step = int(state["step"])
-        self._state = {name: state[f"parts.{name}"].clone() for name in self._state}
-
-
-def _mark(part: Part) -> int:
-    """A number that differs where settings differ."""
-    return int(hashlib.sha256(repr((part.stream.settings, part.batch)).encode()).hexdigest()[:15], 16)
+        self._state = {name: state[f"datasets.{name}"].clone() for name in self._state}
 
 
 class _Batches(IterableDataset):
-    """Batch number n comes from lane n mod lanes, whoever makes it: worker w makes the batches w, w + workers, …"""
+    """Batch n is from stream n mod streams. Worker w makes the batches w, w + workers, ..., so each stream has one worker."""
 
-    def __init__(self, part: Part, tokenizer: Tokenizer, prepare: Callable | None, state: list[int]):
-        self.part, self.tokenizer, self.prepare = part, tokenizer, prepare
-        self.begin, self.places = state[1], list(zip(state[2::2], state[3::2]))
+    def __init__(self, dataset: Dataset, tokenizer: Tokenizer, preprocess: Callable | None, state: list[int]):
+        self.dataset, self.tokenizer, self.preprocess = dataset, tokenizer, preprocess
+        self.first, self.positions = state[1], list(zip(state[2::2], state[3::2]))
 
     def __iter__(self) -> Iterator[tuple[dict, int, int, tuple[int, int], Skipped]]:
-        """The batch's fields, as a dict, which a loader can pin in memory; and what it takes to go on behind this batch."""
+        """The fields of a batch (as a dict, so that a loader can pin them), its number and stream, and the state after it."""
         worker = get_worker_info()
-        first, every = (worker.id, worker.num_workers) if worker else (0, 1)
-        stream, lanes, skipped = self.part.stream, {}, Skipped()
-        for number in count(self.begin + first, every):
-            lane = number % stream.lanes
-            if lane not in lanes:
-                lanes[lane] = stream.lane(lane, skipped, *self.places[lane])
-            samples = [next(lanes[lane]) for _ in range(self.part.batch)]
-            batch = collate([sample for sample, _ in samples], self.tokenizer, self.prepare)
-            yield vars(batch), number, lane, samples[-1][1], skipped.take()
-
-
-def datasets_of_step(names, step: int, accumulate: bool = True) -> list[str]:
-    """Which datasets give a gradient to this update: all of them (the paper), or in turn one (round-robin)."""
-    return list(names) if accumulate else [names[step % len(names)]]
+        offset, every = (worker.id, worker.num_workers) if worker else (0, 1)
+        samples, streams, skipped = self.dataset.samples, {}, Skipped()
+        for number in count(self.first + offset, every):
+            i = number % samples.streams
+            if i not in streams:
+                streams[i] = samples.stream(i, skipped, *self.positions[i])
+            items = [next(streams[i]) for _ in range(self.dataset.batch_size)]
+            batch = collate([sample for sample, _ in items], self.tokenizer, self.preprocess)
+            yield vars(batch), number, i, items[-1][1], skipped.take()

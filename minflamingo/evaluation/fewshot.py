@@ -14,6 +14,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from ..data.sample import EOC, Sample, collate
 from ..flamingo import Flamingo
@@ -76,11 +77,8 @@ def generate_answers(
     """Open-ended: the text that the model generates after each prompt. beams: 3 in the paper, 1 is greedy."""
     # Padding on the left: all prompts end at the same position, where the answers start.
     batch = collate(prompts, tokenizer, pad="left").to(next(flamingo.parameters()).device)
-    if beams == 1:
-        rows = generate(flamingo, batch, tokenizer.eoc_id, max_new_tokens=max_new_tokens)
-    else:
-        rows = beam_search(flamingo, batch, tokenizer.eoc_id, beams=beams, max_new_tokens=max_new_tokens)
-    return [tokenizer.decode(ids) for ids in rows]
+    search = generate if beams == 1 else partial(beam_search, beams=beams)
+    return [tokenizer.decode(ids) for ids in search(flamingo, batch, tokenizer.eoc_id, max_new_tokens=max_new_tokens)]
 
 
 def score_choices(

@@ -34,7 +34,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Metric:
-    """rows: outcomes -> one row per example. total: rows -> the published number, usually the mean in percent. unit: its name."""
+    """rows: outcomes -> one row per example. total: rows -> the published number, usually the mean in percent. unit: label."""
 
     unit: str
     rows: Callable[[Sequence[Outcome]], Sequence]
@@ -85,7 +85,8 @@ def accuracy(outcomes: Sequence[Outcome]) -> list[bool]:
 
 # VQA accuracy. Rules and tables of the official evaluation, https://github.com/GT-Vision-Lab/VQA (vqaEval.py), errors included.
 
-NUMBERS = {w: str(i) for i, w in enumerate("zero one two three four five six seven eight nine ten".split())} | {"none": "0"}
+NUMBERS = {"none": "0", "zero": "0", "one": "1", "two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7"}
+NUMBERS |= {"eight": "8", "nine": "9", "ten": "10"}
 CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd
 how'll how's I'd've I'm I've isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
@@ -113,7 +114,7 @@ def normalise_answer(answer: str) -> str:
 
 
 def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
-    """Mean over leaving out one person of min(1, matches among the others / 3). 3 of 10 people: (3 * 2/3 + 7 * 1) / 10 = 0.9."""
+    """Mean over leaving out one person of min(1, matches among the others / 3). 3 of 10 people: (3 * 2/3 + 7) / 10 = 0.9."""
     answer, *people = (re.sub(r"[\n\t]", " ", text).strip() for text in (answer, *people))
     if len(set(people)) > 1:  # where all people agree, the official code compares the raw texts
         answer, *people = map(normalise_answer, (answer, *people))
@@ -125,7 +126,7 @@ def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
 # Rare cases differ, such as abbreviations ("St.") and "!!", but captions and references are treated alike.
 
 WORD = re.compile(r"\.\.\.|(?:[a-z]\.){2,}|\d+(?:[.,:/]\d+)+|n't\b|'(?:s|m|d|re|ve|ll)\b|\w+?(?=n't\b)|\w+(?:[-/]\w+)*|\S")
-PUNCTUATION = set(""". ? ! , : ; - ' " ` ...""".split())
+PUNCTUATION = {*".?!,:;-'\"`", "..."}
 
 
 def caption_words(caption: str) -> str:

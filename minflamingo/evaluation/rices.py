@@ -33,14 +33,13 @@ def most_similar(queries: Tensor, support: Tensor, k: int) -> list[list[int]]:
 
 
 def support_features(cache: FeatureCache, task: Task) -> Tensor:
-    """(n, D), a row for each support example. Kept in memory, and in `cache.folder` for later runs with the same encoder."""
+    """(n, D), a row for each support example. Stored in memory, and in `cache.folder` for later runs."""
     vision, size, support = cache.pipeline.model.vision, cache.pipeline.preprocess.size, task.support
     name = f"rices-{task.name}-{task_fingerprint(task)['support']:08x}-{fingerprint(vision)}-{size}"
     path = cache.folder and cache.folder / f"{name}.pt"
-    if name in cache.support_features:
-        return cache.support_features[name]
-    if path and path.is_file():
+    if name not in cache.support_features and path and path.is_file():
         cache.support_features[name] = load_tensors(path)["features"]
+    if name in cache.support_features:
         return cache.support_features[name]
     pooled: dict[int, Tensor] = {}
     for start in tqdm(range(0, len(support), 256), desc="RICES: encoding", disable=len(support) < 2000, leave=False):
@@ -51,9 +50,8 @@ def support_features(cache: FeatureCache, task: Task) -> Tensor:
         why = next((cache.broken[example.media] for example in support), "it is empty")
         raise ValueError(f"{task.name}: RICES cannot open any of the {len(support)} support examples ({why})")
     broken = torch.full_like(next(iter(pooled.values())), torch.nan)
-    features = torch.stack([pooled.get(i, broken) for i in range(len(support))])
+    cache.support_features[name] = torch.stack([pooled.get(i, broken) for i in range(len(support))])
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors({"features": features}, path)
-    cache.support_features[name] = features
-    return features
+        save_tensors({"features": cache.support_features[name]}, path)
+    return cache.support_features[name]

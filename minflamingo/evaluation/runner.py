@@ -3,9 +3,8 @@
     result = evaluate(pipeline, task, "8")      # {"score": 98.1, "interval": [96.2, 100.0], "n": 160, "broken": {}, ...}
 
 For each query: select shots at random or by RICES, build the prompt, collect the answer. Then compute the task's metric.
-
-**Random shots** depend only on the seed, the task, the trial and the query, not on the batch. So a resumed run has the same shots. The 8 shots of a query begin with its 4 shots.
-
+**Random shots** depend only on the seed, the task, the trial and the query, not on the batch. So a run that resumes has the
+same shots. The 8 shots of a query begin with its 4 shots.
 **Broken files.** A broken query is reported and left out. A broken shot is replaced by the next candidate.
 """
 
@@ -52,11 +51,7 @@ def random_order(n: int, *words: object) -> Iterator[int]:
 def select_shots(
     task: Task, queries: Sequence[Example], shots: str, trial: int, protocol: Protocol, features: FeatureCache
 ) -> list[tuple[list[Example], list[str]]]:
-    """For each query its shots in the order of the prompt, and the keys of broken examples that were replaced.
-
-    Raises:
-        ValueError: the support has too few examples.
-    """
+    """For each query its shots in the order of the prompt, and the keys of broken examples that were replaced."""
     n, with_images, selected = count_shots(shots), shots != "0_text", []
     rices = protocol.rices and with_images and n > 0
     if rices:
@@ -77,16 +72,16 @@ def select_shots(
                 usable = not with_images or features.get(example) is not None
                 (chosen if usable else broken).append(example)
         if len(chosen) < n:
-            raise ValueError(
-                f"{task.name}: {shots} shots need {n} support examples, but query {query.key} can use only {len(chosen)}; "
-                f"{len(broken)} are broken"
-            )
+            counts = f"query {query.key} can use only {len(chosen)}; {len(broken)} are broken"
+            raise ValueError(f"{task.name}: {shots} shots need {n} support examples, but {counts}")
         # RICES prefers the most similar example. In the prompt it is last, next to the query.
         selected.append((chosen[::-1] if rices else chosen, [example.key for example in broken]))
     return selected
 
 
-def make_query(task: Task, example: Example, shots: Sequence[Example], features: FeatureCache, text_only: bool = False) -> Query:
+def make_query(
+    task: Task, example: Example, shots: Sequence[Example], features: FeatureCache, *, text_only: bool = False
+) -> Query:
     """Apply the template. text_only: the images of the shots are not needed, so they are not opened."""
     t = task.template
     support = [(None if text_only else features.get(shot), t.shown(shot)) for shot in shots]
@@ -107,18 +102,17 @@ def answer_examples(
     usable = [example for example in examples if example.key not in records]
     if usable:
         selected = select_shots(task, usable, shots, trial, protocol, features)
-        queries = [make_query(task, e, row, features, shots == "0_text") for e, (row, _) in zip(usable, selected)]
+        queries = [make_query(task, e, row, features, text_only=shots == "0_text") for e, (row, _) in zip(usable, selected)]
         answers = answer_queries(
             features.pipeline.model, features.pipeline.tokenizer, queries, shots, beams=protocol.beams,
             max_new_tokens=task.max_new_tokens, scoring=task.scoring,
             orders=shot_orders(count_shots(shots), N_ORDERS if protocol.ensemble else 1, protocol.seed),
         )  # fmt: skip
-        for example, answer, (_, replaced) in zip(usable, answers, selected):
-            if "scores" in answer:  # the choice without the template around it
-                answer["prediction"] = example.choices[answer["scores"].index(max(answer["scores"]))]
-            else:
-                answer["prediction"] = task.clean(answer["prediction"])
-            records[example.key] = {"key": example.key, **answer, **({"replaced": replaced} if replaced else {})}
+        for example, query, answer, (_, replaced) in zip(usable, queries, answers, selected):
+            text = answer["prediction"]  # for a choice: remove the template around it
+            text = task.clean(text) if query.choices is None else example.choices[query.choices.index(text)]
+            more = {"replaced": replaced} if replaced else {}
+            records[example.key] = {"key": example.key, **answer, "prediction": text, **more}
     return [records[example.key] for example in examples]
 
 

@@ -1,9 +1,7 @@
-"""What a few-shot task is: examples, a template and a metric. Every benchmark and every toy benchmark is one of these.
+"""What a few-shot task is: examples, a template and a metric. For example, Template("{question} Answer:"):
 
-    Template("Question: {question} Answer:")
-
-    shown   <image>Question: What's the cat wearing? Answer: sunglasses<EOC>       an example of the support
-    asked   <image>Question: What is on the water? Answer:                         the query
+    shown   <image>How many animals? Answer: 3<EOC>       an example of the support
+    asked   <image>What is on the water? Answer:          the query
 """
 
 import zlib

@@ -1,4 +1,4 @@
-"""Published checkpoints: name maps and configurations, one file a family. The model classes are those of the lesson."""
+"""Published models: presets, name tables, strict loading and tokenizers. They use the same model classes as everything else."""
 
 from .loading import from_state_dict, load_lm
 

@@ -1,15 +1,14 @@
-"""Published weights into our models: from a state dict in memory, or from files.
+"""Published weights into our models. A model is made on the meta device and filled tensor by tensor, so its weights are in
+memory only once, in the wanted dtype.
 
-    lm = from_state_dict(their_config, their_state_dict)                 LM, ViT or Flamingo, whatever the config says
+    lm = from_state_dict(their_config, their_state_dict)                     an LM, a ViT or a Flamingo, as the config says
     flamingo = from_state_dict(openflamingo.config(lm.config, every=4), state_dict)
-    lm = load_lm("SmolLM2-135M.gguf")                                    an LM from its file or folder
-
-Models are made on the meta device and filled tensor by tensor, so the weights are in memory once, in the wanted dtype.
+    lm = load_lm("SmolLM2-135M.gguf")                                        an LM from its file or folder
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -19,80 +18,68 @@ from ..config import FlamingoConfig, LMConfig, VisionConfig
 from ..flamingo import Flamingo
 from ..lm import LM
 from ..vision import ViT
-from . import clip, families, flamingo_mini, idefics, llama, openflamingo
-from .files import as_tensors, open_tensors, read_config
+from . import clip, idefics, openflamingo
+from .files import as_tensors, find_checkpoint, open_tensors, read_config, read_gguf, renamed
+from .language_models import FAMILIES, canonical_name, gguf_config, gguf_table, read_lm_config, recognise
 from .tables import fill
 
 
 def from_state_dict(
-    config: object,
-    state_dict: Mapping[str, Tensor],
-    family: str | None = None,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-    where: str = "the state dict",
-) -> LM | ViT | Flamingo:
-    """Weights of a published architecture → our model, in evaluation mode.
+    config: object, state_dict: Mapping[str, Tensor], layout: str | None = None, *, dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu", where: str = "the state dict",
+) -> LM | ViT | Flamingo:  # fmt: skip
+    """Weights of a published architecture -> our model, in evaluation mode.
 
     Args:
-        config: our LMConfig, VisionConfig or FlamingoConfig; or theirs, as a config.json's content or an object with `to_dict`
-            (`model_type` names the family).
-        family: one of `families.FAMILIES` (LM), "openflamingo", "idefics" or "flamingo_mini"; None: the names say which.
-        dtype, device: where the weights go; dtype None: as they are.
+        config: our LMConfig, VisionConfig or FlamingoConfig; or the content of their config.json, or an object with `to_dict`.
+        layout: whose names these are: a family of `language_models.FAMILIES`, "openflamingo" or "idefics". None: find out.
+        dtype, device: of the new weights; dtype None: as they are.
     Raises:
-        ValueError: a name is missing, left over or of another shape, or the config asks for what we do not have.
+        ValueError: a name is missing or left over, a shape is wrong, or the config has a setting that is not implemented.
     """
     tensors = as_tensors(state_dict)
     if not isinstance(config, LMConfig | VisionConfig | FlamingoConfig):
         theirs = dict(config) if isinstance(config, Mapping) else config.to_dict()
-        family = family or theirs.get("model_type")
-        if family == "idefics":
+        layout = layout or theirs.get("model_type")
+        if layout == "idefics":
             config = idefics.config(theirs)
-        elif family in ("clip", "clip_vision_model"):
-            config = clip.config(theirs)
         else:
-            config = families.config(family, theirs)
+            config = clip.config(theirs) if layout in ("clip", "clip_vision_model") else read_lm_config(layout, theirs)
     if isinstance(config, VisionConfig):
-        table, ignored = clip.table(config, tensors)
+        tensors = clip.vision_tensors(tensors)
+        table, ignored = clip.table(tensors), clip.IGNORED
     elif isinstance(config, LMConfig):
-        table, ignored = families.table(family or families.recognise(tensors), config, tensors)
-    elif (family := family or recognise(tensors)) == "idefics":
-        table, ignored = idefics.table(config)
-    elif family == "flamingo_mini":
-        table, ignored = flamingo_mini.table(config, tensors)
-    elif family == "openflamingo":
-        tensors = tensors.renamed(openflamingo.canonical(tensors, openflamingo.family_of(tensors)[1]))
-        config = openflamingo.heads_as_stored(config, tensors)
-        table, ignored = openflamingo.table(config, tensors)
+        family = layout or recognise(tensors)
+        tensors = renamed(tensors, lambda name: canonical_name(name, family))
+        table, ignored = FAMILIES[family].table(config), FAMILIES[family].ignored
+    elif layout == "idefics" or (layout is None and "model.perceiver_resampler.latents" in tensors):
+        table, ignored = idefics.table(config), idefics.IGNORED
+    elif layout in (None, "openflamingo"):
+        family = openflamingo.lm_family(tensors)
+        tensors = openflamingo.canonical(tensors, family)
+        config = openflamingo.with_stored_head(config, tensors)
+        table = openflamingo.table(config, tensors, family)
+        ignored = [*(rf"vision_encoder\.{p}" for p in clip.IGNORED), *(rf"lang_encoder\.{p}" for p in FAMILIES[family].ignored)]
     else:
-        raise ValueError(f"family is {family!r}; for a FlamingoConfig say 'openflamingo', 'idefics' or 'flamingo_mini'")
+        raise ValueError(f"layout is {layout!r}; for a FlamingoConfig it is 'openflamingo' or 'idefics'")
     kinds = {VisionConfig: ViT, LMConfig: LM, FlamingoConfig: Flamingo}
     with torch.device("meta"):
         model = kinds[type(config)](config)
-    fill(model, tensors, table, where, ignored, dtype=dtype, device=device)
+    fill(model, tensors, table, where, ignored=ignored, dtype=dtype, device=device)
     return model.eval()
 
 
-def recognise(names: Iterable[str]) -> str | None:
-    """Which Flamingo's names these are."""
-    signs = {
-        "idefics": "model.perceiver_resampler.", "flamingo_mini": "flamingo.resampler.", "openflamingo": "perceiver.latents",
-    }  # fmt: skip
-    names = list(names)
-    return next((family for family, sign in signs.items() if any(sign in name for name in names)), None)
-
-
-def load_lm(path: str | Path, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LM:
+def load_lm(path: str | Path, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> LM:
     """A language model from its folder (config.json and weights), or from a GGUF file of the architecture "llama"."""
+    path = find_checkpoint(Path(path)) if Path(path).is_dir() else Path(path)
     tensors = open_tensors(path)
-    if not tensors.metadata:
+    if path.suffix != ".gguf":
         return from_state_dict(read_config(path), tensors, dtype=dtype, device=device, where=str(path))
-    name = tensors.metadata.get("general.architecture")
-    if name != "llama":
-        raise ValueError(f"{path} holds a {name!r}; of GGUF files only the architecture 'llama' is read")
-    tied = "output.weight" not in tensors
-    config = llama.gguf_config({**tensors.metadata, "tied_head": tied}, tensors.meta("token_embd.weight"))
+    metadata = read_gguf(path)[1]
+    if metadata.get("general.architecture") != "llama":
+        raise ValueError(f"{path}: the architecture is {metadata.get('general.architecture')!r}; only 'llama' is implemented")
+    config = gguf_config(metadata, tensors["token_embd.weight"].shape[0], tied_head="output.weight" not in tensors)
     with torch.device("meta"):
         lm = LM(config)
-    fill(lm, tensors, llama.gguf_table(config), str(path), llama.GGUF_IGNORED, dtype=dtype, device=device)
+    fill(lm, tensors, gguf_table(config), str(path), ignored=[r"rope_freqs\.weight"], dtype=dtype, device=device)
     return lm.eval()

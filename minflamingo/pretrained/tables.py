@@ -1,15 +1,12 @@
-"""From somebody else's names to ours, strictly: every tensor of a checkpoint is used, every parameter of the model is filled.
+"""Strict loading of weights that have other names: each parameter is filled, and each tensor of the checkpoint is used.
 
-A family is a *table*, our name → where it comes from:
+Each family of models has one table, our name -> its name. "*" is the number of a layer. A name is that of a parameter, or of a
+module with all its parameters. A tensor that is stored in another form has a function too:
 
-    {"final_norm.weight": "ln_f.weight",                                    the same tensor under another name
-     "blocks.0.attn.to_q.weight": ("h.0.attn.c_attn.weight", third(0))}     a part of it, or two joined: names and a function
-
-`fill(module, tensors, table)` compares all names and shapes first, and says at once what is missing, left over or of
-another shape (OpenFlamingo's own loader uses `strict=False`, which hides it). Then it puts the tensors in one by one, in the
-wanted dtype and on the wanted device; the module may have been made on the meta device, so that its weights exist only once.
-
-Example: `fill(LM(config), {"wte.weight": …, "h.0.ln_1.weight": …, …}, gpt2.table(config), "gpt2.safetensors")`.
+    {"final_norm": "ln_f",                                               final_norm.weight, .bias <- ln_f.weight, .bias
+     "class_token": "class_embedding",
+     "blocks.*.mlp.up": ("h.*.mlp.c_fc", transposed),                    blocks.0.mlp.up.weight <- h.0.mlp.c_fc.weight
+     "layers.*.to_kv": ("layers.*.k_proj", "layers.*.v_proj", joined)}   one tensor of ours made from two
 """
 
 from __future__ import annotations
@@ -21,63 +18,40 @@ import torch
 from torch import Tensor, nn
 
 from ..training.checkpoint import raise_if_any
+from .files import Tensors
 
-# our name → their name, or (their name or names, function of these tensors)
-Table = dict[str, "str | tuple[str | tuple[str, ...], Callable[..., Tensor]]"]
-
-
-def numbered(n: int, rows: Mapping[str, object], ours: str = "", theirs: str = "") -> Table:
-    """The rows of one block, for blocks 0 … n − 1. `ours` and `theirs` are prefixes with a "*" for the number."""
-    table = {}
-    for i in range(n):
-        table |= prefixed(rows, ours.replace("*", str(i)), theirs.replace("*", str(i)))
-    return table
+Table = dict[str, "str | tuple"]
 
 
-def prefixed(table: Mapping[str, object], ours: str = "", theirs: str = "") -> Table:
-    """The same table with a prefix before our names, and one before theirs."""
-
-    def put(source):
-        if isinstance(source, str):
-            return theirs + source
-        names, function = source
-        return (theirs + names if isinstance(names, str) else tuple(theirs + n for n in names)), function
-
-    return {ours + name: put(source) for name, source in table.items()}
+def prefixed(table: Table, ours: str, theirs: str) -> Table:
+    """The same table with a prefix before our names and one before theirs."""
+    return {
+        ours + name: theirs + entry if isinstance(entry, str) else (*(theirs + n for n in entry[:-1]), entry[-1])
+        for name, entry in table.items()
+    }
 
 
-def with_bias(rows: Mapping[str, str], wanted: bool) -> Table:
-    """Rows given as "to_q": "q_proj" become their ".weight", and their ".bias" too if there is one."""
-    kinds = ("weight", "bias") if wanted else ("weight",)
-    return {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in rows.items() for kind in kinds}
+def same_names(module: nn.Module, names: Iterable[str]) -> Table:
+    """The table of files with our own names. Only one name of a tied output layer needs to be in the file."""
+    return {name: name for name in module.state_dict() if name in names}
 
 
 def joined(*tensors: Tensor) -> Tensor:
-    """One below the other: k and v → kv."""
+    """Matrices one below the other: keys and values -> to_kv."""
     return torch.cat(tensors)
 
 
 def transposed(tensor: Tensor) -> Tensor:
-    """GPT-2's linear layers are stored the other way round."""
-    return tensor.T.contiguous()
+    """GPT-2 stores linear layers as (inputs, outputs). Their biases are as usual."""
+    return tensor.T if tensor.dim() == 2 else tensor
 
 
-def third(i: int) -> Callable[[Tensor], Tensor]:
-    """Rows of q (0), k (1) or v (2) of a fused projection."""
-    return lambda fused: fused.chunk(3)[i].clone()  # a view would keep all three alive
+def thirds(ours: str, theirs: str, split: Callable[[Tensor], list[Tensor]] = lambda fused: fused.chunk(3)) -> Table:
+    """Queries, keys and values that are stored as one matrix. `ours` has "{}" in the place of q, k or v."""
+    return {ours.format(x): (theirs, lambda fused, i=i: split(fused)[i]) for i, x in enumerate("qkv")}
 
 
-def first(n: int) -> Callable[[Tensor], Tensor]:
-    """The first n rows: what a table of embeddings had before it was made longer."""
-    return lambda tensor: tensor[:n].clone()
-
-
-def behind(n: int) -> Callable[[Tensor], Tensor]:
-    """The rows behind the first n."""
-    return lambda tensor: tensor[n:].clone()
-
-
-# Their names for the activations → ours (layers.py)
+# Their names of the activations -> ours (layers.py)
 ACTIVATIONS = {
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu_fast": "gelu_tanh", "relu": "relu",
     "quick_gelu": "quick_gelu", "silu": "silu", "swish": "silu",
@@ -85,127 +59,80 @@ ACTIVATIONS = {
 
 
 def activation(theirs: Mapping, key: str, default: str) -> str:
-    """The activation that a config.json names. Raises ValueError for one we do not have."""
+    """The activation that a config.json names. Raises ValueError if we do not have it."""
     name = theirs.get(key, default)
     if name not in ACTIVATIONS:
-        raise ValueError(f"the config says {key}={name!r}; there are {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"the config says {key}={name!r}; only these are implemented: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 def expect(theirs: Mapping, **only: object) -> None:
-    """Refuse what our classes cannot express, rather than load it and be wrong. A key that is absent is as expected."""
+    """Refuse settings that our classes do not implement. Loading such a model would give wrong numbers without any error."""
     for key, value in only.items():
         if key in theirs and theirs[key] != value and not (value is None and theirs[key] in (0, False)):
             raise ValueError(f"the config says {key}={theirs[key]!r}; only {value!r} is implemented")
 
 
-def _names(source) -> tuple[str, ...]:
-    if isinstance(source, str):
-        return (source,)
-    return (source[0],) if isinstance(source[0], str) else source[0]
-
-
-def _tensor(source, tensors: Mapping[str, Tensor]) -> Tensor:
-    if isinstance(source, str):
-        return tensors[source]
-    return source[1](*(tensors[name] for name in _names(source)))
-
-
-def check_names(table: Table, have: Iterable[str], where: str, ignored: Iterable[str] = ()) -> None:
-    """Are the names of a checkpoint those that the table asks for?
-
-    Args:
-        ignored: regular expressions of names that are knowingly not used, each matching a whole name.
-    Raises:
-        ValueError: names that are missing, or left over; says up to five of each.
-    """
-    ignored = tuple(ignored)
-    asked, have = {name for source in table.values() for name in _names(source)}, set(have)
-    over = {name for name in have - asked if not any(re.fullmatch(pattern, name) for pattern in ignored)}
-    raise_if_any(where, {"missing": asked - have, "left over": over})
+def source(name: str, table: Table) -> tuple[tuple[str, ...], Callable[..., Tensor]] | None:
+    """Where our parameter comes from: their names, and the function that makes it from these tensors."""
+    number = "".join(re.findall(r"\.(\d+)\.", name)[:1])
+    for key in (name, re.sub(r"\.\d+\.", ".*.", name)):
+        module, _, kind = key.rpartition(".")
+        for pattern, suffix in ((key, ""), (module, f".{kind}")):  # first the parameter itself, then its module
+            if pattern in table:
+                entry = table[pattern]
+                names, function = ((entry,), lambda tensor: tensor) if isinstance(entry, str) else (entry[:-1], entry[-1])
+                return tuple(theirs.replace("*", number) + suffix for theirs in names), function
+    return None
 
 
 def fill(
-    module: nn.Module,
-    tensors: Mapping[str, Tensor],
-    table: Table,
-    where: str = "the checkpoint",
-    ignored: Iterable[str] = (),
-    kept: tuple[str, ...] = (),
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-) -> None:
-    """Fill all of a module's parameters and buffers from a checkpoint.
+    module: nn.Module, tensors: Tensors, table: Table, where: str = "the checkpoint", *, ignored: Iterable[str] = (),
+    dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
+) -> None:  # fmt: skip
+    """Replace the parameters (and buffers) of a module by tensors of a checkpoint. All names and shapes are compared first.
 
     Args:
-        module: may stand on the meta device: its parameters are replaced, not written into.
-        tensors: their name → tensor. A mapping with a method `meta(name)` is asked for one real tensor at a time.
-        ignored: regular expressions of their names that are knowingly not used.
-        kept: beginnings of our names that the table leaves as they are.
-        dtype, device: where the parameters go; dtype None: as they are stored.
+        module: on the meta device, so that its weights are in memory only once. Parts that already have values keep them if the
+            table has no names for them.
+        ignored: regular expressions of their names that are deliberately not used; each must match a whole name.
+        dtype, device: of the new parameters; dtype None: as stored.
     Raises:
-        ValueError: a name missing or left over, a parameter of the module that nothing fills, another shape. Nothing of the
-            module has been changed then.
+        ValueError: names are missing or left over, or shapes are wrong. The module is unchanged then. (OpenFlamingo's own
+        loader uses `strict=False`, which hides such mistakes.)
     """
-    slots = {name: _slot(module, name) for name in module.state_dict()}
-    twins = twin_names(module)
-    empty = {n for n in slots if not n.startswith(kept) and not any(twin in table for twin in twins[n])}
-    raise_if_any(where, {"nothing fills": empty, "not in the model": table.keys() - slots})
-    check_names(table, tensors, where, ignored)
-    shapes = _Shapes(tensors)
+    own = module.state_dict(keep_vars=True)
+    # A tied output layer is one parameter with two names. It may be stored under either of them, or under both.
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in own.items():
+        aliases.setdefault(id(parameter), []).append(name)
+    plan, known, missing = {}, set(), set()
+    for names in aliases.values():
+        sources = [found for name in names if (found := source(name, table))]
+        complete = [found for found in sources if all(name in tensors for name in found[0])]
+        known |= {name for theirs, _ in sources for name in theirs}
+        if complete:
+            plan[names[0]] = complete[0]
+        elif sources:
+            missing |= set(sources[0][0]) - tensors.keys()
+        elif own[names[0]].is_meta:
+            missing.add(names[0])
+    extra = {name for name in tensors.keys() - known if not any(re.fullmatch(pattern, name) for pattern in ignored)}
+    raise_if_any(where, {"missing": missing, "left over": extra})
     wrong = [
-        f"{' + '.join(_names(source))} {tuple(shape)} instead of {tuple(wanted)}"
-        for name, source in table.items()
-        if (shape := _tensor(source, shapes).shape) != (wanted := _own(*slots[name]).shape)
+        f"{' + '.join(theirs)} {tuple(shape)} instead of {tuple(own[name].shape)}"
+        for name, (theirs, function) in plan.items()
+        if (shape := function(*(torch.empty(tensors[t].shape, device="meta") for t in theirs)).shape) != own[name].shape
     ]
     raise_if_any(where, {"wrong shape": wrong})
-    for name, source in table.items():
-        old, tensor = _own(*slots[name]), _tensor(source, tensors)
-        new = tensor.to(device, dtype if tensor.is_floating_point() else None)
-        if isinstance(old, nn.Parameter):
-            new = nn.Parameter(new, requires_grad=old.requires_grad)
-        for twin in twins[name]:
-            part, own = slots[twin]
-            (part._parameters if isinstance(old, nn.Parameter) else part._buffers)[own] = new
-
-
-def twin_names(module: nn.Module) -> dict[str, list[str]]:
-    """Per name of the state dict all names of the same tensor: a tied head is one parameter under two, filled under either."""
-    shared: dict[int, list[str]] = {}
-    for name in module.state_dict():
-        shared.setdefault(id(_own(*_slot(module, name))), []).append(name)
-    return {name: names for names in shared.values() for name in names}
-
-
-def as_they_are(module: nn.Module, names: Iterable[str]) -> Table:
-    """The table of our own files: every tensor under its own name, a shared one under any of its names."""
-    names = set(names)
-    return {twins[0]: next((n for n in twins if n in names), twins[0]) for twins in twin_names(module).values()}
-
-
-def _own(part: nn.Module, name: str) -> Tensor:
-    return part._parameters[name] if name in part._parameters else part._buffers[name]
-
-
-def _slot(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """Where a parameter lives: "blocks.0.mlp.up.weight" → (that Linear, "weight")."""
-    path, _, own = name.rpartition(".")
-    return module.get_submodule(path), own
-
-
-class _Shapes(Mapping):
-    """The same names with tensors that have a shape and no content: a whole table can be tried out for nothing."""
-
-    def __init__(self, tensors: Mapping[str, Tensor]):
-        self.tensors = tensors
-
-    def __getitem__(self, name: str) -> Tensor:
-        if hasattr(self.tensors, "meta"):
-            return self.tensors.meta(name)
-        return torch.empty(self.tensors[name].shape, device="meta")
-
-    def __iter__(self):
-        return iter(self.tensors)
-
-    def __len__(self) -> int:
-        return len(self.tensors)
+    for name, (theirs, function) in plan.items():
+        tensor = function(*(tensors[t].read() for t in theirs))
+        # A copy: the parameter must not share memory with the file, nor keep a whole fused matrix in memory.
+        new_dtype = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+        new = tensor.to(device, new_dtype, copy=True, memory_format=torch.contiguous_format)
+        if is_parameter := isinstance(own[name], nn.Parameter):
+            new = nn.Parameter(new, own[name].requires_grad)
+        for alias in aliases[id(own[name])]:
+            path, _, last = alias.rpartition(".")
+            part = module.get_submodule(path)
+            (part._parameters if is_parameter else part._buffers)[last] = new

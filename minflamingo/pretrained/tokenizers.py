@@ -1,93 +1,64 @@
-"""The tokenizers of published language models, behind the interface of `minflamingo/tokenizer.py`.
+"""The tokenizers of published language models, with the interface of `minflamingo/tokenizer.py`.
 
-The work is done by the `tokenizers` library (`pip install minflamingo[real]`); ours are the ids that are not text:
+The `tokenizers` library does the work. We add the ids that are not text:
 
     base = read_base("RedPajama-INCITE-Base-3B-v1")    # a folder with tokenizer.json, or with vocab.json and merges.txt
     tokenizer = openflamingo_tokenizer(base)           # 50277 tokens, so <|endofchunk|> is 50277, <image> 50278, <PAD> 50279
-    tokenizer.encode("<image> a cat<|endoftext|>")     # words about angle brackets: no id of these is special
+    tokenizer.encode("<image> a cat<|endoftext|>")     # angle brackets and letters; no id of these is special
 
-Text is only text. The library would turn the letters "<|endoftext|>" into the end of the text, and put a <BOS> before it
-where the file says so; here neither happens, whatever the file says. Whoever wants a special token writes its id.
-
-What comes back from `decode(encode(text))`:
-
-    byte-level BPE (GPT-2, OPT, SmolLM)    any text, to the letter
-    the same behind NFC (GPT-NeoX, MPT)    any text, with e + ´ composed to é
-    Llama (SentencePiece)                  any text, but "▁" (U+2581) is a space. A space is put before each text (in newer
-                                           files only where there is none) and the first one is taken away again: a
-                                           continuation " a dog" reads "a dog"
-
-A lone surrogate (half a character; no file of text can hold one) is read as U+FFFD.
+Text is only text. The library would turn the characters "<|endoftext|>" into the id that ends a text, and put a <BOS> before
+each text if the file says so. Neither happens here: special tokens are given by their ids. decode(encode(text)) is the same
+text, with three exceptions. GPT-NeoX and MPT (NFC): e + ´ become é. Llama: "▁" (U+2581) becomes a space, and newer files lose
+one space at the start. Everywhere half a character (a lone surrogate, which no text file can contain) becomes U+FFFD.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+try:
     import tokenizers
+except ImportError:
+    raise ImportError("a published tokenizer needs the tokenizers library: pip install 'minflamingo[real]'") from None
 
 SPECIAL = ("pad_id", "bos_id", "eoc_id", "image_id", "around_image_id")
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def library():
-    """The `tokenizers` package, imported when it is needed and not before: the toy world does without it."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise ImportError("a published tokenizer needs the tokenizers library: pip install minflamingo[real]") from None
-    return tokenizers
-
-
 class PretrainedTokenizer:
-    """A published tokenizer, with Flamingo's special tokens beside it.
+    """A published tokenizer, with the special tokens of a Flamingo.
 
     Args:
-        base: what `read_base` or `base_from_gguf` returns; it is copied, and stays as it is.
-        pad_id, bos_id, eoc_id: may be tokens of the base, even the same one (GPT-2 has only `<|endoftext|>`). bos_id None:
-            texts have no sign of their beginning (OpenFlamingo around MPT or GPT-NeoX).
-        image_id: no other token's; mostly behind the vocabulary.
-        around_image_id: a token that the model wants on both sides of an image (IDEFICS), or None.
-        vocab_size: rows of the language model's table, which is often longer than the list of tokens.
-            None: up to the largest id there is, leaving out `<image>` if that is the last.
-    Raises:
-        ValueError: ids that cannot be.
+        base: from `read_base` or `base_from_gguf`; it is copied.
+        pad_id, bos_id, eoc_id: may be the same token of the base. bos_id None: texts have no first token.
+        image_id: different from all others, and usually after the vocabulary.
+        around_image_id: a token that comes before and after each image (IDEFICS), or None.
+        vocab_size: rows of the LM's embedding table, which is often longer than the list of tokens. None: up to the largest id,
+            without `<image>` if that is the last one.
     """
 
     def __init__(
-        self,
-        base: tokenizers.Tokenizer,
-        *,
-        pad_id: int,
-        bos_id: int | None,
-        eoc_id: int,
-        image_id: int,
-        around_image_id: int | None = None,
-        vocab_size: int | None = None,
-    ):
+        self, base: tokenizers.Tokenizer, *, pad_id: int, bos_id: int | None, eoc_id: int, image_id: int,
+        around_image_id: int | None = None, vocab_size: int | None = None,
+    ):  # fmt: skip
         self.pad_id, self.bos_id, self.eoc_id, self.image_id = pad_id, bos_id, eoc_id, image_id
         self.around_image_id = around_image_id
-        optional = [name for name in ("bos_id", "around_image_id") if getattr(self, name) is None]
-        given = {name: getattr(self, name) for name in SPECIAL if name not in optional}
+        given = {name: getattr(self, name) for name in SPECIAL}
+        given = {name: i for name, i in given.items() if i is not None or name not in ("bos_id", "around_image_id")}
         for name, i in given.items():
-            if type(i) is not int or i < 0:
-                raise ValueError(f"tokenizer: {name} is {i!r}; it must be a whole number, 0 or more")
-            if i == image_id and name != "image_id":
-                raise ValueError(f"tokenizer: image_id and {name} are both {i}; <image> needs an id of its own")
-
+            if type(i) is not int or i < 0 or (i == image_id and name != "image_id"):
+                raise ValueError(f"tokenizer: {name} is {i!r}; expected an integer, 0 or more, unlike image_id ({image_id!r})")
         content = json.loads(base.to_str())
-        content.update(truncation=None, padding=None, post_processor=None)  # what would cut, fill or add by itself
+        content.update(truncation=None, padding=None, post_processor=None)  # these would cut texts or add tokens
         for token in content["added_tokens"]:
             token["special"] |= token["id"] in given.values()
-        self._base = _parse(json.dumps(content))
-        self._base.encode_special_tokens = True  # their letters are letters
-
-        self._silent = {*given.values(), *(t["id"] for t in content["added_tokens"] if t["special"])}
+        self._base = parse(json.dumps(content))
+        self._base.encode_special_tokens = True  # their characters are ordinary text
+        self._hidden = {*given.values(), *(t["id"] for t in content["added_tokens"] if t["special"])}  # not shown by decode
         model = content["model"]
         self._unknown = model.get("unk_id", self._base.token_to_id(model.get("unk_token") or ""))
         known = self._base.get_vocab(with_added_tokens=True).values()
@@ -97,36 +68,27 @@ class PretrainedTokenizer:
             raise ValueError(f"tokenizer: vocab_size is {self.vocab_size!r}, but there are tokens up to id {least - 1}")
 
     def encode(self, text: str) -> list[int]:
-        """Text → ids. No special token is ever produced.
-
-        Raises:
-            ValueError: a character that the vocabulary cannot spell (never with bytes in it, as in all named above).
-        """
+        """Text -> ids, never a special one. Raises ValueError if the vocabulary has no token for a character."""
         if not isinstance(text, str):
             raise TypeError(f"encode: expected str, got {type(text).__name__}")
         ids = self._base.encode(SURROGATE.sub("\ufffd", text)).ids
-        if self._silent.isdisjoint(ids):
-            return ids
-        return [j for i in ids for j in (self._spelled(i) if i in self._silent else [i])]
+        return [j for i in ids for j in (self._spelled(i) if i in self._hidden else [i])]
 
     def _spelled(self, special: int) -> list[int]:
-        """Some files of Llama join the letters of "</s>" like those of a word. Then its letters, one by one."""
+        """Some files of Llama merge the characters of "</s>" like those of a word. Then return them one by one."""
         name = self._base.id_to_token(special)
         letters = [self._base.token_to_id(letter) for letter in name]
         if special == self._unknown or special in letters or None in letters:
-            raise ValueError(f"encode: the text has letters that only {name!r} stands for, and that is a special token")
+            raise ValueError(f"encode: a part of the text has no token but {name!r}, which is a special token")
         return letters
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Ids → text. Special tokens and unused rows leave nothing; bytes that are no UTF-8 become U+FFFD."""
-        ids = [int(i) for i in ids]
-        last = max(self.vocab_size - 1, self.image_id)
+        """Ids -> text. Special tokens and unused rows give no text; bytes that are not valid UTF-8 become U+FFFD."""
+        ids, last = [int(i) for i in ids], max(self.vocab_size - 1, self.image_id)
         for i in ids:
             if not 0 <= i <= last:
-                raise ValueError(f"decode: id {i} is outside 0…{last}")
-        return self._base.decode([i for i in ids if i not in self._silent], skip_special_tokens=False)
-
-    # ------------------------------------------------------------------------------------------------------- on disk
+                raise ValueError(f"decode: id {i} is outside 0...{last}")
+        return self._base.decode([i for i in ids if i not in self._hidden], skip_special_tokens=False)
 
     def to_dict(self) -> dict:
         ids = {name: getattr(self, name) for name in (*SPECIAL, "vocab_size")}
@@ -136,165 +98,121 @@ class PretrainedTokenizer:
     def from_dict(cls, content: Mapping) -> PretrainedTokenizer:
         if content["kind"] != "pretrained":
             raise ValueError(f"kind is {content['kind']!r}, not 'pretrained'")
-        return cls(_parse(json.dumps(content["tokenizer"])), **{name: content[name] for name in (*SPECIAL, "vocab_size")})
+        return cls(parse(json.dumps(content["tokenizer"])), **{name: content[name] for name in (*SPECIAL, "vocab_size")})
 
-    def __reduce__(self):  # for workers and copies: the library's own pickle forgets that letters are letters
+    def __reduce__(self):  # the library's own pickle forgets `encode_special_tokens`
         return PretrainedTokenizer.from_dict, (self.to_dict(),)
 
     def save(self, path: str | Path) -> None:
-        """Write everything as one JSON file: the library's `tokenizer.json`, and our ids beside it."""
+        """Write one JSON file: the library's `tokenizer.json` and our ids."""
         Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> PretrainedTokenizer:
-        """Read what `save` wrote; nothing in it is run.
-
-        Raises:
-            ValueError: the file is damaged or something else.
-        """
-        text = Path(path).read_bytes()
-        library()  # that it is missing is not the file's fault
-        try:
-            return cls.from_dict(json.loads(text))
-        except Exception as error:  # the library raises nothing narrower
-            raise ValueError(f"{path}: not a tokenizer that PretrainedTokenizer.save wrote ({_short(error)})") from None
+        """Read the file of `save`. Raises ValueError if it is damaged or another file."""
+        return reading(path, lambda: cls.from_dict(json.loads(Path(path).read_bytes())))
 
 
-# ------------------------------------------------------------------------------------------------------- published files
-
-
-def read_base(path: str | Path) -> tokenizers.Tokenizer:
-    """A `tokenizer.json`, or a folder with it, or with `vocab.json` and `merges.txt` (byte-level BPE: GPT-2, OPT).
-
-    Raises:
-        FileNotFoundError: none of them is there. ValueError: a file is damaged, or a folder has more to it.
-    """
-    path = Path(path)
-    whole = path / "tokenizer.json" if path.is_dir() else path
-    vocab, merges, added = (path / name for name in ("vocab.json", "merges.txt", "added_tokens.json"))
-    if whole.is_file():
-        return _read(whole, lambda: _parse(whole.read_text(encoding="utf-8")))
-    if not (vocab.is_file() and merges.is_file()):
-        raise FileNotFoundError(f"{path}: no tokenizer.json there, nor vocab.json and merges.txt")
-    if added.is_file():
-        raise ValueError(f"{added}: added tokens are read from a tokenizer.json only; write one, or take these away")
-    return _read(path, lambda: byte_level(library().models.BPE.from_file(str(vocab), str(merges))))
-
-
-def _parse(text: str) -> tokenizers.Tokenizer:
-    """The content of a `tokenizer.json`. The library counts added tokens anew and says nothing when the file has other ids."""
-    base = library().Tokenizer.from_str(text)
-    for token in json.loads(text)["added_tokens"]:
-        if (i := base.token_to_id(token["content"])) != token["id"]:
-            raise ValueError(f"{token['content']!r} has id {token['id']} in the file, where {i} is the next that is free")
-    return base
-
-
-def byte_level(bpe: tokenizers.models.BPE, single_digits: bool = False) -> tokenizers.Tokenizer:
-    """GPT-2's manner: text is cut into words with the space before them, words into bytes, and pairs of these merged.
-
-    `single_digits`: each digit is a word of its own, so 1234 is read as 1, 2, 3, 4 (SmolLM).
-    """
-    lib = library()
-    base = lib.Tokenizer(bpe)
-    words = lib.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    digits = lib.pre_tokenizers.Digits(individual_digits=True)
-    base.pre_tokenizer = lib.pre_tokenizers.Sequence([digits, words]) if single_digits else words
-    base.decoder = lib.decoders.ByteLevel()
-    return base
-
-
-# `tokenizer.ggml.pre` → is each digit a word of its own? (The names are those of llama.cpp.)
-GGUF_WORDS = {"gpt-2": False, "mpt": False, "olmo": False, "phi-2": False, "smollm": True, "starcoder": True, "refact": True}
-GGUF_CONTROL, GGUF_USER_DEFINED = 3, 4  # sorts of token in `tokenizer.ggml.token_type`
-
-
-def base_from_gguf(metadata: Mapping[str, object]) -> tokenizers.Tokenizer:
-    """The tokenizer that a GGUF file describes, from its metadata as {key: value}.
-
-    Of SmolLM2-135M: "tokenizer.ggml.model" gpt2, ".pre" smollm, ".tokens" 49152 strings, ".merges" 48900 strings "Ġ t",
-    ".token_type" 49152 numbers, 17 of them control tokens such as <|im_start|>.
-
-    Raises:
-        ValueError: a key is missing, or this manner of cutting words is not one of `GGUF_WORDS`.
-    """
-
-    def value(key: str):
-        if f"tokenizer.ggml.{key}" not in metadata:
-            raise ValueError(f"GGUF metadata: tokenizer.ggml.{key} is missing; without it texts would be cut by guesswork")
-        return metadata[f"tokenizer.ggml.{key}"]
-
-    if value("model") != "gpt2":
-        raise ValueError(f"GGUF metadata: tokenizer.ggml.model is {value('model')!r}; only 'gpt2' (byte-level BPE) is read")
-    if value("pre") not in GGUF_WORDS:
-        raise ValueError(f"GGUF metadata: tokenizer.ggml.pre is {value('pre')!r}; known are {', '.join(GGUF_WORDS)}")
-    tokens, sorts = list(value("tokens")), list(value("token_type"))
-    vocab = {token: i for i, token in enumerate(tokens)}
-    if len(vocab) != len(tokens) or len(sorts) != len(tokens):
-        raise ValueError(f"GGUF metadata: {len(tokens)} tokens, {len(vocab)} of them different, and {len(sorts)} sorts")
-    merges = [tuple(merge.split(" ", 1)) for merge in value("merges")]
-    base = _read("GGUF metadata", lambda: byte_level(library().models.BPE(vocab, merges), GGUF_WORDS[value("pre")]))
-    for token, sort in zip(tokens, sorts):
-        if sort in (GGUF_CONTROL, GGUF_USER_DEFINED):
-            special = sort == GGUF_CONTROL
-            base.add_tokens([library().AddedToken(token, special=special, normalized=False)])
-    return base
-
-
-def _read(where: str | Path, read):
-    library()
+def reading(where: str | Path, read):
+    """read(), with the name of the file in the error."""
     try:
         return read()
     except Exception as error:  # the library raises nothing narrower
-        raise ValueError(f"{where}: not a tokenizer, or a damaged one ({_short(error)})") from None
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        raise ValueError(f"{where}: not a valid tokenizer, or damaged: {reason}") from None
 
 
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}".split("\n")[0][:200]
+def parse(text: str) -> tokenizers.Tokenizer:
+    """The content of a `tokenizer.json`. The library numbers added tokens itself, and is silent if the file has other ids."""
+    base = tokenizers.Tokenizer.from_str(text)
+    for token in json.loads(text)["added_tokens"]:
+        if (i := base.token_to_id(token["content"])) != token["id"]:
+            raise ValueError(f"the token {token['content']!r} has id {token['id']} in the file, but the next free id is {i}")
+    return base
 
 
-# -------------------------------------------------------------------------------------------------- published conventions
+def read_base(path: str | Path) -> tokenizers.Tokenizer:
+    """A `tokenizer.json`, or a folder that contains it, or `vocab.json` and `merges.txt` (byte-level BPE: GPT-2, OPT).
+
+    Raises:
+        FileNotFoundError: these files are missing. ValueError: a file is damaged, or added_tokens.json would be ignored.
+    """
+    folder, whole = Path(path), Path(path) / "tokenizer.json" if Path(path).is_dir() else Path(path)
+    vocab, merges, added = (folder / name for name in ("vocab.json", "merges.txt", "added_tokens.json"))
+    if whole.is_file():
+        return reading(whole, lambda: parse(whole.read_text(encoding="utf-8")))
+    if not (vocab.is_file() and merges.is_file()):
+        raise FileNotFoundError(f"{path}: neither tokenizer.json nor vocab.json and merges.txt exist there")
+    if added.is_file():
+        raise ValueError(f"{added}: added tokens are only read from a tokenizer.json; write one, or remove this file")
+    return reading(path, lambda: byte_level(tokenizers.models.BPE.from_file(str(vocab), str(merges))))
+
+
+def byte_level(bpe: tokenizers.models.BPE, single_digits: bool = False) -> tokenizers.Tokenizer:
+    """GPT-2's method: words with the space before them -> bytes -> merged pairs. `single_digits`: each digit is a word."""
+    base = tokenizers.Tokenizer(bpe)
+    words = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    digits = tokenizers.pre_tokenizers.Digits(individual_digits=True)
+    base.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([digits, words]) if single_digits else words
+    base.decoder = tokenizers.decoders.ByteLevel()
+    return base
+
+
+# `tokenizer.ggml.pre` -> is each digit a word? (The names are those of llama.cpp.)
+GGUF_WORDS = {"gpt-2": False, "mpt": False, "olmo": False, "phi-2": False, "smollm": True, "starcoder": True, "refact": True}
+GGUF_CONTROL, GGUF_USER_DEFINED = 3, 4  # types of tokens in `tokenizer.ggml.token_type`
+
+
+def base_from_gguf(metadata: Mapping[str, object]) -> tokenizers.Tokenizer:
+    """The tokenizer in the metadata of a GGUF file. Raises ValueError if keys are missing, or its kind is not implemented."""
+    keys = ("model", "pre", "tokens", "token_type", "merges")
+    model, pre, tokens, types, merges = (metadata.get(f"tokenizer.ggml.{key}") for key in keys)
+    if model != "gpt2" or pre not in GGUF_WORDS:
+        known = f"'gpt2' (byte-level BPE) with pre one of {', '.join(GGUF_WORDS)}"
+        raise ValueError(f"GGUF metadata: tokenizer.ggml.model is {model!r} and pre {pre!r}; only {known} is implemented")
+    if not (tokens and types and merges) or not len(set(tokens)) == len(tokens) == len(types):
+        raise ValueError("GGUF metadata: tokens, token_type or merges are missing, repeated, or of different lengths")
+    pairs = [tuple(merge.split(" ", 1)) for merge in merges]
+    vocab = {token: i for i, token in enumerate(tokens)}
+    base = reading("GGUF metadata", lambda: byte_level(tokenizers.models.BPE(vocab, pairs), GGUF_WORDS[pre]))
+    for token, kind in zip(tokens, types):
+        if kind in (GGUF_CONTROL, GGUF_USER_DEFINED):
+            base.add_tokens([tokenizers.AddedToken(token, special=kind == GGUF_CONTROL, normalized=False)])
+    return base
 
 
 def openflamingo_tokenizer(
-    base: tokenizers.Tokenizer, bos: str | None = None, pad: str | None = None, vocab_size: int | None = None
+    base: tokenizers.Tokenizer, *, bos: str | None = None, pad: str | None = None, vocab_size: int | None = None
 ) -> PretrainedTokenizer:
-    """OpenFlamingo's ids, behind a base of n tokens: `<|endofchunk|>` n, `<image>` n + 1 and, without a `pad`, `<PAD>` n + 2.
+    """OpenFlamingo's ids: after the n tokens of the base `<|endofchunk|>` n, `<image>` n + 1 and, without `pad`, `<PAD>` n + 2.
 
-    Texts begin as the tokenizer of the language model lets them begin. GPT-NeoX and MPT: as it stands, with nothing before.
-    OPT: bos="</s>", pad="<pad>". Llama: bos="<s>".
+    bos is what comes before a text: None for GPT-NeoX and MPT, "</s>" for OPT (with pad="<pad>"), "<s>" for Llama.
     """
-    eoc_id, image_id, pad_id = _behind(base, "<|endofchunk|>", "<image>", "<PAD>")
+    eoc_id, image_id, pad_id = added_ids(base, "<|endofchunk|>", "<image>", "<PAD>")
     return PretrainedTokenizer(
-        base,
-        pad_id=pad_id if pad is None else _id(base, pad),
-        bos_id=None if bos is None else _id(base, bos), eoc_id=eoc_id, image_id=image_id, vocab_size=vocab_size,
+        base, pad_id=pad_id if pad is None else id_of(base, pad), bos_id=None if bos is None else id_of(base, bos),
+        eoc_id=eoc_id, image_id=image_id, vocab_size=vocab_size,
     )  # fmt: skip
 
 
-def idefics_tokenizer(
-    base: tokenizers.Tokenizer, instruct: bool = False, vocab_size: int | None = None
-) -> PretrainedTokenizer:
-    """IDEFICS' ids, behind Llama's 32000: `<fake_token_around_image>` 32000, `<image>` 32001.
+def idefics_tokenizer(base: tokenizers.Tokenizer, *, instruct: bool = False) -> PretrainedTokenizer:
+    """IDEFICS' ids: after the 32000 tokens of Llama `<fake_token_around_image>` 32000, `<image>` 32001.
 
     A chunk ends with Llama's `</s>` (2), in the instruct models with `<end_of_utterance>` (32002). `<PAD>` is `<unk>` (0).
     """
-    around, image_id, utterance = _behind(base, "<fake_token_around_image>", "<image>", "<end_of_utterance>")
-    return PretrainedTokenizer(
-        base,
-        pad_id=_id(base, "<unk>"), bos_id=_id(base, "<s>"), eoc_id=utterance if instruct else _id(base, "</s>"),
-        image_id=image_id, around_image_id=around, vocab_size=vocab_size,
-    )  # fmt: skip
+    around, image_id, utterance = added_ids(base, "<fake_token_around_image>", "<image>", "<end_of_utterance>")
+    pad_id, bos_id, eos_id = (id_of(base, name) for name in ("<unk>", "<s>", "</s>"))
+    eoc_id = utterance if instruct else eos_id
+    return PretrainedTokenizer(base, pad_id=pad_id, bos_id=bos_id, eoc_id=eoc_id, image_id=image_id, around_image_id=around)
 
 
-def _behind(base: tokenizers.Tokenizer, *names: str) -> list[int]:
-    """The ids of `names`: where the file has them already, and else the next ones free, in this order."""
-    free = iter(range(base.get_vocab_size(), base.get_vocab_size() + len(names)))
-    return [next(free) if base.token_to_id(name) is None else base.token_to_id(name) for name in names]
+def added_ids(base: tokenizers.Tokenizer, *names: str) -> list[int]:
+    """The ids of `names`: those in the file, or else the next free ones, in this order."""
+    free = itertools.count(base.get_vocab_size())
+    return [next(free) if (i := base.token_to_id(name)) is None else i for name in names]
 
 
-def _id(base: tokenizers.Tokenizer, name: str) -> int:
-    i = base.token_to_id(name)
-    if i is None:
-        raise ValueError(f"tokenizer: there is no token {name!r} among its {base.get_vocab_size()}")
+def id_of(base: tokenizers.Tokenizer, name: str) -> int:
+    if (i := base.token_to_id(name)) is None:
+        raise ValueError(f"tokenizer: there is no token {name!r} among its {base.get_vocab_size()} tokens")
     return i

@@ -50,11 +50,11 @@ def bench_config(size: str, changes: dict | None = None) -> FlamingoConfig:
     s, changes = SIZES[size], {"lm": {}, "resampler": {}, "flamingo": {}} | (changes or {})
     lm = {"position": "learned", "position_offset": 2, "attention_bias": True, "output_bias": True, "mlp_bias": True,
           "activation": "relu", "max_length": s["length"]}  # fmt: skip
-    resampler = {"n_time_embeddings": 0, "activation": "gelu"}
+    resampler = {"n_latents": s["latents"], "n_time_embeddings": 0, "activation": "gelu"}
     whole = {"xattn_activation": "gelu", "n_added_tokens": 3, "image_token": 1, "added_head": "tied"}
     return FlamingoConfig(
         VisionConfig(d=s["d_vision"]),
-        ResamplerConfig(s["d_vision"], s["latents"], **resampler | changes["resampler"]),
+        ResamplerConfig(s["d_vision"], **resampler | changes["resampler"]),
         LMConfig(s["vocabulary"], s["d"], s["layers"], s["heads"], **lm | changes["lm"]),
         **whole | changes["flamingo"],
     )

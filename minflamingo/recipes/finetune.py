@@ -235,7 +235,6 @@ def add_parser(commands, add_model_options) -> None:
         "finetune", help="fine-tune on a task, with a search of hyperparameters", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("--model", required=True, help="a folder, or the name of a published model")
     add_task_options(parser)
     parser.add_argument("--training", type=int, help="number of training examples; default: all (toy: 512)")
     parser.add_argument("--validation", type=int, help="how many of them are for validation; default: a quarter, at most 2048")

@@ -1,1 +1,1 @@
-"""The lessons: contrastive, language and Flamingo objectives, the optimiser, checkpoints."""
+"""Optimizer and schedule, micro-batches, resumable stages, several cores and several GPUs."""

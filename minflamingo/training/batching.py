@@ -1,9 +1,7 @@
-"""Micro-batches: the samples of one step in several small batches of samples with similar length, so there is little padding.
+"""Micro-batches: the samples of one step as several batches, each of samples of similar length, so there is little padding.
 
-    lengths 2 2 3 9 9 in one batch: 5 * 9 = 45 tokens;  in two, 2 2 3 | 9 9: 3 * 3 + 2 * 9 = 27 tokens
+    lengths 2 2 3 9 9 in one batch: 5 * 9 = 45 tokens;  as 2 2 3 | 9 9: 3 * 3 + 2 * 9 = 27 tokens
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
@@ -13,23 +11,20 @@ from ..flamingo import Batch
 from ..tokenizer import Tokenizer
 
 
-def least_padding(lengths: Sequence[int], parts: int, max_samples: int | None = None) -> list[int]:
-    """Where to cut samples of ascending lengths into `parts` batches with the fewest tokens, padding included.
+def least_padding(lengths: Sequence[int], parts: int, max_samples: int) -> list[int]:
+    """Where to cut samples of ascending lengths into at most `parts` batches, so that they have the fewest tokens with padding.
 
-    Dynamic programming: best[b] is the smallest number of tokens for the first b samples.
-
-    >>> least_padding([2, 2, 3, 9, 9], parts=2)
+    >>> least_padding([2, 2, 3, 9, 9], parts=2, max_samples=5)
     [0, 3, 5]
     """
-    most = max_samples or len(lengths)
-    best = [(0, [0]), *[(float("inf"), [])] * len(lengths)]  # (tokens, cuts)
+    # Dynamic programming. best[b]: the fewest tokens for the first b samples, and the cuts that give them.
+    best = [(0, [0]), *[(float("inf"), [])] * len(lengths)]
     for _ in range(parts):
-        found = best[:1]
-        for b in range(1, len(lengths) + 1):
-            sizes = {a: best[a][0] + lengths[b - 1] * (b - a) for a in range(max(0, b - most), b)}
-            least = min(sizes.values())
-            found.append((least, min([*best[a][1], b] for a in sizes if sizes[a] == least)))
-        best = found
+        # The last batch is samples a ... b - 1, as wide as its longest sample.
+        best = best[:1] + [
+            min((best[a][0] + lengths[b - 1] * (b - a), [*best[a][1], b]) for a in range(max(0, b - max_samples), b))
+            for b in range(1, len(lengths) + 1)
+        ]
     return best[-1][1]
 
 
@@ -37,15 +32,14 @@ def micro_batches(
     samples: Sequence[Sample], parts: int, tokenizer: Tokenizer, preprocess: Callable | None = None, *,
     max_samples: int | None = None,
 ) -> list[tuple[float, Batch]]:  # fmt: skip
-    """At most `parts` batches, each with its share of the labels (more parts if `max_samples` per batch need it).
+    """At most `parts` batches (more if one would have over `max_samples`), each with its share of all labels.
 
     The mean loss over all samples is sum(share * loss), so the gradient is that of one large batch.
     """
     rows = [tokenize_sample(sample, tokenizer, preprocess, f"sample {i}") for i, sample in enumerate(samples)]
-    rows = sorted(rows, key=lambda row: len(row.ids))
-    if max_samples:
-        parts = max(parts, -(-len(rows) // max_samples))
-    cuts = least_padding([len(row.ids) for row in rows], parts, max_samples)
+    rows.sort(key=lambda row: len(row.ids))
+    most = max_samples or len(rows)
+    cuts = least_padding([len(row.ids) for row in rows], max(parts, -(-len(rows) // most)), most)
     batches = [collate(rows[a:b], tokenizer) for a, b in pairwise(cuts)]
-    labels = [int((batch.labels >= 0).sum()) for batch in batches]
-    return [(n / max(sum(labels), 1), batch) for n, batch in zip(labels, batches)]
+    n_labels = [int((batch.labels >= 0).sum()) for batch in batches]
+    return [(n / max(sum(n_labels), 1), batch) for n, batch in zip(n_labels, batches)]

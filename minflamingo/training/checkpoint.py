@@ -1,14 +1,12 @@
 """Files that are complete or do not exist: atomic writing and checked reading.
 
-A file is written next to its place under a temporary name and then renamed. So a reader finds the old file or the new one, never
-half of one. Weights are read with `weights_only=True`: a pickle that would run code is refused, and none of it runs.
+A file is written under a temporary name in the same folder and then renamed. So a reader finds the old file or the new one,
+never half of one. Weights are read with `weights_only=True`: a pickle that would run code is refused, and none of it runs.
 """
-
-from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -46,16 +44,12 @@ def save_tensors(content: dict, path: str | Path) -> None:
     write_atomically(path, lambda temporary: torch.save(content, temporary))
 
 
-def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict:
-    """What `save_tensors` wrote.
-
-    Raises:
-        FileNotFoundError: with the path. ValueError: the file is damaged, has another format, or would run code.
-    """
+def load_tensors(path: str | Path) -> dict:
+    """What `save_tensors` wrote. Raises FileNotFoundError, or ValueError for any other kind of file; both name the path."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: this file does not exist")
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types for damaged files
         reason = str(error).split("\n")[0][:200]
         raise ValueError(f"{path}: not a valid checkpoint (truncated, another format, or an unsafe pickle): {reason}") from None
@@ -65,22 +59,15 @@ def load_tensors(path: str | Path, device: torch.device | str = "cpu") -> dict:
 
 
 def load_weights(module: torch.nn.Module, state: Mapping, where: str) -> None:
-    """Load strictly.
-
-    Raises:
-        ValueError: with up to five missing, unknown and wrongly shaped names.
-    """
+    """Load all weights, or none and raise a ValueError that lists missing and unknown names and wrong shapes."""
     own = module.state_dict()
-    wrong = [
-        f"{k} {tuple(getattr(state[k], 'shape', ()))} instead of {tuple(own[k].shape)}"
-        for k in own.keys() & state.keys()
-        if getattr(state[k], "shape", None) != own[k].shape
-    ]
+    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
+    wrong = [f"{k} {shapes[k]} instead of {tuple(own[k].shape)}" for k in own if shapes.get(k, own[k].shape) != own[k].shape]
     raise_if_any(where, {"missing": own.keys() - state.keys(), "unknown": state.keys() - own.keys(), "wrong shape": wrong})
     module.load_state_dict(state)
 
 
-def raise_if_any(where: str, problems: Mapping[str, Iterable[str]]) -> None:
+def raise_if_any(where: str, problems: Mapping[str, Collection[str]]) -> None:
     """Raise a ValueError with up to five names of each kind of problem. Do nothing if all are empty."""
     found = {kind: sorted(names) for kind, names in problems.items() if names}
     if found:

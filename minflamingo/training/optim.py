@@ -1,44 +1,42 @@
-"""AdamW as the paper sets it: who decays, how the learning rate moves, how the losses of several datasets become one step.
+"""AdamW as in the paper: which weights decay, the learning rate, and one update from the losses of several datasets.
 
-    L = Σ_m lambda_m · mean NLL of dataset m            gradients ACCUMULATED over all m into each update (paper §2.4)
-
-Decay pulls weights towards zero; it must not pull the gates shut nor shrink norms, biases, embeddings or the resampler
-(OpenFlamingo's decays its gates). Going round-robin over the datasets, one a step, is the alternative that the paper's
-table 3 finds worse: `accumulate=False` in `datasets_of_step`.
+    L = sum_m lambda_m * mean NLL of dataset m            gradients are ACCUMULATED over all m before one update (section 2.4)
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from ..flamingo import Flamingo
 
-def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Only matrices decay, and no matrix of the resampler (paper, appendix), of an embedding or of the convolution does."""
-    kept_out = ("resampler", "embed", "latents", "positions", "conv.")
-    return parameter.dim() >= 2 and not any(word in name for word in kept_out)
+# Weight decay pulls weights towards zero. It must not close the gates (OpenFlamingo decays them) nor shrink norms, biases and
+# embeddings. The paper's appendix also leaves out the resampler.
+NO_DECAY = ("resampler", "embed", "latents", "positions", "conv.", "alpha_")
 
 
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float = 0.1, gate_lr: float | None = None
 ) -> list[dict]:
-    """Groups for `torch.optim.AdamW`: with decay, without, and the gates (`alpha_…`) with their own learning rate.
+    """Groups for `torch.optim.AdamW`: matrices that decay, other parameters, and the gates with their own learning rate.
 
-    Each group carries `peak_lr`, which `set_learning_rate` scales.
+    Each group has `peak_lr`, which `set_learning_rate` scales.
     """
-    named = [(n, p) for n, p in named if p.requires_grad]
-    gates = [p for n, p in named if "alpha_" in n]
-    matrices = [p for n, p in named if "alpha_" not in n and decays(n, p)]
-    others = [p for n, p in named if "alpha_" not in n and not decays(n, p)]
-    groups = [(matrices, lr, weight_decay), (others, lr, 0.0), (gates, lr if gate_lr is None else gate_lr, 0.0)]
-    return [{"params": ps, "lr": rate, "peak_lr": rate, "weight_decay": wd} for ps, rate, wd in groups if ps]
+    gate_lr = lr if gate_lr is None else gate_lr
+    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {(lr, weight_decay, False): [], (lr, 0.0, False): []}
+    for name, p in named:
+        decays = p.dim() >= 2 and not any(part in name for part in NO_DECAY)
+        gate = "alpha_" in name
+        if p.requires_grad:
+            groups.setdefault((gate_lr if gate else lr, weight_decay if decays else 0.0, gate), []).append(p)
+    return [{"params": ps, "lr": r, "peak_lr": r, "weight_decay": decay} for (r, decay, _), ps in groups.items() if ps]
 
 
 def learning_rate_factor(step: int, warmup: int, total: int | None = None, cooldown: float = 0.0) -> float:
-    """Linear warm-up, then constant (the paper); with `cooldown`, linear to a twentieth over that last share of `total`.
+    """Linear warm-up, then constant (the paper). With `cooldown`, linear to 1/20 during this last share of `total` steps.
 
     >>> [round(learning_rate_factor(s, 4, 20, cooldown=0.25), 2) for s in (0, 1, 3, 10, 15, 19)]
     [0.25, 0.5, 1.0, 1.0, 1.0, 0.2]
@@ -49,33 +47,39 @@ def learning_rate_factor(step: int, warmup: int, total: int | None = None, coold
     return factor
 
 
-def set_learning_rate(optimizer, factor: float) -> None:
-    """lr = peak_lr · factor in every group."""
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
 
 
 def accumulate_gradients(
-    losses: Mapping[str, Callable[[], Tensor]],
-    weights: Mapping[str, float],
-    parameters: Sequence[nn.Parameter],
+    losses: Mapping[str, Callable[[], Tensor]], weights: Mapping[str, float], parameters: Sequence[nn.Parameter],
     pool: Executor | None = None,
-) -> dict[str, Tensor]:
-    """Set every parameter's `.grad` to Σ_m lambda_m ∇ L_m, and return the losses.
+) -> dict[str, Tensor]:  # fmt: skip
+    """Set every parameter's `.grad` to sum_m lambda_m * gradient of L_m, and return the losses.
 
     Args:
-        losses: per dataset m a function that computes its loss (and so need not be computed before its turn).
+        losses: for each dataset m a function that computes its loss.
         weights: lambda_m.
-        pool: threads that work on several datasets at once (None: one after the other). Small models do not fill the cores
-            of a CPU with one batch; two batches do. The sum is taken in the order of `losses`: it is the same every time.
+        pool: threads that compute several losses at once. None: one after the other.
     """
 
-    def one(name: str) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def loss_and_gradients(name: str) -> tuple[Tensor, tuple[Tensor, ...]]:
         loss = losses[name]()
         gradients = torch.autograd.grad(weights[name] * loss, parameters, allow_unused=True, materialize_grads=True)
         return loss.detach(), gradients
 
-    done = list((pool.map if pool else map)(one, losses))
-    for i, parameter in enumerate(parameters):
-        parameter.grad = torch.stack([gradients[i] for _, gradients in done]).sum(0)
-    return {name: loss for name, (loss, _) in zip(losses, done)}
+    # `map` keeps the order of `losses`, so the sums are the same, bit for bit, with any number of threads.
+    values, gradients = zip(*(pool.map if pool else map)(loss_and_gradients, losses))
+    for parameter, of_all in zip(parameters, zip(*gradients)):
+        parameter.grad = torch.stack(of_all).sum(0)
+    return dict(zip(losses, values))
+
+
+def checkpoint_activations(flamingo: Flamingo) -> None:
+    """Keep only the input of each LM block and gated layer, and compute the rest again in the backward pass.
+
+    This needs less memory and a third more time. The gradients are the same. It wraps the `forward` of these modules, in place.
+    """
+    for module in [*flamingo.lm.blocks, *flamingo.xattn_layers.values()]:
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False)

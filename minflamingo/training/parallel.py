@@ -1,40 +1,86 @@
-"""Use of several CPU cores by small models: one small batch does not fill them, but two batches or two stages at once do."""
+"""Several cores and several GPUs.
 
-from __future__ import annotations
+Cores: a small model does not fill a CPU with one batch. Two batches (`worker_threads`) or two trainings (`run_in_parallel`) do.
 
-import multiprocessing
+GPUs: `torchrun --nproc-per-node 8 -m minflamingo train ...` starts a process per GPU. Each holds the whole model and reads its
+own share of the data. Gradients are averaged, so all processes take the same step and keep the same weights, bit for bit.
+"""
+
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
 
 import torch
+import torch.distributed as dist
+from torch import Tensor
+
+CORES = os.cpu_count() or 1
 
 
 def worker_threads(device: str) -> ThreadPoolExecutor:
-    """Two threads with half of the CPU's cores each; one thread on a GPU."""
-    cores = os.cpu_count() or 1
-    n = min(2, cores) if device == "cpu" else 1
-    return ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(max(1, cores // 2),))
-
-
-def _run_one(function: Callable, arguments: tuple, line: int, n_threads: int) -> None:
-    torch.set_num_threads(n_threads)
-    function(*arguments, line=line)
+    """On a CPU two threads with half of the cores each; otherwise one thread."""
+    n = min(2, CORES) if device == "cpu" else 1
+    return ThreadPoolExecutor(n, initializer=torch.set_num_threads, initargs=(max(1, CORES // 2),))
 
 
 def run_in_parallel(functions: Sequence[Callable], *arguments: object) -> None:
-    """Call `function(*arguments, line=0 | 1 | ...)` for each function in a process of its own with an equal share of the cores.
+    """Call `function(*arguments, line=0, 1, ...)` for each function, in processes that share the cores equally.
 
-    `line` is the line of its progress bar. The functions leave their results in files. With a single core: one after the other.
+    `line` is for progress bars. Results are written to files. With too few cores: one after the other, with line=None.
     """
-    cores = os.cpu_count() or 1
-    if cores < len(functions):
+    n = len(functions)
+    if n > CORES:
         for function in functions:
             function(*arguments, line=None)
         return
-    with ProcessPoolExecutor(len(functions), mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(_run_one, f, arguments, i, cores // len(functions)) for i, f in enumerate(functions)]
+    with ProcessPoolExecutor(n, get_context("spawn"), torch.set_num_threads, (CORES // n,)) as pool:
+        jobs = [pool.submit(function, *arguments, line=i) for i, function in enumerate(functions)]
         for job in jobs:
             job.result()
-    print("\n" * (len(functions) - 1), file=sys.stderr)
+    print("\n" * (n - 1), file=sys.stderr)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """Which of `world` processes this is. A single process gets back what it passes in."""
+
+    rank: int = 0
+    world: int = 1
+
+    def average(self, tensors: Iterable[Tensor]) -> None:
+        """Replace each tensor by its mean over all processes, in place."""
+        for tensor in tensors if self.world > 1 else ():
+            dist.all_reduce(tensor)
+            tensor /= self.world
+
+    def gather(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Each CPU tensor (...) -> those of all processes, (world, ...)."""
+        rows = {name: [mine.clone() for _ in range(self.world)] for name, mine in state.items()}
+        for name, mine in state.items() if self.world > 1 else ():
+            dist.all_gather(rows[name], mine)
+        return {name: torch.stack(tensors) for name, tensors in rows.items()}
+
+
+SINGLE = Processes()
+
+
+@contextmanager
+def distributed_processes(device: str) -> Iterator[Processes]:
+    """Read the variables that torchrun sets. Without them this is the only process."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        yield SINGLE
+        return
+    if device not in ("cuda", "cpu"):
+        raise ValueError(f"--device {device} is a single device, but there are several processes: use --device cuda or cpu")
+    if device == "cuda":  # from here on "cuda" is this process's own GPU
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    # Tensors on the GPU go through NCCL. Tensors on the CPU go through Gloo, which does not wait for the GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

@@ -3,8 +3,8 @@
     task = load_benchmark("vqav2", "data/vqav2")              queries from val2014, shots from train2014
     task.template.shown(task.support[0])                      "Question: What's the cat wearing? Answer: sunglasses"
 
-The folder has the official layout: annotation files in it or in annotations/; images and videos where the table says, in its last
-column. A video is VIDEO.mp4 or a folder VIDEO with one frame per second. An error names the file that is missing.
+The folder has the official layout. Annotation files are in it or in annotations/. The last column of the table below has the
+paths of images and videos. A video is VIDEO.mp4 or a folder VIDEO with one frame per second. An error names the missing file.
 """
 
 import re
@@ -18,7 +18,7 @@ from ..task import Example, Task, Template
 from .formats import MediaFile, coco_questions, flat, karpathy, read_annotations, visdial, youcook2
 
 # Kind of benchmark -> prompt, where a generated answer ends (regular expression), max_new_tokens.
-# "paper": section 3 and appendix; it does not print the prompts for dialogues and memes, these are ours. "openflamingo": its code.
+# "paper": section 3 and appendix. It prints no prompts for dialogues and memes: these are ours. "openflamingo": its code.
 TEMPLATES = {
     "paper": {
         "caption": (Template("Output:"), "Output:", 32),
@@ -39,7 +39,7 @@ TEMPLATES = {
 class Benchmark:
     """records(read, split) reads the annotations. splits: our names -> names in files. queries: the usual split of the queries.
 
-    ids: fields that identify a record, also in the official results file. media: possible paths, as formats of a record's fields.
+    ids: fields that identify a record, also in the official results file. media: possible paths, with a record's fields.
     """
 
     metric: str
@@ -121,7 +121,8 @@ def load_benchmark(name: str, folder: str | Path, *, split: str | None = None, t
     benchmark, stems = BENCHMARKS[name], {}
     split = split or benchmark.queries
     if split not in benchmark.splits or split == "train":
-        raise ValueError(f"{name}: queries cannot come from split {split!r}; choose one of {', '.join([*benchmark.splits][1:])}")
+        allowed = ", ".join(s for s in benchmark.splits if s != "train")
+        raise ValueError(f"{name}: queries cannot come from split {split!r}; choose one of {allowed}")
     examples: dict[str, list[Example]] = {"train": [], split: []}
     for part, made in examples.items():
         files, record = benchmark.splits[part], "at its beginning"
@@ -131,7 +132,7 @@ def load_benchmark(name: str, folder: str | Path, *, split: str | None = None, t
                 if name == "okvqa" and part == "train":  # answers are stemmed ("racing" -> "race"), so predictions are, too
                     stems |= {a["raw_answer"].lower(): a["answer"] for a in record["answers"]}
         except (AttributeError, IndexError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder}: {name} {part} is not in the official format; error {error!r} at {record!r:.200}") from None
+            raise ValueError(f"{folder}: {name} {part} is not in the official format: {error!r} at {record!r:.200}") from None
     prompt, end, length = TEMPLATES[template][benchmark.kind]
     return Task(
         name, [e for e in examples["train"] if e.answers], examples[split], prompt, benchmark.metric,

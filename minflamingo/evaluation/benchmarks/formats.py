@@ -43,7 +43,7 @@ def karpathy(file: str, read: Read, split: str) -> Iterable[dict]:
 
 
 def coco_questions(prefix: str, read: Read, split: str) -> Iterable[dict]:
-    """VQAv2, OK-VQA (https://visualqa.org): questions and answers are two files, matched by question_id. Tests have no answers."""
+    """VQAv2, OK-VQA (https://visualqa.org): questions and answers are two files, matched by question_id. Tests hide answers."""
     annotations = [] if split.startswith("test") else read(f"{prefix}mscoco_{split}_annotations.json")["annotations"]
     answers = {record["question_id"]: record["answers"] for record in annotations}
     for question in read(f"{prefix}OpenEnded_mscoco_{split}_questions.json")["questions"]:
@@ -59,9 +59,9 @@ def youcook2(read: Read, split: str) -> Iterable[dict]:
 
 
 def visdial(read: Read, split: str) -> Iterable[dict]:
-    """https://visualdialog.org/data. One round of a dialogue has a relevance for each of its 100 candidates: that round is asked.
+    """https://visualdialog.org/data. One round of a dialogue has a relevance for each of its 100 candidates. It is the query.
 
-    The caption and the rounds before it are in the prompt: "a man rides a horse. Question: is it sunny? Answer: yes Question: …".
+    The caption and the rounds before it are in the prompt: "a man rides a horse. Question: is it sunny? Answer: yes ".
     """
     data = read(f"visdial_1.0_{split}.json")["data"]
     dense = [] if split == "test" else read(f"visdial_1.0_{split}_dense_annotations.json")
@@ -92,10 +92,10 @@ class MediaFile:
     end: float = float("inf")
 
     def __call__(self) -> object:
-        for path in self.paths:
-            for file in (path, *(path.with_name(path.name + ending) for ending in VIDEOS)):
-                if file.is_dir() or file.suffix in VIDEOS and file.is_file():
-                    return read_video(file, start=self.start, end=self.end, max_frames=30)  # 30 frames, as in the paper
-                if file.is_file():
-                    return read_image(file)
-        raise FileNotFoundError(f"{' or '.join(map(str, self.paths))} is missing")
+        files = [path.with_name(path.name + ending) for path in self.paths for ending in ("", *VIDEOS)]
+        file = next((file for file in files if file.exists()), None)
+        if file is None:
+            raise FileNotFoundError(f"{' or '.join(map(str, self.paths))} is missing")
+        if file.is_dir() or file.suffix in VIDEOS:
+            return read_video(file, start=self.start, end=self.end)  # at most 30 frames, as in the paper
+        return read_image(file)

@@ -1,0 +1,150 @@
+"""`python -m minflamingo train`: train Flamingo on shards of interleaved documents, image-text pairs and videos (section 2.4).
+
+    python -m minflamingo train --model openflamingo-3b --documents "mmc4/{000..099}.tar" --pairs "laion/*.tar" --out runs/mine
+
+    L = sum_m lambda_m * mean NLL of dataset m, accumulated into each update of AdamW
+
+The vision encoder and the LM stay frozen. Weights, optimizer and the place in the data are saved together every few minutes,
+and the same command resumes at the exact sample. On CUDA the forward pass runs in bf16 with trained weights in fp32; elsewhere
+everything is fp32. The trained model is saved in the dtype that was loaded. Several GPUs: training/parallel.py.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..data.mixture import Dataset, Mixture
+from ..data.records import Documents, Pairs, Videos
+from ..data.shards import ShardStream
+from ..flamingo import Batch
+from ..pipeline import Pipeline
+from ..training import optim
+from ..training.parallel import SINGLE, Processes, distributed_processes
+from ..training.stage import Stage
+
+DATASETS = {"documents": "interleaved documents", "pairs": "images with texts", "videos": "videos with texts"}
+MAY_CHANGE = ("recompute", "workers", "save_every")  # when a run is resumed: these do not change the result
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Options. Batch sizes are per process; the lambdas are those of the paper."""
+
+    steps: int = 50_000
+    seed: int = 0
+    documents_batch: int = 8
+    pairs_batch: int = 16
+    videos_batch: int = 2
+    documents_lambda: float = 1.0
+    pairs_lambda: float = 0.2
+    videos_lambda: float = 0.03
+    lr: float = 1e-4
+    warmup: int = 5000
+    weight_decay: float = 0.1
+    clip: float = 1.0
+    recompute: bool = False  # activation checkpointing
+    workers: int = 0  # processes per dataset that read in advance
+    save_every: float = 300.0  # seconds
+
+
+def open_mixture(shards: dict[str, str | None], pipeline: Pipeline, config: TrainConfig, processes: Processes) -> Mixture:
+    """The datasets for which a pattern of shards is given."""
+    readers = {"documents": Documents(pipeline.tokenizer), "pairs": Pairs(), "videos": Videos()}
+    datasets = {}
+    for name in (name for name, pattern in shards.items() if pattern):
+        stream = ShardStream(shards[name], readers[name], seed=config.seed, rank=processes.rank, world=processes.world)
+        datasets[name] = Dataset(stream, getattr(config, f"{name}_batch"), getattr(config, f"{name}_lambda"))
+    if not datasets:
+        raise ValueError("there is nothing to train on: give at least one of --documents, --pairs, --videos")
+    return Mixture(datasets, pipeline.tokenizer, pipeline.preprocess, workers=config.workers)
+
+
+class DataPlaces:
+    """Where every process is in its data, as the state of a `Stage`: the first process saves the places of all."""
+
+    def __init__(self, mixture: Mixture, processes: Processes):
+        self.mixture, self.processes = mixture, processes
+        self.update()
+
+    def update(self) -> None:
+        """All processes call this after each step, so a checkpoint holds the places of one step."""
+        self.places = self.processes.gather(self.mixture.state_dict())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.places
+
+    def load_state_dict(self, places: dict[str, Tensor]) -> None:
+        self.places = places
+        self.mixture.load_state_dict({name: of_all[self.processes.rank] for name, of_all in places.items()})
+
+
+def train(
+    pipeline: Pipeline, shards: dict[str, str | None], out: str | Path, config: TrainConfig, processes: Processes = SINGLE
+) -> Stage:
+    """Train the modules that Flamingo adds, in place, and save the pipeline into the folder `out`."""
+    flamingo, device = pipeline.model, pipeline.device
+    places = DataPlaces(open_mixture(shards, pipeline, config, processes), processes)
+    mixture, named = places.mixture, dict(flamingo.trainable_parameters())
+    parameters, stored_dtype = list(named.values()), next(iter(named.values())).dtype
+    # Half precision would lose small updates, so trained weights are fp32. On a CPU half precision is also slow.
+    for parameter in parameters if device.type == "cuda" else flamingo.parameters():
+        parameter.data = parameter.data.float()
+    if config.recompute:
+        optim.checkpoint_activations(flamingo)
+    groups = optim.parameter_groups(named.items(), config.lr, config.weight_decay)
+    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
+    # Only what changes is saved every few minutes, without the frozen modules.
+    state = {"trained": nn.ParameterList(parameters), "optimizer": optimizer, "data": places}
+    settings = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
+    settings["processes"] = processes.world
+    stage = Stage(
+        "flamingo", Path(out) / "stages", config.steps, state=state, settings=settings, save_every=config.save_every,
+        writes=processes.rank == 0,
+    )  # fmt: skip
+
+    def loss_of(batch: Batch) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            return flamingo.loss(batch.to(device))
+
+    flamingo.train()
+    for step, batches in zip(stage.steps(), mixture):
+        losses = {name: partial(loss_of, batch) for name, batch in batches.items()}
+        losses = optim.accumulate_gradients(losses, mixture.weights, parameters)
+        processes.average(parameter.grad for parameter in parameters)
+        nn.utils.clip_grad_norm_(parameters, config.clip)
+        optim.set_learning_rate(optimizer, optim.learning_rate_factor(step, config.warmup))
+        optimizer.step()
+        places.update()
+        if step % 10 == 0:
+            processes.average(losses.values())
+            total = sum(mixture.weights[name] * loss for name, loss in losses.items())
+            stage.log(step, loss=total, **{f"loss_{name}": loss for name, loss in losses.items()})
+    for name, skipped in mixture.skipped.items():
+        if skipped.broken:
+            print(f"{name}: skipped {skipped.broken} broken samples, such as {'; '.join(skipped.first)}")
+    flamingo.to(stored_dtype).eval()
+    if processes.rank == 0:
+        pipeline.save(out)
+    return stage
+
+
+def add_parser(commands, add_model_options: Callable) -> None:
+    parser = commands.add_parser("train", help="train Flamingo on shards of documents, pairs and videos")
+    add_model_options(parser)
+    parser.add_argument("--out", type=Path, required=True, help="folder of the trained model and of the checkpoints")
+    for name, content in DATASETS.items():
+        parser.add_argument(f"--{name}", help=f"shards of {content}: a pattern such as '{name}/{{000..099}}.tar'")
+    for name, value in asdict(TrainConfig()).items():
+        kind = {"action": "store_true"} if value is False else {"type": type(value), "default": value}
+        parser.add_argument(f"--{name.replace('_', '-')}", help=f"default: {value}", **kind)
+
+
+def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> None:
+    config = TrainConfig(**{name: getattr(args, name) for name in asdict(TrainConfig())})
+    with distributed_processes(args.device) as processes:
+        train(load(), {name: getattr(args, name) for name in DATASETS}, args.out, config, processes)
