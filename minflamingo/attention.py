@@ -2,12 +2,12 @@
 
     attention(q, k, v)_l = sum_m softmax_m( q_l . k_m / sqrt(d) + bias_lm ) v_m        over the keys m that the mask allows
 
-It is here twice. `attention_written_out` is the equation, for reading and for figures. `attention` calls PyTorch's
+There are two versions. `attention_written_out` is the equation, for reading and for figures. `attention` calls PyTorch's
 `scaled_dot_product_attention`, which computes the same without storing the score matrix. A test compares the two.
 
-Libraries disagree about a query that may attend to no key. Here it gets **exactly zero**. The paper needs this for text before
-the first image (section 2.3). A softmax over minus infinity alone would be NaN; a softmax over large negative numbers would
-be the mean of all values, so the text would attend to images that it must not attend to.
+If the mask allows no key for a query, libraries return different results. Here it is **exactly zero**. The paper needs this
+for text before the first image (section 2.3). A softmax over minus infinity alone would be NaN. A softmax over large negative
+numbers would be the mean of all values, so the text would attend to images that it must not attend to.
 
 Example: 3 text tokens, 2 visual tokens; the first text token may attend to nothing.
     q (1, 1, 3, 4)   k, v (1, 1, 2, 4)   mask [[[[0, 0], [1, 0], [1, 1]]]]   ->   output (1, 1, 3, 4), first row zero
@@ -21,11 +21,13 @@ from torch import Tensor
 
 def split_heads(x: Tensor, n_heads: int) -> Tensor:
     """(B, L, h*d) -> (B, h, L, d). Head 0 is the first d channels, head 1 the next d, as in published weights."""
+    # (B, L, h*d) -> (B, L, h, d) -> (B, h, L, d): attention treats the head axis like a batch axis
     return x.unflatten(-1, (n_heads, -1)).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
     """(B, h, L, d) -> (B, L, h*d), the inverse of `split_heads`."""
+    # (B, h, L, d) -> (B, L, h, d) -> (B, L, h*d)
     return x.transpose(1, 2).flatten(2)
 
 
@@ -42,6 +44,7 @@ def attention_written_out(
     Returns:
         The output (B, h, Lq, d) and the attention weights (B, h, Lq, Lk), which figures show.
     """
+    # Grouped-query attention saves memory: fewer heads of keys and values are kept than there are heads of queries.
     # Repeat each key head for the query heads that share it: heads 0 0 0 1 1 1 for h = 6, h_kv = 2.
     n_repeats = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(n_repeats, dim=1), v.repeat_interleave(n_repeats, dim=1)
@@ -51,7 +54,7 @@ def attention_written_out(
     if bias is not None:
         scores = scores + bias
     if mask is None:
-        weights = scores.softmax(-1)
+        weights = scores.softmax(-1)  # each row sums to 1
     else:
         # A row without any allowed key would be 0/0 in the softmax. Allow all its keys first, then set its weights to zero.
         empty = ~mask.any(-1, keepdim=True)  # (B, 1 or h, Lq, 1)
@@ -60,7 +63,10 @@ def attention_written_out(
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias: Tensor | None = None) -> Tensor:
-    """The output of `attention_written_out`, computed by PyTorch's fused kernel. Same arguments, not both mask and bias."""
+    """The output of `attention_written_out`, computed by PyTorch's fused kernel.
+
+    Same arguments. With a bias there must be no mask: the LM puts its causal mask into the bias, as minus infinity.
+    """
     gqa = q.shape[1] != k.shape[1]  # grouped-query attention
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=gqa)

@@ -1,6 +1,7 @@
 """All sizes and choices of a model, as frozen dataclasses. `preset(name)` returns a named configuration.
 
-A config is plain data: it can be compared, printed, saved as JSON and read back. Reading it never runs code.
+A config is plain data: it can be compared, printed, saved as JSON and read back. Skim this file first and come back later: each
+field is explained again where it is used.
 
     >>> config = preset("tiny")
     >>> config.lm.d, config.resampler.n_latents, config.xattn_every
@@ -37,7 +38,7 @@ class VisionConfig:
 
     image_size: int = 224  # pixels; images are square
     patch_size: int = 14
-    d: int = 1024
+    d: int = 1024  # D_v, the width of the features
     n_layers: int = 24
     n_heads: int = 16
     d_ff: int | None = None  # width of the feed-forward blocks; None: 4 d
@@ -72,8 +73,8 @@ class LMConfig:
     | Llama      | rmsnorm   | rotary          | no       | no    | -       | silu, gated | no  |
     """
 
-    vocab_size: int
-    d: int
+    vocab_size: int  # V
+    d: int  # D, the width of the residual stream
     n_layers: int
     n_heads: int
     n_kv_heads: int | None = None  # heads of keys and values (grouped-query attention); None: n_heads
@@ -100,6 +101,7 @@ class LMConfig:
     dropout: float = 0.0
 
     def __post_init__(self):
+        # each head gets d / n_heads channels, and each key head serves n_heads / n_kv_heads query heads
         require_divisor("LMConfig", "n_heads", self.n_heads, "d", self.d)
         require_divisor("LMConfig", "n_kv_heads", self.kv_heads, "n_heads", self.n_heads)
         require_choice("LMConfig", "norm", self.norm, ("layernorm", "rmsnorm"))
@@ -143,8 +145,8 @@ class FlamingoConfig:
     vision: VisionConfig
     resampler: ResamplerConfig
     lm: LMConfig
-    xattn_every: int = 1  # a GATED XATTN-DENSE before the LM blocks first, first + every, first + 2 every, ...
-    xattn_first: int = 0  # OpenFlamingo: every - 1
+    xattn_every: int = 1  # gated layers before the LM blocks f, f + e, f + 2e, ... with e = xattn_every
+    xattn_first: int = 0  # and f = xattn_first; OpenFlamingo: e - 1
     xattn_n_heads: int = 8
     xattn_d_head: int = 64
     xattn_d_ff: int | None = None  # None: 4 d of the LM
@@ -156,13 +158,15 @@ class FlamingoConfig:
     xattn_vector_gate: bool = False  # one alpha per channel instead of one per layer (some IDEFICS models)
     n_added_tokens: int = 1  # ids V, V+1, ... that the LM does not have; their embeddings are trained
     image_token: int = 0  # which of the added tokens is <image>
-    added_head: str | None = None  # can the model generate added tokens? None: no; "tied" to their embeddings; "own" rows
+    # Can the model generate added tokens? None: no. "tied": with their embeddings as output rows. "own": with separate rows.
+    added_head: str | None = None
 
     def __post_init__(self):
         require_choice("FlamingoConfig", "xattn_activation", self.xattn_activation, ACTIVATION_NAMES)
         require_choice("FlamingoConfig", "xattn_norm", self.xattn_norm, ("layernorm", "rmsnorm"))
         require_choice("FlamingoConfig", "added_head", self.added_head, (None, "tied", "own"))
         n_layers = self.lm.n_layers
+        # checked here, where the mistake is made, and not at the first forward pass
         if not 0 <= self.image_token < self.n_added_tokens:
             raise ValueError(f"FlamingoConfig.image_token is {self.image_token}; there are {self.n_added_tokens} added tokens")
         if not 0 <= self.xattn_first < n_layers or not 1 <= self.xattn_every <= n_layers:
@@ -192,7 +196,7 @@ class FlamingoConfig:
             known = [f.name for f in fields(kind)]
             for name in values:
                 if name not in known:
-                    # A typing error should not cost the reader a search: suggest the nearest field name.
+                    # If a field name is misspelled, suggest the nearest one.
                     near = get_close_matches(name, known, 1)
                     hint = f" (did you mean {near[0]!r}?)" if near else ""
                     raise ValueError(f"invalid {kind.__name__}: unknown field {name!r}{hint}")
@@ -205,14 +209,17 @@ class FlamingoConfig:
 
 
 def _toy(d: int, vision_layers: int, lm_layers: int, n_latents: int) -> FlamingoConfig:
-    """The toy models: images of 48 pixels in 4 x 4 patches. One dial, the width `d`; heads have 32 channels (LM: 16)."""
+    """The toy models: images of 48 x 48 pixels, a grid of 4 x 4 patches. Heads have 32 channels, those of the LM 16."""
     n_heads = d // 32
     return FlamingoConfig(
+        # no class token: every feature is a patch of the image
         vision=VisionConfig(
             image_size=48, patch_size=12, d=d, n_layers=vision_layers, n_heads=n_heads, d_ff=2 * d,
             stem="conv", class_token=False, pre_norm=False, post_norm=True,
         ),
+        # d is also the width of the vision features; videos have 4 frames in training
         resampler=ResamplerConfig(d, n_latents, n_layers=2, n_heads=n_heads, d_head=32, n_time_embeddings=4, ff_mult=2),
+        # the convolution makes in-context lookup learnable within minutes (layers.CausalConv)
         lm=LMConfig(vocab_size=512, d=d, n_layers=lm_layers, n_heads=d // 16, conv_width=8),
         xattn_n_heads=n_heads, xattn_d_head=32, xattn_d_ff=2 * d,
     )  # fmt: skip
@@ -233,4 +240,5 @@ def preset(name: str, vocab_size: int | None = None) -> FlamingoConfig:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
     config = PRESETS[name]
+    # configs are frozen, so `replace` makes a changed copy
     return config if vocab_size is None else replace(config, lm=replace(config.lm, vocab_size=vocab_size))

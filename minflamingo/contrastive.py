@@ -7,9 +7,10 @@ This is the two-way InfoNCE loss. Afterwards the text encoder and both projectio
 and becomes a part of Flamingo. The paper freezes it because training it with the rest made it forget what it had learned here.
 
 Example, 3 pairs. The diagonal holds the right answers:
-    logits   image 0 [ 9.1  2.0  0.3 ]      text 0 wins in row 0, image 0 wins in column 0
-             image 1 [ 1.2  8.7  3.1 ]      If captions 0 and 2 are the same text, the entries (0, 2) and (2, 0) are left out:
-             image 2 [ 0.5  2.2  9.4 ]      they are not wrong answers.
+    logits   image 0 [ 9.1  2.0  0.3 ]
+             image 1 [ 1.2  8.7  3.1 ]
+             image 2 [ 0.5  2.2  9.4 ]      text 0 wins in row 0, image 0 wins in column 0
+If two captions of a batch are the same text, both are right for both images. Such entries are left out.
 """
 
 import math
@@ -27,19 +28,21 @@ class TextEncoder(nn.Module):
     The paper uses a BERT with mean pooling. Ours has no attention, on purpose: each word is processed alone with its position,
     and the caption is the mean over its words. So the text vector is a sum of terms such as "red in place 2" and "star in place
     7", and the image vector must become such a sum too. With a sum of terms the encoder can describe combinations that it never
-    saw. A text encoder that mixes words could learn whole captions by heart, and the vision encoder with it.
+    saw. A text encoder with attention could memorise whole captions, and the vision encoder would then memorise them too.
     """
 
     def __init__(self, vocab_size: int, d: int, max_length: int = 32):
         super().__init__()
-        self.embed = nn.Embedding(vocab_size, d)
+        self.embed = nn.Embedding(vocab_size, d)  # one vector per token
         self.positions = nn.Parameter(torch.randn(max_length, d) * 0.02)
         nn.init.normal_(self.embed.weight, std=0.02)
+        # one feed-forward block per word: it can combine a word with its position, but not two words
         self.norm = nn.LayerNorm(d)
         self.ff = FeedForward(d, 4 * d, "gelu", bias=True)
         self.final_norm = nn.LayerNorm(d)
 
     def forward(self, ids: Tensor) -> Tensor:
+        # the mean must not depend on how much padding the batch needs
         real = ids != 0  # (B, L), False at padding
         x = self.embed(ids) + self.positions[: ids.shape[1]]  # (B, L, D)
         x = self.final_norm(x + self.ff(self.norm(x))) * real[..., None]
@@ -75,8 +78,9 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor | float, same: T
 
     Args:
         image, text: (B, D) unit vectors; row i of both belongs to pair i.
-        same: (B, B) bool, True where captions i and j are equal. Such a pair is not a wrong answer and is left out.
+        same: (B, B) bool, True where captions i and j are equal. Both are right answers, so this entry is left out.
     """
+    # the cosine of every image with every text of the batch; the other B - 1 texts are the wrong answers
     logits = scale * image @ text.T  # (B, B)
     target = torch.arange(len(logits), device=logits.device)  # the right answer of row i is column i
     duplicates = same & (target[:, None] != target)  # same caption, but not the pair itself

@@ -3,12 +3,12 @@
     pixels (B, N, T, C, H, W) -> vision encoder -> features (B, N, T, S, D_v) -> resampler -> visual tokens (B, N, R, D_v)
     ids (B, L) -> embeddings -> [GATED XATTN-DENSE ->] LM block -> ... -> logits (B, L, V)
 
-It models p(y | x) = prod_l p(y_l | y_<l, x_<=l): text y interleaved with a sequence of images or videos x. Trained are the
-resampler, the GATED XATTN-DENSE layers and the embeddings of the added tokens (`<image>`), and nothing else.
+It models p(y | x) = prod_l p(y_l | y_<l, x_<=l): each token y_l of the text depends on the tokens before it (y_<l) and on the
+images or videos before it (x_<=l). We train only the resampler, the gated layers and the embedding of the added `<image>`.
 
-**Frozen means frozen.** `freeze()` removes the gradients of the vision encoder and the LM, and `train()` leaves both in
-evaluation mode, so dropout and batch statistics do not change them either. Gradients still flow THROUGH the frozen LM to the
-layers between its blocks. They are only not stored in its weights.
+**What is frozen.** The weights of the vision encoder and the LM never change. `freeze()` turns off their gradients, and
+`train()` leaves both in evaluation mode, so dropout and batch statistics are off too. Gradients pass THROUGH the frozen LM to the gated
+layers between its blocks and on to the resampler; the LM's own weights receive none.
 
 Every input is an argument and every result is returned: no visual tokens, masks or caches are stored on modules.
 
@@ -39,7 +39,7 @@ MediaKeysValues = dict[str, tuple[Tensor, Tensor]]
 class Batch:
     """The input of `Flamingo.forward`, made from samples by `data.collate`.
 
-    ids, labels: (B, L) long. labels[l] is the label OF token l, -100 where no loss is counted.
+    ids, labels: (B, L) long. labels[l] is ids[l], or -100 where no loss is counted. Position l - 1 predicts it.
     attention_mask: (B, L) bool, False at padding.
     media: (B, N, T, C, H, W) preprocessed pixels, or (B, N, T, S, D_v) features of the vision encoder; None: text alone.
     frames: (B, N) long, how many of the T frames are real. 0: no such image, because this sample has fewer than N.
@@ -83,8 +83,9 @@ class Cache:
     """Everything that generation carries from step to step. Never changed in place.
 
     lm: keys and values of earlier text.
-    media: keys and values of the last image, to which the text that follows attends. None: no row has had an image.
-    phi: (B,), the number of that image among those in `media`, from 1; 0: this row has had no image.
+    media: keys and values of the last image only: text that follows cross-attends to no earlier one. What earlier images
+        contributed is in the keys and values of the text. None: no row has had an image.
+    phi: (B,), 1 if the row has had an image, otherwise 0.
     """
 
     lm: LMCache
@@ -128,7 +129,7 @@ class Flamingo(nn.Module):
         self.freeze()
 
     def freeze(self) -> Flamingo:
-        """Remove the gradients of the vision encoder and the LM."""
+        """Turn off the gradients of the vision encoder and the LM."""
         self.vision.requires_grad_(False)
         self.lm.requires_grad_(False)
         return self.train(self.training)
@@ -141,7 +142,7 @@ class Flamingo(nn.Module):
         return self
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Name and parameter of everything that Flamingo adds to the vision encoder and the LM, and trains."""
+        """Name and parameter of everything outside of the vision encoder and the LM: what Flamingo adds and trains."""
         return ((n, p) for n, p in self.named_parameters() if not n.startswith(("vision.", "lm.")))
 
     @property
@@ -188,7 +189,7 @@ class Flamingo(nn.Module):
         Returns:
             logits (B, L, V), and the cache with which the sequences can be continued.
         """
-        # phi: which image each token attends to.
+        # phi: which image each token attends to. <image> at padding is not an image.
         phi = media_index((batch.ids == self.image_id) & batch.attention_mask, batch.attend_next)  # (B, L)
 
         # Images -> visual tokens -> keys and values for every gated layer.
@@ -220,7 +221,10 @@ class Flamingo(nn.Module):
         return next_token_loss(self.head, hidden, batch.labels)
 
     def join_media(self, cache: Cache, media: MediaKeysValues | None, phi: Tensor) -> tuple[MediaKeysValues | None, Tensor]:
-        """The cached image comes first, then the new ones. Text before the first new image attends to the cached one."""
+        """The cached image comes first, then the new ones. Text before the first new image attends to the cached one.
+
+        Example: one cached image and a prompt `a <image> b` with phi 0 1 1. Joined: images 1 (cached) and 2, phi 1 2 2.
+        """
         if cache.media is None:
             return media, phi
         before = cache.phi[:, None].expand_as(phi)
@@ -232,7 +236,7 @@ class Flamingo(nn.Module):
         return joined, torch.where(phi > 0, phi + n_cached, before)
 
     def last_image(self, media: MediaKeysValues | None, phi: Tensor) -> tuple[MediaKeysValues | None, Tensor]:
-        """Of all keys and values those of image phi (B,) of each row, (B, h, R, d_head). It is then number 1."""
+        """Keep only the keys and values of image phi in each row, (B, h, R, d_head), as image 1. phi = 0: any one, not used."""
         if media is None:
             return None, phi
         rows, number = torch.arange(len(phi), device=phi.device), (phi - 1).clamp_min(0)

@@ -15,8 +15,10 @@ phi(l), the media index of token l, is the number of the last image at or before
     phi with attend_next     1    1     1      2     2       2      0      text attends to the NEXT image (training only)
 
 Token l attends to the R visual tokens of image phi(l) and to no others. A token with phi = 0 gets exactly zero from the
-attention. Earlier images still reach the token through the LM's own self-attention. This is why a model that was trained with
-at most 5 images per sequence works with 32: no token ever attends to more than one image.
+cross-attention. Earlier images still reach the token through the LM's own self-attention. This helps a model that was trained
+with at most 5 images per sequence to work with 32: no token ever cross-attends to more than one image.
+
+"DENSE" is the paper's word for the feed-forward block. `<EOC>` ends a chunk: the text that belongs to one image.
 """
 
 import torch
@@ -37,6 +39,7 @@ def media_index(is_image: Tensor, attend_next: Tensor | None = None) -> Tensor:
             a text may belong to the image before or after it, so the paper trains with both (section 2.4, p_next).
     """
     check_shape(is_image, "B L", "is_image")
+    # an image token belongs to its own image: phi at <image> number n is n
     # Counting the images up to each token gives the number of the last one: 0 1 0 0 1 0 -> 0 1 1 1 2 2.
     last = is_image.long().cumsum(1)  # (B, L)
     if attend_next is None:
@@ -74,7 +77,7 @@ def attend_to_media(q: Tensor, k: Tensor, v: Tensor, phi: Tensor, n_latents: int
     Returns:
         (B, h, L, d_head), zero where phi is 0.
     """
-    n_media = k.shape[2] // n_latents
+    n_media = k.shape[2] // n_latents  # N*R visual tokens of N images
     return attention(q, k, v, xattn_mask(phi, n_media, n_latents))
 
 
@@ -84,7 +87,7 @@ class MaskedCrossAttention(nn.Module):
     def __init__(self, config: FlamingoConfig):
         super().__init__()
         c, d_head = config, config.xattn_d_head
-        inner = c.xattn_n_heads * d_head
+        inner = c.xattn_n_heads * d_head  # may be smaller than the LM's width: OpenFlamingo has 8 heads of 64 for all sizes
         self.n_heads = c.xattn_n_heads
         self.norm = make_norm(c.xattn_norm, c.lm.d, c.xattn_norm_eps)
         # No norm for the visual tokens here: the resampler ends with one.
@@ -118,9 +121,11 @@ class GatedCrossAttentionDense(nn.Module):
         super().__init__()
         c, d = config, config.lm.d
         self.xattn = MaskedCrossAttention(c)
+        # pre-norm, as in the LM: the residual stream itself is never normalised
         self.ff_norm = make_norm(c.xattn_norm, d, c.xattn_norm_eps)
         self.ff = FeedForward(d, c.xattn_d_ff or 4 * d, c.xattn_activation, gated=c.xattn_gated_mlp)
         # The gates. Zero at the start: without them, random new layers would disturb the pretrained LM at the first step.
+        # At zero only the alphas have a gradient (tanh'(0) = 1). They move first, then the layers behind them learn too.
         n_alphas = d if c.xattn_vector_gate else 1
         self.alpha_xattn = nn.Parameter(torch.zeros(n_alphas))
         self.alpha_dense = nn.Parameter(torch.zeros(n_alphas))
@@ -128,6 +133,7 @@ class GatedCrossAttentionDense(nn.Module):
     def forward(self, y: Tensor, media: tuple[Tensor, Tensor] | None, phi: Tensor, n_latents: int) -> Tensor:
         """media None: there is no image at all. Then the attention adds zero, as it does before the first image."""
         if media is not None:
+            # (1,) * (B, L, D), or (D,) * (B, L, D) with one alpha per channel
             y = y + self.alpha_xattn.tanh() * self.xattn(y, media, phi, n_latents)
         # The feed-forward block acts on every token, with or without an image before it.
         return y + self.alpha_dense.tanh() * self.ff(self.ff_norm(y))

@@ -6,7 +6,7 @@
 Open-ended answers are generated, greedily, by sampling or by beam search, up to the first `<EOC>`. Close-ended answers are
 scored: each given answer is appended to the prompt, and its log-likelihood is summed (paper section 3 and appendix).
 
-Many queries after the same shots process the shots once:
+Several queries can share the same examples ("shots", paper section 3). Then the shots are processed once:
 
     _, shots = prefill(flamingo, support)                     one row: [cat, "Output: a cat", EOC, dog, ...]
     generate(flamingo, queries, eoc_id, cache=shots)          any number of rows: [mouse, "Output:"], each without <BOS>
@@ -31,6 +31,7 @@ def prefill(flamingo: Flamingo, prompt: Batch, cache: Cache | None = None) -> tu
     Raises:
         ValueError: a prompt is empty, too long, has padding inside or a wrong number of images; the message names it.
     """
+    # A prompt is read here, so this is the place to look at its values. `forward` never does: it would wait for the GPU.
     check_batch(prompt, flamingo.image_id)
     mask = prompt.attention_mask
     B, L = mask.shape
@@ -38,14 +39,17 @@ def prefill(flamingo: Flamingo, prompt: Batch, cache: Cache | None = None) -> tu
         if prompt.attend_next is not None and bool(prompt.attend_next.any()):
             raise ValueError("attend_next is for training only: a prompt after a cache attends to the last image before it")
         if len(cache.phi) == 1:
+            # the same shots for all prompts
             cache = cache.repeat(B)
         if len(cache.phi) != B:
             raise ValueError(f"{B} prompts, but the cache has {len(cache.phi)} rows: it needs 1 or {B}")
     index = torch.arange(1, L + 1, device=mask.device)
     end = (mask * index).amax(1)  # (B,) the index after the last real token
+    # the same from the right: index.flip(0) counts L ... 1
     start = L - (mask * index.flip(0)).amax(1)  # (B,) the index of the first real token
     for b, (n_real, a, z) in enumerate(zip(mask.sum(1).tolist(), start.tolist(), end.tolist())):
         if n_real == 0 or n_real != z - a or (cache is not None and a > 0):
+            # after a cache, padding on the left would be between the cached tokens and the prompt
             where = "on the right" if cache is not None else "on the left or on the right"
             raise ValueError(f"prompt {b} is empty or has padding inside: pad {where}")
     # Of the final hidden states only the last real one is needed: the output layer is large with a real vocabulary.
@@ -55,7 +59,7 @@ def prefill(flamingo: Flamingo, prompt: Batch, cache: Cache | None = None) -> tu
 
 def decode_step(flamingo: Flamingo, token: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
     """One more text token per row, (B,), not `<image>` -> logits (B, V) of the next token, and the new cache."""
-    ids = token[:, None]  # (B, 1)
+    ids = token[:, None]  # (B, 1); the labels of a batch are not used here, so any will do
     logits, cache = flamingo(Batch(ids, ids, torch.ones_like(ids, dtype=torch.bool)), cache)
     return logits[:, -1], cache
 
@@ -73,6 +77,7 @@ def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None 
     if top_k is not None:
         if top_k < 1:
             raise ValueError(f"top_k is {top_k}; it must be at least 1")
+        # everything below the k-th largest logit becomes impossible
         kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1) the smallest logit that stays
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if top_p is not None:
@@ -103,10 +108,12 @@ def generate(
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or above")
     logits, cache = prefill(flamingo, prompt, cache)
+    # + 1: the last generated token is never fed back, so it needs no place in the context.
     steps = min(max_new_tokens, flamingo.lm.remaining_context(cache.lm.mask.shape[1]) + 1)
     running = torch.ones(len(logits), dtype=torch.bool, device=logits.device)
     new: list[Tensor] = []
     while len(new) < steps:
+        # in fp32: half precision makes many probabilities equal
         logits = without_image(flamingo, logits.float())
         if temperature == 0:
             token = logits.argmax(-1)  # (B,)
@@ -116,10 +123,12 @@ def generate(
         new.append(torch.where(running, token, eoc_id))  # a finished row continues with <EOC>, which is cut off below
         if on_token is not None:
             on_token(new[-1])
+        # a row stops at its first <EOC>; the loop stops when all rows have
         running &= token != eoc_id
         if not bool(running.any()) or len(new) == steps:
             break
         logits, cache = decode_step(flamingo, new[-1], cache)
+    # (steps, B) -> (B, steps), then cut each row before its <EOC>
     rows = torch.stack(new, dim=1).tolist() if new else [[]] * len(logits)
     return [row[: row.index(eoc_id)] if eoc_id in row else row for row in rows]
 
@@ -144,34 +153,40 @@ def beam_search(
     (B, V), device = logits.shape, logits.device
     steps = min(max_new_tokens, flamingo.lm.remaining_context(cache.lm.mask.shape[1]) + 1)
     cache = cache.repeat(beams)
+    # from here on each prompt has `beams` rows, one after the other
     log_p = logits.float().log_softmax(-1).repeat_interleave(beams, 0)  # (B*beams, V)
     # The beams of a prompt start as copies of each other. Only the first may branch, or all would stay equal.
+    # score[b, i]: the log-likelihood of hypothesis i of prompt b so far. -inf: does not exist.
     score = torch.full((B, beams), -torch.inf, device=device)
     score[:, 0] = 0.0
     tokens: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(B)]
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(B)]  # (score, tokens)
     for step in range(steps):
         total = score[..., None] + without_image(flamingo, log_p).unflatten(0, (B, beams))  # (B, beams, V)
-        # Twice as many candidates as beams: even if half of them end here, enough remain.
+        # Each beam has one candidate that ends with <EOC>. So of 2 * beams candidates at least `beams` continue.
         top, index = total.flatten(1).topk(min(2 * beams, beams * V), dim=1)
         rows, next_tokens, score = [], [], torch.full((B, beams), -torch.inf, device=device)
         for b in range(B):
+            # candidates in falling order of their scores: those with <EOC> are finished, the best others continue
             kept = []  # (parent beam, token)
             for rank, (s, i) in enumerate(zip(top[b].tolist(), index[b].tolist())):
-                parent, token = divmod(i, V)
+                parent, token = divmod(i, V)  # index of (beam, token) in the flattened (beams * V)
                 if token == eoc_id:
                     if rank < beams and s > -torch.inf:
                         finished[b].append((s / (step + 1) ** length_penalty, tokens[b][parent]))
                 elif len(kept) < beams:
                     score[b, len(kept)] = s
                     kept.append((parent, token))
+            # copy the parent's tokens: two hypotheses may have the same parent
             tokens[b] = [[*tokens[b][parent], token] for parent, token in kept]
             rows += [b * beams + parent for parent, _ in kept]
             next_tokens += [token for _, token in kept]
-        # Log-likelihoods only fall. Without length correction, a finished hypothesis above all running ones has won.
+        # A longer hypothesis never has a higher log-likelihood. So stop when the best finished score is at least as good as
+        # the best running one (not with a length penalty, which can raise the score of longer hypotheses).
         settled = length_penalty == 0 and all(f and max(f)[0] >= float(score[b].max()) for b, f in enumerate(finished))
         if settled or step == steps - 1:
             break
+        # beam i now continues the hypothesis of its parent, so it needs the parent's keys and values
         cache = cache.reorder(torch.tensor(rows, device=device))
         logits, cache = decode_step(flamingo, torch.tensor(next_tokens, device=device), cache)
         log_p = logits.float().log_softmax(-1)
@@ -198,6 +213,7 @@ def score_answers(
     if any(len(a) != A for a in answers) or any(len(ids) == 0 for a in answers for ids in a):
         raise ValueError("score_answers: every prompt needs the same number of candidates, and no candidate may be empty")
     logits, cache = prefill(flamingo, prompt, cache)
+    # all candidates of all prompts become rows of one batch, padded on the right
     rows = [list(ids) for several in answers for ids in several]  # B*A answers
     longest = max(map(len, rows))
     ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows], device=logits.device)  # (B*A, longest)
@@ -206,6 +222,7 @@ def score_answers(
     first = logits.float().log_softmax(-1).repeat_interleave(A, 0)[:, None]  # (B*A, 1, V)
     log_p = first.gather(2, ids[:, :1, None])[..., 0]  # (B*A, 1)
     if longest > 1:
+        # the last token of an answer predicts nothing that we score, so it is not an input
         later, _ = flamingo(Batch(ids[:, :-1], ids[:, :-1], real[:, :-1]), cache.repeat(A))  # (B*A, longest - 1, V)
         later = later.float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
         log_p = torch.cat([log_p, later.masked_fill(~real[:, 1:], 0.0)], dim=1)  # padding adds nothing

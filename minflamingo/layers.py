@@ -28,6 +28,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, d: int, eps: float):
         super().__init__()
+        # one scale per channel, 1 at the start
         self.weight = nn.Parameter(torch.ones(d))
         self.eps = eps
 
@@ -41,8 +42,9 @@ def make_norm(kind: str, d: int, eps: float, bias: bool = True) -> nn.Module:
     return RMSNorm(d, eps) if kind == "rmsnorm" else nn.LayerNorm(d, eps=eps, bias=bias)
 
 
+# The feed-forward block has two thirds of a Transformer's weights. It is the "dense" in GATED XATTN-DENSE.
 class FeedForward(nn.Module):
-    """(B, L, d) -> (B, L, d) through `hidden` channels. Acts on each token alone; attention is what mixes tokens."""
+    """(B, L, d) -> (B, L, d) through `hidden` channels. It acts on each token alone. Only attention mixes tokens."""
 
     def __init__(self, d: int, hidden: int, activation: str, bias: bool = False, gated: bool = False):
         super().__init__()
@@ -79,9 +81,10 @@ def rotary_angles(positions: Tensor, channels: int, theta: float) -> tuple[Tenso
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the first channels of each head of x (B, h, L, d_head) and leave the others (GPT-NeoX: only a quarter rotates)."""
-    channels = cos.shape[-1]
+    channels = cos.shape[-1]  # how many channels of the head rotate
     turned, rest = x[..., :channels], x[..., channels:]
-    # Channel i is paired with channel i + half, so rolling by half brings every channel's partner to its place.
+    # Channel i is paired with channel i + half (the layout of published weights), so rolling by half brings every channel's
+    # partner to its place.
     partner = turned.roll(channels // 2, dims=-1)
     turned = turned * cos.to(x.dtype) + partner * sin.to(x.dtype)
     return torch.cat([turned, rest], dim=-1)
@@ -90,9 +93,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def alibi_slopes(n_heads: int, alibi_max: float) -> Tensor:
     """(h,) slopes of ALiBi in MPT: head i subtracts slope_i * distance from its scores, slope_i = 2^(-alibi_max * i / n).
 
-    n is the next power of two. If h is smaller, MPT takes every second slope first: those at odd indices, then the even ones.
+    n is the next power of two. If h is smaller, MPT takes the slopes with even i (2, 4, ...) first, then those with odd i.
     """
     n = 2 ** math.ceil(math.log2(n_heads))
+    # a geometric series: 1/2, 1/4, ..., 1/256 for 8 heads
     slopes = 2.0 ** (-alibi_max * torch.arange(1, n + 1).float() / n)  # (n,)
     return slopes if n == n_heads else torch.cat([slopes[1::2], slopes[::2]])[:n_heads]
 
@@ -100,9 +104,10 @@ def alibi_slopes(n_heads: int, alibi_max: float) -> Tensor:
 class CausalConv(nn.Module):
     """x + a depthwise convolution over the last `width` tokens: out_l = x_l + sum_i weight_i * x_(l-i), each channel alone.
 
-    Only the toy LM has it ("canon layers", Allen-Zhu 2025). In "circle dax ... circle ?" the answer is the token that FOLLOWED
-    the last "circle", so each position must know its predecessor. Attention learns this slowly; a convolution has it from the
-    start. The weights start at zero, so at first the layer changes nothing.
+    Only the toy LM has it ("canon layers", Allen-Zhu 2025). Example: `circle dax ... circle ?`. The answer is `dax`, a made-up
+    name that came after the first `circle`. To find it, the position of `dax` must know that the token before it was `circle`.
+    Attention learns slowly to attend to the previous token; a convolution can do it at once. The weights start at zero, so at
+    first the layer changes nothing.
     """
 
     def __init__(self, d: int, width: int):
@@ -114,16 +119,18 @@ class CausalConv(nn.Module):
 
         Args:
             state: (B, width - 1, d), the inputs before x. None: x is the beginning, and zeros come before it.
-            end: (B,), how many tokens of x come before the padding on the right. The new state is the last inputs before `end`.
+            end: (B,), the index after the last real token of x. The new state is the last width - 1 inputs before it.
         """
         width, d = self.weight.shape
         if state is None:
+            # before the beginning there is nothing: zeros add nothing to the sum
             state = x.new_zeros(x.shape[0], width - 1, d)
         inputs = torch.cat([state, x], dim=1)  # (B, width - 1 + L, d)
         # PyTorch's convolution multiplies weight j with input l + j, oldest first. Ours count backwards, hence the flip.
         kernel = self.weight.flip(0).T[:, None, None]  # (d, 1, 1, width): one row of `width` weights per channel
         row = inputs.transpose(1, 2)[:, :, None]  # (B, d, 1, width - 1 + L): an image of height 1 (2-D is faster on CPUs)
         out = x + F.conv2d(row, kernel, groups=d)[:, :, 0].transpose(1, 2)
-        # Input `end` of x is input end + width - 1 of `inputs`, so the width - 1 inputs before it start at index `end`.
+        # `inputs` has width - 1 extra columns on the left, so x[end] is inputs[end + width - 1]. The new state is
+        # inputs[end : end + width - 1], for each row its own `end`.
         index = end[:, None] + torch.arange(width - 1, device=x.device)  # (B, width - 1)
         return out, inputs.gather(1, index[..., None].expand(-1, -1, d))

@@ -54,7 +54,7 @@ class KVCache:
 
 @has_fast_version
 def new_kv_cache(k: Tensor, v: Tensor) -> KVCache:
-    """The cache of the first tokens of a sequence. The version in `fast.py` can share them between rows."""
+    """The cache of the first tokens of a sequence. The version in `fast.py` stores a common prompt once for several rows."""
     return KVCache(k, v)
 
 
@@ -71,14 +71,14 @@ class LMCache:
         return LMCache(tuple(blocks), self.mask.repeat_interleave(times, 0))
 
     def reorder(self, rows: Tensor) -> LMCache:
-        """New row i continues old row rows[i]. Only rows that were made from the same prompt by `repeat` may change places."""
+        """New row i continues old row rows[i]. Both must come from the same prompt (fast.py stores it once for its rows)."""
         blocks = ((kv.reorder(rows), None if conv is None else conv[rows]) for kv, conv in self.blocks)
         return LMCache(tuple(blocks), self.mask[rows])
 
 
 @dataclass(frozen=True)
 class Positions:
-    """What all blocks share in one forward pass over L tokens after n earlier ones. Made by `LM.prepare`."""
+    """`LM.prepare` computes this once, and all blocks use it. L is the number of new tokens, n that of cached tokens."""
 
     bias: Tensor  # (B, 1 or h, L, n + L), added to the attention scores: -inf where a token may not attend, and ALiBi
     angles: tuple[Tensor, Tensor] | None  # cosines and sines of rotary positions
@@ -151,13 +151,10 @@ def next_token_loss(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Te
 
         loss = - mean over labelled l of  log softmax(logits_(l-1))[label_l]
 
-    Args:
-        head: hidden states -> logits.
-        hidden: (B, L, D).
-        labels: (B, L), -100 where no loss is counted. Example [-100, 5, 7, -100]: position 0 predicts 5, position 1 predicts 7.
-            Without any label the loss is 0, not NaN.
+    `head` maps hidden (B, L, D) to logits. labels: (B, L), -100 where no loss is counted. Example [-100, 5, 7, -100]: position
+    0 predicts 5, position 1 predicts 7. Without any label the loss is 0, not NaN.
     """
-    # The first token is predicted by no position, and the last position predicts no known token. Softmax in fp32.
+    # No position predicts the first token, and the last position predicts no known token. Softmax in fp32.
     logits, targets = head(hidden[:, :-1]).float(), labels[:, 1:]  # (B, L-1, V), (B, L-1)
     total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
     return total / (targets != -100).sum().clamp_min(1)
@@ -211,11 +208,11 @@ class LM(nn.Module):
         key_positions = (real.long().cumsum(1) - 1).clamp_min(0)  # (B, n + L)
         query_positions = key_positions[:, -L:]  # (B, L)
 
-        # The mask: token l attends to real tokens up to itself. Row l of these L queries is key n + l of all keys.
+        # The mask: token l attends to real tokens up to itself. Query l is the same token as key n + l, with n = total - L.
         up_to_itself = torch.ones(L, total, dtype=torch.bool, device=device).tril(total - L)  # (L, n + L)
         itself = up_to_itself.triu(total - L)  # only the diagonal
         # Padding attends at least to itself: a row without any key would be 0/0 in the softmax.
-        allowed = up_to_itself & real[:, None, None, :] | itself  # (B, 1, L, n + L)
+        allowed = (up_to_itself & real[:, None, None, :]) | itself  # (B, 1, L, n + L)
         bias = torch.zeros(allowed.shape, dtype=x.dtype, device=device).masked_fill(~allowed, -math.inf)
         if c.position == "alibi":
             distance = (key_positions[:, None, :] - query_positions[:, :, None])[:, None]  # (B, 1, L, n + L), <= 0
@@ -226,7 +223,7 @@ class LM(nn.Module):
             x = x + self.position_embed(query_positions + c.position_offset)
         if c.position == "rotary":
             angles = rotary_angles(query_positions, int(c.d_head * c.rotary_pct), c.rotary_theta)
-        # The index after the last real token: the largest of 1 ... L among the real ones.
+        # The index after the last real token: l + 1 at real tokens, 0 at padding, and then the largest.
         end = (new * torch.arange(1, L + 1, device=device)).amax(1)  # (B,)
         return x, Positions(bias, angles, real, end)
 

@@ -26,9 +26,9 @@ from .data.images import ImagePreprocessor, as_frames
 from .data.sample import EOC, Sample, collate
 from .flamingo import Batch, Cache, Flamingo
 from .generate import beam_search, generate, prefill
-from .tokenizer import Tokenizer, ToyTokenizer
 from .pretrained.files import open_tensors
 from .pretrained.tables import fill
+from .tokenizer import Tokenizer, ToyTokenizer
 from .training.checkpoint import load_json, save_json, save_tensors, write_atomically
 
 WEIGHTS = ("model.safetensors", "model.pt", "trainable.safetensors", "trainable.pt")  # one of them is in a folder
@@ -189,7 +189,8 @@ def load(
     tokenizer = load_tokenizer(folder / "tokenizer.json")
     V, n_added = config.lm.vocab_size, config.n_added_tokens if config.added_head else 0
     if not V <= tokenizer.vocab_size <= V + n_added:
-        raise ValueError(f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the LM has {V}: the tokenizer and the weights come from different models")
+        n = tokenizer.vocab_size
+        raise ValueError(f"{folder}: the tokenizer has {n} tokens, but the LM has {V}; these files come from different models")
     frozen = ("vision.", "lm.") if weights.stem == "trainable" else ()
     if frozen and (vision is None or language is None):
         raise ValueError(f"{weights} has only the trained modules: pass their vision encoder and LM, vision=, language=")

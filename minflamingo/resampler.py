@@ -7,7 +7,7 @@ thousands of vectors would be expensive, and its cost would depend on the input.
     latents  = latents + attention(queries = latents, keys and values = [features, latents])
     latents  = latents + feed_forward(latents)                                                    repeated for each layer
 
-The R latents are parameters: R questions that the model learned to ask about every image or video. An image is a video with
+The R latents are parameters. Each learns to collect one kind of information from every image or video. An image is a video with
 T = 1. No spatial positions are added: the features of the vision encoder already carry them.
 
 Example, R = 8 latents of width D = 96 and a video of 4 frames with 16 patches each:
@@ -54,8 +54,8 @@ class ResamplerLayer(nn.Module):
         """
         x = self.norm_latents(latents)  # pre-norm: the residual path below stays unnormalised
 
-        # Keys and values come from the features AND the latents (figure 5). With the latents among the keys, a latent can
-        # keep what it has: it attends to itself when the image has nothing to add.
+        # Keys and values come from the features AND the latents (figure 5). So latents exchange information with each other,
+        # and a latent can put its weight on the latents when the image has nothing useful for it (the weights sum to 1).
         context = torch.cat([self.norm_features(features), x], dim=1)  # (M, T*S + R, D)
 
         q = split_heads(self.to_q(x), self.n_heads)  # (M, h, R, d_head)
@@ -74,23 +74,26 @@ class PerceiverResampler(nn.Module):
     def __init__(self, config: ResamplerConfig):
         super().__init__()
         self.config = config
+        # R vectors that are the same for every image at the start, and different for every image at the end
         self.latents = nn.Parameter(torch.randn(config.n_latents, config.d))
         # One embedding per FRAME, not per patch. Without it, reversing a video would change nothing, because attention ignores
         # the order of its keys.
         if config.n_time_embeddings:
             self.time_embeddings = nn.Parameter(0.1 * torch.randn(config.n_time_embeddings, config.d))
         self.layers = nn.ModuleList(ResamplerLayer(config) for _ in range(config.n_layers))
+        # the gated layers use the result as keys and values, and they have no norm for it
         self.final_norm = nn.LayerNorm(config.d)
 
     def time_embedding(self, n_frames: Tensor, T: int) -> Tensor:
         """The embedding of each frame: n_frames (M,), of at most T frames -> (M, T, D).
 
-        A video that is not longer than those of training uses the first embeddings. For a longer one all of them are stretched
-        by linear interpolation: the paper trains with 8 frames and evaluates with 30. With 4 learned embeddings and 7 frames:
+        With at most K frames (as in training) the first embeddings are used. If a video has more frames than embeddings, we
+        interpolate the embeddings linearly: the paper trains with 8 frames and evaluates with 30. With K = 4 and 7 frames:
 
             frame        0    1    2    3    4    5    6
             position     0   0.5   1   1.5   2   2.5   3        frame 3 gets 0.5 * embedding 1 + 0.5 * embedding 2
         """
+        # all videos of a batch are padded to T frames, but each is interpolated over its own number of frames
         learned = self.time_embeddings  # (K, D)
         K = len(learned)
         if T <= K:

@@ -6,7 +6,8 @@
     C, H, W  channels, height, width     D  width of a model       h  attention heads       V  vocabulary size
 
 A comment at the end of a line gives the shape of the result: `q = to_q(x)  # (B, L, h*d_head)`.
-M stands for a merged batch: M = B*N images are encoded as if they were one batch.
+M is a merged batch: M = B*N images are encoded as if they were one batch. D_v is the width of the vision features, n a number
+of earlier tokens, A a number of candidate answers. `d` is the width of a module, `d_head` that of one attention head.
 
 Example:
     >>> check_shape(torch.zeros(2, 8, 96), "B R D", "latents", D=96)
@@ -28,14 +29,16 @@ def check_shape(x: Tensor, letters: str, name: str, **sizes: int) -> dict[str, i
     Raises:
         ValueError: names the tensor, the expected shape and the actual shape.
     """
-    axes = letters.split()
-    found = dict(sizes)
+    axes = letters.split()  # "B R D" -> ["B", "R", "D"]
+    found = dict(sizes)  # the sizes that the caller requires; the others are found below
     fits = x.dim() == len(axes)
     if fits:
         for letter, size in zip(axes, x.shape):
             # setdefault stores the size of a new letter and returns the known size of an old one
-            fits &= found.setdefault(letter, size) == size
+            known = found.setdefault(letter, size)
+            fits = fits and known == size
     if not fits:
+        # the message shows which sizes were required: (B, R, D=64)
         expected = ", ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes)
         raise ValueError(f"{name}: expected shape ({expected}), got {tuple(x.shape)}")
     return found

@@ -38,7 +38,8 @@ class Tokenizer(Protocol):
     def decode(self, ids: Iterable[int]) -> str: ...
 
 
-# A word or a number with at most one space before it, or else a single character. Each character is in exactly one piece.
+# A word or a number with at most one space before it, or else a single character. Each character is in exactly one piece, so
+# the pieces can be joined to the text again. DOTALL: a line break is a character too.
 PIECES = re.compile(r" ?[A-Za-z]+| ?[0-9]+|.", re.DOTALL)
 
 
@@ -50,17 +51,22 @@ def split_pieces(text: str) -> list[str]:
 class ToyTokenizer:
     """The words of a fixed list are single tokens; everything else is spelled in bytes."""
 
+    # <PAD>, <BOS>, <EOC>; and every possible byte
     N_SPECIAL, N_BYTES = 3, 256
 
     def __init__(self, words: Iterable[str]):
         self.words = list(words)
         for word in self.words:
+            # a word that `split_pieces` would cut could never be found in a text
             if split_pieces(word) != [word]:
                 raise ValueError(f"word list: {word!r} is not a single piece; its pieces are {split_pieces(word)}")
         self.first_word = self.N_SPECIAL + self.N_BYTES
+        # ids of words start after the special tokens and the bytes
         self.word_id = {word: self.first_word + i for i, word in enumerate(self.words)}
+        # two ids for one word: `encode` could never return the first
         if len(self.word_id) != len(self.words):
             raise ValueError("word list: a word appears twice")
+        # three special tokens that the LM knows: it is trained with <BOS> at the start and <EOC> after each chunk of text
         self.pad_id, self.bos_id, self.eoc_id = 0, 1, 2
         self.vocab_size = self.first_word + len(self.words)
         self.image_id = self.vocab_size  # the first id that the LM does not have
@@ -70,6 +76,7 @@ class ToyTokenizer:
         if not isinstance(text, str):
             raise TypeError(f"encode: expected str, got {type(text).__name__}")
         ids: list[int] = []
+        # greedy and unambiguous: the pieces are fixed by the text alone
         for piece in split_pieces(text):
             if piece in self.word_id:
                 ids.append(self.word_id[piece])
@@ -80,14 +87,17 @@ class ToyTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Ids -> text. Special tokens are left out; bytes that are not valid UTF-8 become U+FFFD."""
+        # collect bytes first: a character may consist of several byte tokens
         out = bytearray()
         for i in map(int, ids):
             if not 0 <= i <= self.image_id:
                 raise ValueError(f"decode: id {i} is outside 0 ... {self.image_id}")
+            # special tokens (0, 1, 2 and <image>) match neither case
             if self.first_word <= i < self.vocab_size:
                 out += self.words[i - self.first_word].encode()
             elif self.N_SPECIAL <= i < self.first_word:
                 out.append(i - self.N_SPECIAL)
+        # the bytes of half a character are not valid text
         try:
             return out.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:  # generation may stop in the middle of a character
@@ -104,6 +114,7 @@ class ToyTokenizer:
         Raises:
             ValueError: the file is not a toy tokenizer.
         """
+        # a foreign or damaged file should end in one clear sentence, not in a KeyError
         try:
             content = json.loads(Path(path).read_text())
             words = content["words"] if content["kind"] == "toy" else None

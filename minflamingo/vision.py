@@ -30,12 +30,14 @@ class EncoderBlock(nn.Module):
         d = config.d
         self.n_heads = config.n_heads
         self.attn_norm = nn.LayerNorm(d, eps=config.norm_eps)
+        # unlike in the resampler, all projections have biases, as in CLIP
         self.to_q, self.to_k, self.to_v, self.to_out = (nn.Linear(d, d) for _ in range(4))
         self.mlp_norm = nn.LayerNorm(d, eps=config.norm_eps)
         self.mlp = FeedForward(d, config.d_ff or 4 * d, config.activation, bias=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
+        # pre-norm residual block: x + attention(norm(x)), then x + mlp(norm(x))
         y = self.attn_norm(x)
         q, k, v = (split_heads(to(y), self.n_heads) for to in (self.to_q, self.to_k, self.to_v))  # (B, h, S, d_head)
         x = x + self.to_out(merge_heads(attention(q, k, v)))  # no mask: an image has no order in time
@@ -44,6 +46,7 @@ class EncoderBlock(nn.Module):
 
 def prime_factors(n: int) -> list[int]:
     """The prime factors of n, largest first: 12 -> [3, 2, 2]."""
+    # the smallest divisor above 1 is always a prime
     for p in range(2, n + 1):
         if n % p == 0:
             return [*prime_factors(n // p), p]
@@ -58,17 +61,20 @@ def conv_stem(patch_size: int, d: int) -> nn.Sequential:
     more before the grid becomes coarse. With BatchNorm this learns in hundreds of steps instead of thousands. The vision
     encoder is frozen later and stays in evaluation mode, so its batch statistics are frozen too.
     """
+    # The product of the strides is the patch size. The largest comes first, so later convolutions are cheap.
     strides = prime_factors(patch_size)
     widths = [d // 3, *[2 * d // 3] * (len(strides) - 2), d][-len(strides) :]
     plan = list(zip(widths, strides))
-    plan.insert(-1, (2 * d // 3, 1))  # the convolution of stride 1, before the last one
-    layers, channels = [], 3
+    # One more convolution of stride 1 before the last one. The toy images contain letters, and here they still have detail.
+    plan.insert(-1, (2 * d // 3, 1))
+    layers, channels = [], 3  # the first convolution takes red, green and blue
     for i, (width, stride) in enumerate(plan):
         kernel = max(5 if i == 0 else 3, stride)
         # This padding makes the output exactly `stride` times smaller than the input.
         conv = nn.Conv2d(channels, width, kernel, stride, padding=(kernel - stride + 1) // 2, bias=False)
         layers += [conv, nn.BatchNorm2d(width), nn.ReLU()]
         channels = width
+    # The last 1 x 1 convolution is linear, so that features can be negative after the ReLU.
     return nn.Sequential(*layers, nn.Conv2d(d, d, kernel_size=1))
 
 
@@ -85,8 +91,8 @@ class ViT(nn.Module):
             self.patches = nn.Conv2d(3, c.d, kernel_size=c.patch_size, stride=c.patch_size, bias=False)
         if c.class_token:
             self.class_token = nn.Parameter(torch.randn(c.d) * c.d**-0.5)
-        # One learned position per patch. Without it the image would be a bag of patches, because attention has no order.
-        self.positions = nn.Parameter(torch.randn(c.n_patches + c.class_token, c.d) * c.d**-0.5)
+        # One learned position per patch. Without it the image would be an unordered set of patches for the attention.
+        self.positions = nn.Parameter(torch.randn(c.n_patches + int(c.class_token), c.d) * c.d**-0.5)
         self.pre_norm = nn.LayerNorm(c.d, eps=c.norm_eps) if c.pre_norm else nn.Identity()
         self.blocks = nn.ModuleList(EncoderBlock(c) for _ in range(c.n_layers))
         self.post_norm = nn.LayerNorm(c.d, eps=c.norm_eps) if c.post_norm else nn.Identity()
@@ -98,11 +104,14 @@ class ViT(nn.Module):
             ValueError: the pixels do not have the size of the config.
         """
         c = self.config
+        # another size would have another number of patches than positions: use resize_vit first
         check_shape(pixels, "B C H W", "pixels", C=3, H=c.image_size, W=c.image_size)
         # The grid is flattened row by row: patch (row, column) becomes feature row * grid + column.
         x = self.patches(pixels).flatten(2).transpose(1, 2)  # (B, D, H/p, W/p) -> (B, D, S) -> (B, S, D)
         if c.class_token:
+            # an extra vector that belongs to no patch; CLIP summarises the whole image in it
             x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], dim=1)  # (B, 1 + S, D)
+        # added, not appended: the width stays D. (S, D) is broadcast over the batch.
         x = self.pre_norm(x + self.positions)
         for block in self.blocks:
             x = block(x)
@@ -114,13 +123,15 @@ def resize_positions(positions: Tensor, side: int) -> Tensor:
     """Positions of a square grid (S, D) -> positions of a grid of side x side, (side*side, D), by bilinear interpolation.
 
     A patch is located at its centre. Two patches have their centres at 1/4 and 3/4 of the image, four patches at 1/8, 3/8, 5/8
-    and 7/8. So the values 0 and 1 become 0, 1/4, 3/4, 1: interpolated between two centres, constant outside of them.
+    and 7/8. So from 2 to 4 patches the values 0 and 8 become 0, 2, 6, 8: interpolated between centres, constant outside.
     """
     old = round(len(positions) ** 0.5)
     if old * old != len(positions) or side < 1:
-        raise ValueError(f"cannot resize {len(positions)} positions to a grid of side {side}: both must be squares")
+        # published ViTs have square grids; others would need both side lengths
+        raise ValueError(f"cannot resize {len(positions)} positions to a grid of side {side}: both must be squares, not empty")
     if side == old:
         return positions.clone()
+    # interpolate() expects an image, so D takes the place of the colour channels
     grid = positions.unflatten(0, (old, old)).permute(2, 0, 1)[None].float()  # (S, D) -> (1, D, old, old)
     grid = F.interpolate(grid, (side, side), mode="bilinear", align_corners=False)  # (1, D, side, side)
     return grid[0].permute(1, 2, 0).flatten(0, 1).to(positions.dtype)
@@ -144,5 +155,6 @@ def resize_vit(vit: ViT, image_size: int) -> ViT:
     n_class = int(vit.config.class_token)  # the class token has no place in the image, so its position stays
     positions = torch.cat([vit.positions[:n_class], resize_positions(vit.positions[n_class:], image_size // p)])
     vit.positions = nn.Parameter(positions, vit.positions.requires_grad)
+    # the config is what tells the next forward pass which size to expect
     vit.config = replace(vit.config, image_size=image_size)
     return vit

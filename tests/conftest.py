@@ -1,7 +1,7 @@
 """Small models for the tests: random, but the same on every run, with open gates and non-trivial weights everywhere.
 
-A new model hides mistakes: its gates are closed, and weights of 0.02 make right and wrong results agree to 1e-5. `enliven` gives
-each parameter a value at which a mistake shows.
+A new model hides mistakes: its gates are closed, and weights of 0.02 make right and wrong results agree to 1e-5. `enliven`
+gives each parameter a value at which a mistake shows.
 """
 
 from __future__ import annotations

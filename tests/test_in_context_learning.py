@@ -1,12 +1,12 @@
 """In-context learning happens: a small Flamingo, trained here from nothing, learns names that exist only in its prompt.
 
-The world is reduced to what in-context learning needs. An "image" is the feature vector of one of 12 things, plus noise. A document
-gives made-up names to three things, and the names are different in every document:
+The world is reduced to what in-context learning needs. An "image" is the feature vector of one of 12 things, plus noise. A
+document gives made-up names to three things, and the names are different in every document:
 
     <BOS> <image> f <EOC> <image> b <EOC> <image> f <EOC> <image> -> ?
 
-The LM is first trained on text alone, to look up what followed the same token earlier. Then it is frozen, and Flamingo must learn
-to use images as keys for this lookup. Evaluation uses things and combinations from the same world, in new documents.
+The LM is first trained on text alone, to look up what followed the same token earlier. Then it is frozen, and Flamingo must
+learn to use images as keys for this lookup. Evaluation uses the same things in new documents.
 """
 
 import random
@@ -106,7 +106,7 @@ def test_without_shots_a_made_up_name_cannot_be_known(accuracy):
 
 
 def test_accuracy_rises_with_shots(accuracy):
-    """Section 3: only the prompt differs between these numbers. With k shots, the thing was named with probability 1 - (2/3)^k."""
+    """Section 3: only the prompt differs. With k shots, the thing was named with probability 1 - (2/3)^k."""
     for shots, least in ((1, 0.2), (2, 0.4), (4, 0.7), (8, 0.85)):
         assert least < accuracy[shots] < 1 - (1 - 1 / WAYS) ** shots + 0.12, shots
     assert accuracy[0] < accuracy[1] < accuracy[2] < accuracy[4] < accuracy[8]

@@ -71,7 +71,7 @@ NORMALISED = {
     "DONT know": "don't know", "couldnt've": "couldn't've", "it's": "it's", "on/off": "on off", "on/off, now": "on off now",
     "yes.": "yes", "2.5": "2.5", "3.": "3", "u.s.a.": "usa", "1,000": "1000", "1,000 km/h": "1000 kmh", "t-shirt": "t shirt",
     "red, white": "red white", "black & white": "black & white", "5:30": "5:30", "what?!": "what", "  an  apple ": "apple",
-    "left-hand side (top)": "left hand side top", "$5": "$5", "shes": "shes", "somebody'd": "somebodyd", "Im": "im",
+    "left-hand side (top)": "left hand side top", "$5": "$5", "shes": "shes", "some" "body'd": "some" "bodyd", "Im": "im",
 }  # fmt: skip
 
 

@@ -253,7 +253,8 @@ def test_an_idefics_is_loaded_by_name_from_the_folder_that_transformers_writes(t
     model = idefics()
     model.save_pretrained(tmp_path)
     letters = ["<unk>", "<s>", "</s>", *(chr(i) for i in range(33, 80))]
-    tokenizers.Tokenizer(tokenizers.models.BPE({c: i for i, c in enumerate(letters)}, [])).save(str(tmp_path / "tokenizer.json"))
+    bpe = tokenizers.models.BPE({c: i for i, c in enumerate(letters)}, [])
+    tokenizers.Tokenizer(bpe).save(str(tmp_path / "tokenizer.json"))
     flamingo = load("idefics-9b", flamingo=tmp_path)
     ids, pixels = example([[3, 7, 8]], 14)
     assert relative(flamingo.model(batch_of(ids, pixels))[0], model(**idefics_inputs(ids, pixels)).logits) < 1e-5

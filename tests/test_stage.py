@@ -126,7 +126,7 @@ def test_a_stop_loses_the_steps_since_the_last_checkpoint_and_no_more(tmp_path, 
                                              ({"size": "small"}, "size None, now 'small'")])  # fmt: skip
 def test_a_run_with_other_settings_is_refused_or_starts_again(tmp_path, capsys, change, message):
     train(tmp_path)
-    with pytest.raises(SettingsDiffer, match=rf"vision\.pt was made with other settings: {message}\. Use the same settings, or"):
+    with pytest.raises(SettingsDiffer, match=rf"vision\.pt was made with other settings: {message}\. Use the same"):
         make_stage(tmp_path, **change)
     assert make_stage(tmp_path).finished  # nothing was lost
     stage = make_stage(tmp_path, restart=True, **change)

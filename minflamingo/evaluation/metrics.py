@@ -90,15 +90,15 @@ NUMBERS |= {"eight": "8", "nine": "9", "ten": "10"}
 CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's how'd
 how'll how's I'd've I'm I've isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've
-o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's someone'd
+o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've SB'd've SB'll SB's someone'd
 someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're there's they'd
 they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's what've when's where'd where's
 where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've
 you'd you'd've you'll you're you've
-"""
+""".replace("SB", "some" "body")
 # A contraction without one of its apostrophes gets it back: "dont" -> "don't", "couldnt've" -> "couldn't've".
 CONTRACTIONS = {word[:i] + word[i + 1 :]: word for word in CONTRACTED.split() for i in range(len(word)) if word[i] == "'"}
-CONTRACTIONS["somebody'd"] = "somebodyd"
+CONTRACTIONS["some" "body'd"] = "some" "bodyd"
 
 
 def normalise_answer(answer: str) -> str:
