@@ -118,7 +118,7 @@ class Pipeline:
         if safetensors:
             save_file = import_safetensors().save_file
             # This format stores a tensor that has two names (a tied output layer) only once.
-            unique = {id(tensor): (name, tensor.contiguous()) for name, tensor in reversed(state.items())}
+            unique = {tensor.data_ptr(): (name, tensor.contiguous()) for name, tensor in reversed(state.items())}
             write_atomically(path, lambda temporary: save_file(dict(unique.values()), temporary))
         else:
             save_tensors(state, path)
