@@ -38,6 +38,9 @@ class Protocol:
     batch_size: int = 16
 
 
+DEFAULT_PROTOCOL = Protocol()
+
+
 def random_order(n: int, *words: object) -> Iterator[int]:
     """0 ... n - 1 in a random order that depends only on `words`. Drawn one by one, because n may be half a million."""
     rng, drawn = random.Random(" ".join(map(str, words))), set()
@@ -139,7 +142,7 @@ def score_records(task: Task, records: Sequence[dict], seed: int = 0) -> dict:
 
 
 def evaluate(
-    pipeline: Pipeline, task: Task, shots: str, *, trial: int = 0, protocol: Protocol = Protocol(),
+    pipeline: Pipeline, task: Task, shots: str, *, trial: int = 0, protocol: Protocol = DEFAULT_PROTOCOL,
     features: FeatureCache | None = None, folder: str | Path | None = None,
 ) -> dict:  # fmt: skip
     """Answer all queries -> the result of `score_records`, and "records".
