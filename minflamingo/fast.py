@@ -6,7 +6,6 @@ pair in values and gradients. Each version is here because it makes something th
 
     attend_to_media    each text token meets its own image only                 long prompts, training on many images
     new_kv_cache       new tokens without copies, one copy of a shared prompt   each generated token, many queries, beams
-    next_token_loss    logits of one chunk of tokens at a time                  memory of training with a large vocabulary
 
 Which version runs depends on shapes alone, never on measured time, so the same input always gives the same result.
 """
@@ -22,7 +21,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from .attention import attention
 
@@ -54,52 +52,54 @@ def disabled() -> Iterator[None]:
 
 # ------------------------------------------------------------------------------------ cross-attention per image
 
-MIN_BLOCK = 8  # tokens: smaller blocks would copy more keys than they save scores
-MIN_KEYS = 256  # visual tokens: with fewer, sorting the text costs more than the masked scores
+MIN_IMAGES, MIN_KEYS = 4, 320  # with fewer images or visual tokens, sorting the text costs more than the masked scores
+
+
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    """x (B, n, ...), index (B, m) -> (B*m, ...): row index[b, i] of each x[b]. One flat index: its gradient is fast, too."""
+    B, n = x.shape[:2]
+    flat = index + n * torch.arange(B, device=x.device)[:, None]  # row i of x[b] is row b*n + i of all
+    return x.flatten(0, 1).index_select(0, flat.flatten())
 
 
 def attend_to_media(q: Tensor, k: Tensor, v: Tensor, phi: Tensor, n_latents: int) -> Tensor:
     """`gated_xattn.attend_to_media` without the scores that the mask throws away.
 
-    The tokens of each image are sorted into blocks of c tokens. A block belongs to one image and attends to its R visual
-    tokens, without a mask. Example with 2 images and c = 2; a dot is padding:
+    The tokens of each image are sorted into blocks of equal size. A block belongs to one image and attends to its R visual
+    tokens, without a mask. Example with 2 images and blocks of 2; a dot is padding:
 
         phi  0 1 1 1 2        blocks  [1 1] [1 .] [2 .]        images of the blocks  0 0 1
 
-    The number of blocks is fixed by the shapes: N images need at most (L + N * (c - 1)) / c. So no size depends on the data,
+    The number of blocks is fixed by the shapes: at most one block of each image is not full. So no size depends on the data,
     and the function needs no synchronisation with a GPU and can be compiled.
     """
     (B, h, L, d), N = q.shape, k.shape[2] // n_latents
-    c = max(MIN_BLOCK, math.ceil(L / (2 * N)))
-    M = (L + N * (c - 1)) // c
-    if N * n_latents < MIN_KEYS or 2 * M * c >= L * N:  # few images or a short text: there is little to save
+    if N < MIN_IMAGES or N * n_latents < MIN_KEYS:  # there is little to save
         number = torch.arange(1, N + 1, device=q.device).repeat_interleave(n_latents)
         return attention(q, k, v, (number == phi[..., None])[:, None])
+    size = math.ceil(L / N)  # tokens per block: about the text of one image
+    M = (L + N * (size - 1)) // size  # blocks per sequence, about 2 N
     # Where each token goes: after the blocks of earlier images, at its rank among the tokens of its own image.
     belongs = phi[..., None] == torch.arange(1, N + 1, device=q.device)  # (B, L, N) bool, all False where phi is 0
     image = (phi - 1).clamp(0, N - 1)  # (B, L)
     rank = belongs.long().cumsum(1).gather(2, image[..., None])[..., 0] - 1  # (B, L)
-    n_blocks = (belongs.sum(1) + c - 1) // c  # (B, N)
-    last_block = n_blocks.cumsum(1)  # (B, N) the blocks of image n end before this number
-    slot = (last_block - n_blocks).gather(1, image) * c + rank  # (B, L)
-    slot = slot.where(belongs.any(-1), M * c)  # tokens without an image share one extra slot, whose result is zero
+    n_blocks = (belongs.sum(1) + size - 1) // size  # (B, N)
+    end = n_blocks.cumsum(1)  # (B, N) the blocks of image n end before this number
+    slot = (end - n_blocks).gather(1, image) * size + rank  # (B, L)
+    slot = slot.where(belongs.any(-1), M * size)  # tokens without an image share one extra slot, whose result is zero
     # The inverse: which token is in each slot. Padding slots hold token 0; their results are not used.
     tokens = torch.arange(L, device=q.device).expand(B, L)
-    token = slot.new_zeros(B, M * c + 1).scatter(1, slot, tokens)[:, :-1]  # (B, M*c)
-    block_image = torch.searchsorted(last_block, torch.arange(M, device=q.device).expand(B, M).contiguous(), right=True)
-    block_image = block_image.clamp_max(N - 1) + N * torch.arange(B, device=q.device)[:, None]  # (B, M) in 0 ... B*N - 1
+    token = slot.new_zeros(B, M * size + 1).scatter(1, slot, tokens)[:, :-1]  # (B, M*size)
+    blocks = torch.arange(M, device=q.device).expand(B, M).contiguous()
+    block_image = torch.searchsorted(end, blocks, right=True).clamp_max(N - 1)  # (B, M) in 0 ... N - 1
 
-    def rows(x: Tensor, index: Tensor) -> Tensor:
-        """x (B, n, h, d), index (B, m) -> the rows (B, m, h, d)."""
-        return x.gather(1, index[..., None, None].expand(-1, -1, h, d))
-
-    # (B, h, L, d) -> the tokens of each block (B*M, h, c, d)
-    q = rows(q.transpose(1, 2), token).reshape(B * M, c, h, d).transpose(1, 2)
-    # (B, h, N*R, d) -> (B*N, h, R, d) -> the image of each block (B*M, h, R, d)
-    k, v = (x.unflatten(2, (N, n_latents)).transpose(1, 2).flatten(0, 1)[block_image.flatten()] for x in (k, v))
-    out = attention(q, k, v).transpose(1, 2).reshape(B, M * c, h, d)
+    # (B, h, L, d) -> the tokens of each block (B*M, h, size, d)
+    q = gather_rows(q.transpose(1, 2), token).unflatten(0, (B * M, size)).transpose(1, 2)
+    # (B, h, N*R, d) -> (B, N, R, h, d) -> the image of each block (B*M, h, R, d)
+    k, v = (gather_rows(x.transpose(1, 2).unflatten(1, (N, n_latents)), block_image).transpose(1, 2) for x in (k, v))
+    out = attention(q, k, v).transpose(1, 2).reshape(B, M * size, h, d)
     out = F.pad(out, (0, 0, 0, 0, 0, 1))  # the extra slot: zero
-    return rows(out, slot).transpose(1, 2)  # (B, h, L, d)
+    return gather_rows(out, slot).unflatten(0, (B, L)).transpose(1, 2)  # (B, h, L, d)
 
 
 # ------------------------------------------------------------------- key-value cache: spare memory, shared prefixes
@@ -189,31 +189,4 @@ def new_kv_cache(k: Tensor, v: Tensor) -> FastKVCache:
     return FastKVCache(k, v)
 
 
-# ------------------------------------------------------------------------------------------- loss in chunks of tokens
-
-CHUNK = 2**24  # logits at a time: 64 MB in fp32
-
-
-def next_token_loss(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:
-    """`lm.next_token_loss`, with the logits of one chunk of tokens at a time.
-
-    2,000 tokens with a vocabulary of 50,000 have 100 million logits: 400 MB in fp32, and several times that with gradients.
-    Here each chunk's logits are dropped after the forward pass and computed again in the backward pass (activation
-    checkpointing).
-    """
-    hidden, targets = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()  # (n, D), (n,)
-    vocabulary = head(hidden[:0]).shape[-1]
-    size = max(1, CHUNK // vocabulary)  # tokens per chunk
-
-    def chunk_loss(hidden: Tensor, targets: Tensor) -> Tensor:
-        return F.cross_entropy(head(hidden).float(), targets, ignore_index=-100, reduction="sum")
-
-    if len(hidden) <= size:
-        total = chunk_loss(hidden, targets)
-    else:
-        parts = zip(hidden.split(size), targets.split(size))
-        total = sum(checkpoint(chunk_loss, h, t, use_reentrant=False) for h, t in parts)
-    return total / (targets != -100).sum().clamp_min(1)
-
-
-FAST_VERSIONS = {f.__name__: f for f in (attend_to_media, new_kv_cache, next_token_loss)}
+FAST_VERSIONS = {f.__name__: f for f in (attend_to_media, new_kv_cache)}

@@ -217,8 +217,8 @@ class Flamingo(nn.Module):
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean negative log-likelihood of the labelled tokens (paper section 2.4)."""
-        hidden, _ = self(batch, head=nn.Identity())
-        return next_token_loss(self.head, hidden, batch.labels)
+        logits, _ = self(batch)
+        return next_token_loss(logits, batch.labels)
 
     def join_media(self, cache: Cache, media: MediaKeysValues | None, phi: Tensor) -> tuple[MediaKeysValues | None, Tensor]:
         """The cached image comes first, then the new ones. Text before the first new image attends to the cached one.

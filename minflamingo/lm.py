@@ -16,7 +16,6 @@ Example, two tokens and then one more:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -145,18 +144,18 @@ class Block(nn.Module):
         return x + self.dropout(self.mlp(self.mlp_norm(x))), (kv, conv)
 
 
-@has_fast_version
-def next_token_loss(head: Callable[[Tensor], Tensor], hidden: Tensor, labels: Tensor) -> Tensor:
+def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """Language modelling: position l predicts token l + 1, and only labelled tokens count (paper section 2.4).
 
         loss = - mean over labelled l of  log softmax(logits_(l-1))[label_l]
 
-    `head` maps hidden (B, L, D) to logits. labels: (B, L), -100 where no loss is counted. Example [-100, 5, 7, -100]: position
-    0 predicts 5, position 1 predicts 7. Without any label the loss is 0, not NaN.
+    logits: (B, L, V). labels: (B, L), -100 where no loss is counted. Example [-100, 5, 7, -100]: position 0 predicts 5,
+    position 1 predicts 7. Without any label the loss is 0, not NaN.
     """
-    # No position predicts the first token, and the last position predicts no known token. Softmax in fp32.
-    logits, targets = head(hidden[:, :-1]).float(), labels[:, 1:]  # (B, L-1, V), (B, L-1)
-    total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    # Shift the labels to the left: the target of position l is token l + 1. The target of the last position is not known.
+    targets = F.pad(labels[:, 1:], (0, 1), value=-100)  # (B, L)
+    # Softmax in fp32: in half precision the sum over a large vocabulary is inaccurate.
+    total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
     return total / (targets != -100).sum().clamp_min(1)
 
 
@@ -227,23 +226,22 @@ class LM(nn.Module):
         end = (new * torch.arange(1, L + 1, device=device)).amax(1)  # (B,)
         return x, Positions(bias, angles, real, end)
 
-    def forward(self, embeddings: Tensor, attention_mask: Tensor | None = None, cache: LMCache | None = None, head=None):
+    def forward(self, embeddings: Tensor, attention_mask: Tensor | None = None, cache: LMCache | None = None):
         """Text alone: logits (B, L, V), and the cache that includes these tokens.
 
         Args:
             embeddings: (B, L, D), from `lm.embed(ids)`. Positions are added here.
             attention_mask: (B, L) bool, False at padding. None: no padding.
             cache: from an earlier call; these tokens come after it.
-            head: what to apply to the final hidden states. None: the LM's own output layer.
         """
         x, positions = self.prepare(embeddings, attention_mask, cache)
         blocks = []
         for i, block in enumerate(self.blocks):
             x, block_cache = block(x, positions, cache and cache.blocks[i])
             blocks.append(block_cache)
-        return (head or self.head)(self.final_norm(x)), LMCache(tuple(blocks), positions.mask)
+        return self.head(self.final_norm(x)), LMCache(tuple(blocks), positions.mask)
 
     def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
         """The mean negative log-likelihood per labelled token of ids, labels (B, L). See `next_token_loss`."""
-        hidden, _ = self(self.embed(ids), head=nn.Identity())
-        return next_token_loss(self.head, hidden, labels)
+        logits, _ = self(self.embed(ids))
+        return next_token_loss(logits, labels)

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import LM_FAMILIES, close, enliven, random, tiny_lm
-from torch import Tensor, nn
+from torch import Tensor
 
 from minflamingo.config import LMConfig
 from minflamingo.lm import LM, next_token_loss
@@ -195,8 +195,8 @@ def test_position_l_predicts_token_l_plus_1_and_only_labels_count():
     """Section 2.4: the mean negative log-likelihood over labelled tokens; without any label it is 0, not NaN."""
     logits, labels = random(2, 5, 11, seed=1), torch.tensor([[9, -100, 3, 4, -100], [-100, -100, -100, -100, 7]])
     terms = [-logits[b, l - 1].log_softmax(-1)[labels[b, l]] for b, l in ((0, 2), (0, 3), (1, 4))]
-    assert close(next_token_loss(nn.Identity(), logits, labels), sum(terms) / 3)
-    loss = next_token_loss(nn.Identity(), logits.requires_grad_(), torch.full_like(labels, -100))
+    assert close(next_token_loss(logits, labels), sum(terms) / 3)
+    loss = next_token_loss(logits.requires_grad_(), torch.full_like(labels, -100))
     loss.backward()
     assert loss == 0 and not logits.grad.any()
 
@@ -205,6 +205,6 @@ def test_the_loss_of_the_lm_is_that_of_its_logits_and_dropout_is_active_in_train
     """The first training stage: the LM learns alone."""
     lm, ids = enliven(tiny_lm(dropout=0.5)), torch.tensor([[1, 5, 3, 8], [1, 4, 4, 2]])
     labels = ids.masked_fill(ids == 1, -100)
-    expected = next_token_loss(lm.head, lm(lm.embed(ids), head=nn.Identity())[0], labels)
+    expected = next_token_loss(lm(lm.embed(ids))[0], labels)
     assert close(lm.loss(ids, labels), expected)
     assert not close(lm.train().loss(ids, labels), expected, 1e-3)
