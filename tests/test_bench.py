@@ -57,7 +57,7 @@ def test_the_command_writes_a_table_and_a_figure(tmp_path, capsys):
     main(["bench", "--size", "tiny", "--rounds", "1", "--out", str(tmp_path), "--device", "cpu"])
     rows = json.loads((tmp_path / "bench.json").read_text())["rows"]
     expected = {"prompt, 32 shots", "prompt and 32 tokens, 32 shots", "one token after 32 shots",
-                "training step, B 2, N 2, L 32", "100 queries that share the 32 shots"}  # fmt: skip
+                "training step, B 2, N 2, L 32", "1,000 queries after the same 32 shots"}  # fmt: skip
     assert expected <= set(rows)
     printed = capsys.readouterr()
     for label, row in rows.items():

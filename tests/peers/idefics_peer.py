@@ -10,13 +10,17 @@ from serve import serve
 from torch import nn
 from transformers import IdeficsConfig, IdeficsForVisionText2Text
 
-CHANGES = {
-    "lm": {"position": "rotary", "position_offset": 0, "attention_bias": False, "output_bias": False, "mlp_bias": False,
-           "norm": "rmsnorm", "norm_eps": 1e-6, "activation": "silu", "gated_mlp": True, "tied_head": False},
-    "resampler": {"activation": "relu"},
-    "flamingo": {"xattn_activation": "silu", "xattn_gated_mlp": True, "xattn_norm": "rmsnorm", "xattn_norm_eps": 1e-6,
-                 "n_added_tokens": 2, "added_head": "own"},
-}  # fmt: skip
+
+def changes(d: int, heads: int, **sizes) -> dict:
+    """Cross-attention has as many heads as the LM."""
+    return {
+        "vision": {"image_size": 28, "patch_size": 14, "n_layers": 1, "n_heads": 4, "d_ff": 64},
+        "lm": {"position": "rotary", "position_offset": 0, "attention_bias": False, "output_bias": False, "mlp_bias": False,
+               "norm": "rmsnorm", "norm_eps": 1e-6, "activation": "silu", "gated_mlp": True, "tied_head": False},
+        "resampler": {"activation": "relu"},
+        "flamingo": {"xattn_activation": "silu", "xattn_gated_mlp": True, "xattn_norm": "rmsnorm", "xattn_norm_eps": 1e-6,
+                     "xattn_n_heads": heads, "xattn_d_head": d // heads, "n_added_tokens": 2, "added_head": "own"},
+    }  # fmt: skip
 
 
 def build(
@@ -50,14 +54,15 @@ def media_mask(model: IdeficsForVisionText2Text, ids: torch.Tensor, n_media: int
 
 def logits(model: IdeficsForVisionText2Text, ids: torch.Tensor, media: torch.Tensor) -> torch.Tensor:
     mask = media_mask(model, ids, media.shape[1])
-    features = media[:, :, 0].flatten(0, 1)  # (B*N, S, D)
+    features = media[:, :, 0]  # (B, N, S, D)
     return model(ids, attention_mask=torch.ones_like(ids), image_encoder_embeddings=features, image_attention_mask=mask).logits
 
 
 def generate(model: IdeficsForVisionText2Text, ids: torch.Tensor, media: torch.Tensor, n: int) -> torch.Tensor:
     how = {"max_new_tokens": n, "min_new_tokens": n, "do_sample": False, "attention_mask": torch.ones_like(ids)}
-    mask, features = media_mask(model, ids, media.shape[1]), media[:, :, 0].flatten(0, 1)
-    return model.generate(ids, image_hidden_states=features, image_attention_mask=mask, **how)
+    mask, features = media_mask(model, ids, media.shape[1]), media[:, :, 0]  # (B, N, S, D)
+    visual = model.model.perceiver_resampler(features.flatten(0, 1)).unflatten(0, features.shape[:2])  # (B, N, R, D)
+    return model.generate(ids, image_hidden_states=visual, image_attention_mask=mask, **how)
 
 
 def loss(model: IdeficsForVisionText2Text, ids: torch.Tensor, labels: torch.Tensor, media: torch.Tensor) -> torch.Tensor:

@@ -35,7 +35,11 @@ from transformers import (  # noqa: E402
     OPTForCausalLM,
 )
 
-CHANGES = {"resampler": {"n_latents": 64}}  # the number of latents is fixed
+
+def changes(**sizes) -> dict:
+    """The number of latents is fixed. The vision encoder is the small one below."""
+    vision = {"image_size": 28, "patch_size": 14, "n_layers": 2, "n_heads": 4, "activation": "quick_gelu"}
+    return {"vision": {**vision, "keep_class_token": False}, "resampler": {"n_latents": 64}}
 
 
 def language_model(family: str, vocabulary: int, d: int, layers: int, heads: int, d_ff: int, length: int) -> nn.Module:

@@ -57,7 +57,7 @@ def answer(peer, model: nn.Module, optimizer: torch.optim.Optimizer, request: di
 
 
 def serve(peer, folder: Path) -> None:
-    """`peer` is a module with CHANGES, build(**sizes), trained(model), logits, generate and loss."""
+    """`peer` is a module with changes(**sizes), build(**sizes), trained(model), logits, generate and loss."""
     case = json.loads((folder / "case.json").read_text())
     torch.set_num_threads(case.pop("threads"))
     model = peer.build(**case)
@@ -65,6 +65,6 @@ def serve(peer, folder: Path) -> None:
     for part in peer.trained(model):
         part.requires_grad_(True)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5)
-    print(json.dumps({"changes": peer.CHANGES}), flush=True)
+    print(json.dumps({"changes": peer.changes(**case)}), flush=True)
     for line in sys.stdin:
         print(json.dumps(answer(peer, model, optimizer, json.loads(line))), flush=True)
