@@ -73,9 +73,9 @@ def check_batch(batch: Batch, image_id: int) -> None:
         n_media = torch.full_like(n_tokens, batch.media.shape[1])
     else:
         n_media = (batch.frames > 0).sum(1)
-    for b, (tokens, media) in enumerate(zip(n_tokens.tolist(), n_media.tolist())):
-        if tokens != media:
-            raise ValueError(f"sample {b}: {tokens} <image> tokens but {media} images; pass one image per <image> token")
+    for b, (tokens, images) in enumerate(zip(n_tokens.tolist(), n_media.tolist())):
+        if tokens != images:
+            raise ValueError(f"sample {b}: {tokens} <image> tokens but {images} images; pass one image per <image> token")
 
 
 @dataclass(frozen=True)
@@ -83,19 +83,19 @@ class Cache:
     """Everything that generation carries from step to step. Never changed in place.
 
     lm: keys and values of earlier text.
-    media: keys and values of the last image only: text that follows cross-attends to no earlier one. What earlier images
+    media_kv: keys and values of the last image only: text that follows cross-attends to no earlier one. What earlier images
         contributed is in the keys and values of the text. None: no row has had an image.
     phi: (B,), 1 if the row has had an image, otherwise 0.
     """
 
     lm: LMCache
-    media: MediaKeysValues | None
+    media_kv: MediaKeysValues | None
     phi: Tensor
 
     def repeat(self, times: int) -> Cache:
         """Each row `times` times, one after the other: the same prompt for several continuations."""
-        media = self.media and {i: tuple(x.repeat_interleave(times, 0) for x in kv) for i, kv in self.media.items()}
-        return Cache(self.lm.repeat(times), media, self.phi.repeat_interleave(times, 0))
+        media_kv = self.media_kv and {i: tuple(x.repeat_interleave(times, 0) for x in kv) for i, kv in self.media_kv.items()}
+        return Cache(self.lm.repeat(times), media_kv, self.phi.repeat_interleave(times, 0))
 
     def reorder(self, rows: Tensor) -> Cache:
         """New row i continues old row rows[i]. The rows of one prompt have the same images, so only the text changes places."""
@@ -193,55 +193,55 @@ class Flamingo(nn.Module):
         phi = media_index((batch.ids == self.image_id) & batch.attention_mask, batch.attend_next)  # (B, L)
 
         # Images -> visual tokens -> keys and values for every gated layer.
-        media = None
+        media_kv = None
         if batch.media is not None:
             visual = self.encode_media(batch.media, batch.frames)  # (B, N, R, D_v)
-            media = {i: layer.xattn.project_media(visual) for i, layer in self.xattn_layers.items()}
+            media_kv = {i: layer.xattn.project_media(visual) for i, layer in self.xattn_layers.items()}
         if cache is not None:
-            media, phi = self.join_media(cache, media, phi)
+            media_kv, phi = self.join_media(cache, media_kv, phi)
 
         # Text through the frozen LM, with a gated layer before some of its blocks.
-        y, positions = self.lm.prepare(self.embed(batch.ids), batch.attention_mask, cache and cache.lm)  # (B, L, D)
+        y, info = self.lm.prepare(self.embed(batch.ids), batch.attention_mask, cache and cache.lm)  # (B, L, D)
         block_caches = []
         for i, block in enumerate(self.lm.blocks):
             if str(i) in self.xattn_layers:
-                y = self.xattn_layers[str(i)](y, media and media[str(i)], phi, self.config.resampler.n_latents)
-            y, block_cache = block(y, positions, cache and cache.lm.blocks[i])
+                y = self.xattn_layers[str(i)](y, media_kv and media_kv[str(i)], phi, self.config.resampler.n_latents)
+            y, block_cache = block(y, info, cache and cache.lm.blocks[i])
             block_caches.append(block_cache)
         logits = (head or self.head)(self.lm.final_norm(y))
 
         # What later tokens need: the LM's keys and values, and the last image of each row.
-        last_phi = phi.gather(1, (positions.end - 1).clamp_min(0)[:, None])[:, 0]  # (B,) phi of the last real token
-        media, last_phi = self.last_image(media, last_phi)
-        return logits, Cache(LMCache(tuple(block_caches), positions.mask), media, last_phi)
+        last_phi = phi.gather(1, (info.end - 1).clamp_min(0)[:, None])[:, 0]  # (B,) phi of the last real token
+        media_kv, last_phi = self.last_image(media_kv, last_phi)
+        return logits, Cache(LMCache(tuple(block_caches), info.mask), media_kv, last_phi)
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean negative log-likelihood of the labelled tokens (paper section 2.4)."""
         logits, _ = self(batch)
         return next_token_loss(logits, batch.labels)
 
-    def join_media(self, cache: Cache, media: MediaKeysValues | None, phi: Tensor) -> tuple[MediaKeysValues | None, Tensor]:
+    def join_media(self, cache: Cache, media_kv: MediaKeysValues | None, phi: Tensor) -> tuple[MediaKeysValues | None, Tensor]:
         """The cached image comes first, then the new ones. Text before the first new image attends to the cached one.
 
         Example: one cached image and a prompt `a <image> b` with phi 0 1 1. Joined: images 1 (cached) and 2, phi 1 2 2.
         """
-        if cache.media is None:
-            return media, phi
+        if cache.media_kv is None:
+            return media_kv, phi
         before = cache.phi[:, None].expand_as(phi)
-        if media is None:
-            return cache.media, before
+        if media_kv is None:
+            return cache.media_kv, before
         R = self.config.resampler.n_latents
-        n_cached = next(iter(cache.media.values()))[0].shape[2] // R
-        joined = {i: tuple(torch.cat([old, new], 2) for old, new in zip(cache.media[i], media[i])) for i in media}
+        n_cached = next(iter(cache.media_kv.values()))[0].shape[2] // R
+        joined = {i: tuple(torch.cat([old, new], 2) for old, new in zip(cache.media_kv[i], media_kv[i])) for i in media_kv}
         return joined, torch.where(phi > 0, phi + n_cached, before)
 
-    def last_image(self, media: MediaKeysValues | None, phi: Tensor) -> tuple[MediaKeysValues | None, Tensor]:
+    def last_image(self, media_kv: MediaKeysValues | None, phi: Tensor) -> tuple[MediaKeysValues | None, Tensor]:
         """Keep only the keys and values of image phi in each row, (B, h, R, d_head), as image 1. phi = 0: any one, not used."""
-        if media is None:
+        if media_kv is None:
             return None, phi
         rows, number = torch.arange(len(phi), device=phi.device), (phi - 1).clamp_min(0)
 
         def pick(x: Tensor) -> Tensor:
             return x.unflatten(2, (-1, self.config.resampler.n_latents))[rows, :, number]  # (B, h, N, R, d) -> (B, h, R, d)
 
-        return {i: (pick(k), pick(v)) for i, (k, v) in media.items()}, phi.clamp_max(1)
+        return {i: (pick(k), pick(v)) for i, (k, v) in media_kv.items()}, phi.clamp_max(1)

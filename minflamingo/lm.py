@@ -76,8 +76,8 @@ class LMCache:
 
 
 @dataclass(frozen=True)
-class Positions:
-    """`LM.prepare` computes this once, and all blocks use it. L is the number of new tokens, n that of cached tokens."""
+class SequenceInfo:
+    """What every block must know of the sequence. `LM.prepare` computes it once. L new tokens come after n cached ones."""
 
     bias: Tensor  # (B, 1 or h, L, n + L), added to the attention scores: -inf where a token may not attend, and ALiBi
     angles: tuple[Tensor, Tensor] | None  # cosines and sines of rotary positions
@@ -100,7 +100,7 @@ class SelfAttention(nn.Module):
             widths = (c.d, c.kv_heads * c.d_head) if c.qk_norm == "full" else (c.d_head, c.d_head)
             self.q_norm, self.k_norm = (make_norm(c.norm, w, c.norm_eps, c.norm_bias) for w in widths)
 
-    def forward(self, x: Tensor, positions: Positions, cache: KVCache | None) -> tuple[Tensor, KVCache]:
+    def forward(self, x: Tensor, info: SequenceInfo, cache: KVCache | None) -> tuple[Tensor, KVCache]:
         """x (B, L, D) -> (B, L, D), and the cache with these tokens appended."""
         c = self.config
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)  # (B, L, h*d_head)
@@ -109,10 +109,10 @@ class SelfAttention(nn.Module):
         q, k, v = split_heads(q, c.n_heads), split_heads(k, c.kv_heads), split_heads(v, c.kv_heads)  # (B, h, L, d_head)
         if c.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
-        if positions.angles is not None:
-            q, k = rotate(q, *positions.angles), rotate(k, *positions.angles)
+        if info.angles is not None:
+            q, k = rotate(q, *info.angles), rotate(k, *info.angles)
         cache = new_kv_cache(k, v) if cache is None else cache.append(k, v)
-        return self.to_out(merge_heads(cache.attend(q, positions.bias))), cache
+        return self.to_out(merge_heads(cache.attend(q, info.bias))), cache
 
 
 class Block(nn.Module):
@@ -128,15 +128,15 @@ class Block(nn.Module):
         self.mlp = FeedForward(c.d, c.d_ff or 4 * c.d, c.activation, c.mlp_bias, c.gated_mlp)
         self.dropout = nn.Dropout(c.dropout)
 
-    def forward(self, x: Tensor, positions: Positions, cache: tuple[KVCache, Tensor | None] | None = None):
+    def forward(self, x: Tensor, info: SequenceInfo, cache: tuple[KVCache, Tensor | None] | None = None):
         """x (B, L, D) -> (B, L, D), and the block's new cache: (KVCache, convolution state)."""
         kv, conv = cache or (None, None)
         y = self.attn_norm(x)
         if self.conv is not None:
             # Padding must not leak into the tokens next to it. The attention is masked; the convolution needs zeros.
-            real = positions.mask[:, -x.shape[1] :, None].to(x.dtype)  # (B, L, 1)
-            y, conv = self.conv(y * real, conv, positions.end)
-        attended, kv = self.attn(y, positions, kv)
+            real = info.mask[:, -x.shape[1] :, None].to(x.dtype)  # (B, L, 1)
+            y, conv = self.conv(y * real, conv, info.end)
+        attended, kv = self.attn(y, info, kv)
         attended = self.dropout(attended)
         if self.config.parallel_residual:  # GPT-NeoX: both branches read the same x
             return x + attended + self.dropout(self.mlp(self.mlp_norm(x))), (kv, conv)
@@ -188,8 +188,8 @@ class LM(nn.Module):
         """How many more tokens fit after `n_tokens`. Infinite if `max_length` is None."""
         return math.inf if self.config.max_length is None else self.config.max_length - n_tokens
 
-    def prepare(self, x: Tensor, attention_mask: Tensor | None, cache: LMCache | None) -> tuple[Tensor, Positions]:
-        """Token embeddings (B, L, D) -> the input of the first block, and the positions and mask that all blocks share.
+    def prepare(self, x: Tensor, attention_mask: Tensor | None, cache: LMCache | None) -> tuple[Tensor, SequenceInfo]:
+        """Token embeddings (B, L, D) -> the input of the first block, and what all blocks share.
 
         Raises:
             ValueError: the embeddings have another width, or the sequence is longer than `max_length`.
@@ -224,7 +224,7 @@ class LM(nn.Module):
             angles = rotary_angles(query_positions, int(c.d_head * c.rotary_pct), c.rotary_theta)
         # The index after the last real token: l + 1 at real tokens, 0 at padding, and then the largest.
         end = (new * torch.arange(1, L + 1, device=device)).amax(1)  # (B,)
-        return x, Positions(bias, angles, real, end)
+        return x, SequenceInfo(bias, angles, real, end)
 
     def forward(self, embeddings: Tensor, attention_mask: Tensor | None = None, cache: LMCache | None = None):
         """Text alone: logits (B, L, V), and the cache that includes these tokens.
@@ -234,12 +234,12 @@ class LM(nn.Module):
             attention_mask: (B, L) bool, False at padding. None: no padding.
             cache: from an earlier call; these tokens come after it.
         """
-        x, positions = self.prepare(embeddings, attention_mask, cache)
+        x, info = self.prepare(embeddings, attention_mask, cache)
         blocks = []
         for i, block in enumerate(self.blocks):
-            x, block_cache = block(x, positions, cache and cache.blocks[i])
+            x, block_cache = block(x, info, cache and cache.blocks[i])
             blocks.append(block_cache)
-        return self.head(self.final_norm(x)), LMCache(tuple(blocks), positions.mask)
+        return self.head(self.final_norm(x)), LMCache(tuple(blocks), info.mask)
 
     def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
         """The mean negative log-likelihood per labelled token of ids, labels (B, L). See `next_token_loss`."""

@@ -78,7 +78,7 @@ class MLPHalf(nn.Module):
         super().__init__()
         self.mlp_norm, self.mlp, self.dropout = block.mlp_norm, block.mlp, block.dropout
 
-    def forward(self, x: Tensor, positions, cache=None):
+    def forward(self, x: Tensor, info, cache=None):
         empty = x.new_zeros(len(x), 1, 0, 1)
         return x + self.dropout(self.mlp(self.mlp_norm(x))), (KVCache(empty, empty), None)
 

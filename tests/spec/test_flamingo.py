@@ -211,7 +211,7 @@ def test_a_sequence_in_pieces_with_a_cache_equals_the_whole_sequence(pad, prompt
         for b, prompt in enumerate(prompts):
             real = batch.attention_mask[b]
             assert close(logits[b, real], written_out(flamingo, prompt)[-int(real.sum()) :])
-        assert cache.media is None or all(k.shape == v.shape == (3, 2, R, 8) for k, v in cache.media.values())
+        assert cache.media_kv is None or all(k.shape == v.shape == (3, 2, R, 8) for k, v in cache.media_kv.values())
 
 
 @pytest.mark.parametrize("n_images, n_tokens", [(1, 2), (2, 1), (0, 1), (1, 0)])
