@@ -59,7 +59,7 @@ class Recipe:
     language_lr: float = 3e-3
     media: int = 24_000  # images and videos from which Flamingo's samples are made
     flamingo_steps: int = 1440
-    flamingo_data: StepSize = field(default_factory=StepSize)  # per step; also the lengths of the curriculum's stages
+    flamingo_data: StepSize = field(default_factory=StepSize)  # per step; also the lengths of the curriculum's phases
     flamingo_lr: float = 3e-3
     # The paper has 0.1. AdamW shrinks weights by lr * decay per step, and this run has few steps.
     flamingo_decay: float = 1.0

@@ -1,9 +1,8 @@
 """Data and hyperparameters of `python -m minflamingo ablate` on the toy world. The loop is in minflamingo/recipes/ablate.py.
 
-It is the last stage of `train_tiny.py` with the same mixture, learning rate and weight decay, but smaller steps and no earlier
-stages, so that all rows together take an hour. All rows of a seed train on the same samples. The score is the mean accuracy
-over six tasks: `caption` (in the paper COCO), `vqa` (VQAv2), `naming_fact` (OKVQA), `video` (VATEX, MSVDQA), `task`,
-`binding_2way`.
+Flamingo trains as in the last phase of `train_tiny.py`, but with smaller steps and without the first two phases, so that all
+rows together take an hour. All rows of a seed train on the same samples. The score is the mean accuracy over six tasks:
+`caption` (in the paper COCO), `vqa` (VQAv2), `naming_fact` (OKVQA), `video` (VATEX, MSVDQA), `task`, `binding_2way`.
 """
 
 import random
@@ -29,7 +28,7 @@ class Recipe:
     """Hyperparameters of every row."""
 
     steps: int = 700
-    lr: float = 3e-3
+    lr: float = 3e-3  # this and the next two: as in train_tiny.py, which says why
     gate_lr: float = 9e-3
     weight_decay: float = 1.0
     lm_weight_decay: float = 0.01  # of an LM that is trained too; the value of its pretraining
@@ -46,7 +45,7 @@ def initialize(flamingo: Flamingo) -> None:
     """Set the embedding of `<image>` to that of the list marker "-".
 
     In the LM's self-attention, `<image>` is one more token, and a 32-shot prompt has 32. The LM is pretrained on lists, so it
-    ignores a marker at the start of an entry. Without this, many facts and sums were wrong at 32 shots.
+    ignores a marker at the start of an entry. Without this initialisation, many facts and sums were wrong at 32 shots.
     """
     (marker,) = toy_tokenizer().encode(LIST_MARKER)
     flamingo.added_embed.weight.copy_(flamingo.lm.embed.weight[marker])

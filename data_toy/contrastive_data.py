@@ -12,22 +12,18 @@ from dataclasses import replace
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from minflamingo.tokenizer import Tokenizer
 
 from .draw import draw
 from .media_pool import random_scene
 from .words import caption
-from .world import ANIMALS, COLOURS, COUNTS, DIGITS, OPERATORS, PLACES, RELATIONS, SHAPES, SIGN_WORDS, Scene, held_out
+from .world import COLOURS, DIGITS, OPERATORS, RELATIONS, SHAPES, VALUES, Scene, held_out
 
+# Relative frequency of each kind of image. Kinds with several different things or digits are the most difficult.
 FREQUENCIES = {"single": 2, "things": 4, "pair": 6, "row": 3, "sign": 4, "sum": 6, "number": 4, "animal": 1}
-# The facts of a scene that a hard negative may change, and their values. Difficult ones are changed twice as often.
-VALUES = {
-    "things": {"colour": list(COLOURS), "shape": SHAPES, "count": COUNTS, "place": PLACES},
-    "sign": {"colour": list(COLOURS), "word": SIGN_WORDS, "place": ("top", "bottom")},
-    "animal": {"name": ANIMALS},
-}  # fmt: skip
-DIFFICULT = ("shape", "count", "word")
+DIFFICULT = ("shape", "count", "word")  # hard negatives change these facts twice as often as other facts
 
 
 def visible_caption(scene: Scene) -> str:
@@ -45,8 +41,9 @@ def hard_negative(rng: random.Random, scene: Scene) -> Scene:
     """The scene with one fact changed, or with two facts exchanged. The result may be held out.
 
     Examples: a red circle left of a blue star -> a blue circle left of a red star, or a red ring …; 3x6 -> 6x3, or 3x8.
+    Shapes change more often than colours, and the relation of a pair rarely: colours and places are easy to see.
     """
-    if scene.kind in VALUES:
+    if scene.kind in ("things", "sign", "animal"):
         values = VALUES[scene.kind]
         name = rng.choice([*values, *(name for name in values if name in DIFFICULT)])
         return replace(scene, **{name: other_value(rng, values[name], getattr(scene, name))})
@@ -85,7 +82,5 @@ def contrastive_batch(rng: random.Random, size: int, tokenizer: Tokenizer, hard:
             scene = next((candidate for candidate in candidates if not held_out(candidate)), None)
         last[kind] = scene or random_scene(rng, kind, "train")
         scenes.append(last[kind])
-    ids = [tokenizer.encode(" " + visible_caption(scene)) for scene in scenes]
-    longest = max(map(len, ids))
-    captions = torch.tensor([row + [0] * (longest - len(row)) for row in ids])
-    return np.stack([draw(scene, rng) for scene in scenes]), captions
+    ids = [torch.tensor(tokenizer.encode(" " + visible_caption(scene))) for scene in scenes]
+    return np.stack([draw(scene, rng) for scene in scenes]), pad_sequence(ids, batch_first=True)

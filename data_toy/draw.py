@@ -5,9 +5,9 @@
     draw_video(Video(("red", "circle"), ("blue", "star"), "right"), random.Random(0))  # (4, 48, 48, 3) uint8
 
 Everything that the scene does not determine is drawn from `rng`: shade and noise of the background, sizes, exact positions,
-brightness. An image takes some tens of microseconds: each shape is rendered once, at a large size, and reduced to a mask of
-coverage between 0 and 1, which is cached. Drawing is then `region += mask * (colour - region)` on a float canvas (3, 48, 48).
-Channels come first because numpy is slow when the last axis has only three entries. Animals are PNG files in animals/.
+brightness. Each shape is rendered once, at a large size, and reduced to a mask of coverage between 0 and 1, which is cached.
+Drawing is then `region += mask * (colour - region)` on a float canvas (3, 48, 48), which takes microseconds. Channels come
+first because numpy is slow when the last axis has only three entries. Animals are PNG files in animals/.
 """
 
 import math
@@ -18,9 +18,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .world import ANIMALS, COLOURS, DIRECTIONS, PLACES, RELATIONS, SHAPES, Scene, Video
+from .world import COLOURS, DIRECTIONS, VALUES, Scene, Video
 
 IMAGE_SIZE = 48
+N_FRAMES = 4  # of a video
 BOARD_SIZE = (42, 17)  # width and height of a sign
 
 
@@ -74,6 +75,7 @@ TURNS = [2 * math.pi * k / 90 for k in range(90)]
 HEART_Y = [13 * math.cos(t) - 5 * math.cos(2 * t) - 2 * math.cos(3 * t) - math.cos(4 * t) for t in TURNS]
 # The polygons of each shape, in a box from (0, 0) to (1, 1). A heart is the curve x = 16 sin^3 t, 32 wide and 29 high.
 POLYGONS = {
+    "circle": [], "ring": [],  # ellipses, see `shape_mask`
     "square": [[(0, 0), (1, 0), (1, 1), (0, 1)]],
     "triangle": [[(0.5, 0.0), (1.0, 1.0), (0.0, 1.0)]],
     "diamond": [[(0.5, 0.0), (0.9, 0.5), (0.5, 1.0), (0.1, 0.5)]],  # narrow: not a rotated square
@@ -88,8 +90,6 @@ POLYGONS = {
 @cache
 def shape_mask(shape: str, size: int) -> np.ndarray:
     """One of the eight shapes as a mask (size, size). It touches all four borders, or almost."""
-    if shape not in SHAPES:
-        raise ValueError(f"unknown shape {shape!r}; choose one of {', '.join(SHAPES)}")
     big = 32 * size
     image = Image.new("L", (big, big))
     pen = ImageDraw.Draw(image)
@@ -97,7 +97,7 @@ def shape_mask(shape: str, size: int) -> np.ndarray:
         pen.ellipse((0, 0, big - 1, big - 1), fill=255)
     if shape == "ring":  # the hole is visible even at 10 pixels
         pen.ellipse((0.23 * big, 0.23 * big, 0.77 * big, 0.77 * big), fill=0)
-    for points in POLYGONS.get(shape, ()):
+    for points in POLYGONS[shape]:
         pen.polygon([(x * big, y * big) for x, y in points], fill=255)
     return to_mask(image, size, size)
 
@@ -146,8 +146,6 @@ def board_mask() -> np.ndarray:
 @cache
 def animal_sprite(name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Colours times coverage (3, size, size), and the share of the background that remains visible (size, size)."""
-    if name not in ANIMALS:
-        raise ValueError(f"unknown animal {name!r}; choose one of {', '.join(ANIMALS)}")
     with Image.open(Path(__file__).parent / "animals" / f"{name}.png") as image:
         pixels = np.asarray(image.resize((size, size), Image.Resampling.BOX), dtype=np.float32)
     coverage = pixels[..., 3] / 255
@@ -156,8 +154,9 @@ def animal_sprite(name: str, size: int) -> tuple[np.ndarray, np.ndarray]:
 
 def draw(scene: Scene, rng: random.Random) -> np.ndarray:
     """Render a scene: uint8 (48, 48, 3). Raises ValueError if the world does not have this kind, place, shape, …"""
-    if scene.kind not in RENDERERS:
-        raise ValueError(f"unknown kind of scene {scene.kind!r}; choose one of {', '.join(RENDERERS)}")
+    for name, known in {"kind": VALUES, **VALUES.get(scene.kind, {})}.items():  # the keys of VALUES are the known kinds
+        if (value := getattr(scene, name)) not in known:
+            raise ValueError(f"{scene.kind}: unknown {name} {value!r}; choose one of {', '.join(map(str, known))}")
     canvas = background(rng)
     RENDERERS[scene.kind](canvas, scene, rng)
     return np.ascontiguousarray(canvas.astype(np.uint8).transpose(1, 2, 0))  # all colours are in 0..255 by construction
@@ -177,8 +176,6 @@ LINES = {1: (13, 17, 4), 2: (13, 16, 4), 3: (12, 14, 2), 4: (10, 11, 1)}
 
 def draw_things(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
     """One to four equal things: in a column at the left or right, or in a row at the top or bottom."""
-    if scene.place not in PLACES:
-        raise ValueError(f"things: unknown place {scene.place!r}; choose left, right, top or bottom")
     smallest, largest, gap = LINES[scene.count]
     size = between(rng, smallest, largest)
     mask, colour = shape_mask(scene.shape, size), random_brightness(scene.colour, rng)
@@ -194,8 +191,6 @@ def draw_things(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
 
 def draw_pair_or_row(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
     """Different things from left to right, or the first above the second, each up to 7 pixels off the middle line."""
-    if scene.kind == "pair" and scene.relation not in RELATIONS:
-        raise ValueError(f"pair: unknown relation {scene.relation!r}; choose 'left of' or 'above'")
     smallest, largest, *gaps = (14, 17, 2, 10) if scene.kind == "pair" else (13, 14, 1, 2)
     gap = between(rng, *gaps)
     sizes = [between(rng, smallest, largest) for _ in scene.things]
@@ -208,8 +203,6 @@ def draw_pair_or_row(canvas: np.ndarray, scene: Scene, rng: random.Random) -> No
 def top_or_bottom(scene: Scene, height: int, most: int, rng: random.Random) -> int:
     """The first row of something `height` pixels high, at the top or bottom, 1 to `most` pixels from the border."""
     offset = between(rng, 1, most)
-    if scene.place not in ("top", "bottom"):
-        raise ValueError(f"{scene.kind}: unknown place {scene.place!r}; choose top or bottom")
     return offset if scene.place == "top" else IMAGE_SIZE - height - offset
 
 
@@ -257,8 +250,8 @@ RENDERERS = {
 }  # fmt: skip
 
 
-def draw_video(video: Video, rng: random.Random, frames: int = 4) -> np.ndarray:
-    """Render a video: uint8 (frames, 48, 48, 3), from the start of the path to its end.
+def draw_video(video: Video, rng: random.Random) -> np.ndarray:
+    """Render a video: uint8 (4, 48, 48, 3), from the start of the path to its end.
 
     The path of the mover is in one half of the image, the still thing in the other. Only the order of the frames distinguishes
     a direction from its opposite: with the same seed, "left" is "right" played backwards. A model that ignores time can only
@@ -277,14 +270,14 @@ def draw_video(video: Video, rng: random.Random, frames: int = 4) -> np.ndarray:
     still_along = between(rng, 1, IMAGE_SIZE - still_size - 1)
     distance = between(rng, 27, 29)
     start = between(rng, 1, IMAGE_SIZE - size - distance - 1)
-    path = [start + round(distance * t / max(frames - 1, 1)) for t in range(frames)]
+    path = [start + round(distance * t / (N_FRAMES - 1)) for t in range(N_FRAMES)]
     if video.direction in ("left", "up"):  # the same positions in the opposite order
-        path = path[::-1] if frames > 1 else [start + distance]
+        path = path[::-1]
 
     x, y = (still_along, still_across) if horizontal else (still_across, still_along)
     paint(canvas, shape_mask(video.still[1], still_size), random_brightness(video.still[0], rng), x, y)
     mask, colour = shape_mask(video.mover[1], size), random_brightness(video.mover[0], rng)
-    pixels = np.empty((frames, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
+    pixels = np.empty((N_FRAMES, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     for t, along in enumerate(path):
         frame = canvas.copy()
         x, y = (along, across) if horizontal else (across, along)

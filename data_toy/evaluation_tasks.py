@@ -1,7 +1,9 @@
 """The ten few-shot tasks that `train_tiny.py` evaluates. All images are held-out cases, those of the support too.
 
-Only `binding` needs shots with images: nothing else defines a name. For `task`, `ocr` and `arithmetic`, the texts of two shots
-show what is asked. The others need no shots. `naming` asks about the four held-out animals; its support shows the other twelve.
+`binding` needs shots with images: nothing else defines a name. `task`, `ocr` and `arithmetic` need the texts of two shots:
+they show the question. With 0 shots, the prompt is only "Output:". In training, the answer to this prompt is usually a caption.
+So the model writes a caption, and accuracy is about 0. The other tasks need no shots. `naming` asks about the four held-out
+animals; its support shows the other twelve.
 """
 
 import random
@@ -22,7 +24,7 @@ TASKS = {
     "naming": partial(shot_rows.naming_row, split="test"),
     **{name: getattr(shot_rows, f"{name}_row") for name in ("vqa", "ocr", "arithmetic", "video", "caption")},
 }
-# Accuracy of guessing an answer of the right type without an image. None: there are too many answers to count.
+# Accuracy (0 to 1) of guessing an answer of the right type without an image. None: there are too many answers to count.
 CHANCE = {
     "task": None, "binding_2way": 1 / 2, "binding_4way": 1 / 4, "naming": 1 / len(ANIMALS), "naming_fact": 1 / len(ANIMALS),
     "vqa": None, "ocr": 1 / len(SIGN_WORDS), "arithmetic": 1 / (len(DIGITS) ** 2 * len(OPERATORS)),
@@ -35,13 +37,13 @@ def queries(task: str, pool: MediaPool, n: int, seed: int, support: int = 32) ->
     made = []
     for i in range(n):
         rng = random.Random(f"exam {seed} {task} {i}")  # this string is part of the definition of the tasks
-        *shots, query = TASKS[task](pool, rng, 2 * support + 1)
+        *shots, query = TASKS[task](pool, rng, 2 * support + 1)  # twice as many shots: some are removed below
         if query.choices is None:  # the support never contains the image of the query; `binding_row` takes care of that itself
             shots = [shot for shot in shots if shot.medium != query.medium]
         if task in ("ocr", "arithmetic"):  # so few held-out words and sums that the answer could often be copied
             shots = [shot for shot in shots if shot.answer != query.answer]
-        shown = tuple((pool.media[shot.medium], shot.prompt + shot.answer) for shot in shots[:support])
-        made.append(Query(shown, pool.media[query.medium], query.prompt, query.answer, query.choices))
+        shown = tuple((pool.media[shot.medium], shot.prompt + shot.answer + shot.fact) for shot in shots[:support])
+        made.append(Query(shown, pool.media[query.medium], query.prompt, query.answer + query.fact, query.choices))
     return made
 
 

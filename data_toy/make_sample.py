@@ -1,7 +1,7 @@
 """Write a small sample of the toy world to disk: `python -m data_toy.make_sample`.
 
-It shows the format (see README.md) and is useful to test a reader. Of each task there are documents with 3, 4 and 5 shots; in
-those with 5, each text comes before its image. Nothing in the sample is held out.
+It shows the format (see README.md) and is useful to test a reader. Each task has three documents, with 3, 4 and 5 shots. In the
+last one, each text comes before its image. Nothing in the sample is held out.
 """
 
 import random
@@ -18,7 +18,7 @@ from .words import caption, vocabulary
 from .world import ANIMALS
 
 FOLDER = Path(__file__).parent / "sample"
-# Number of media of each kind that everything is chosen from. It is small, so documents share images.
+# Number of media of each kind. All documents are made from these, so they share images, and the sample is small.
 MEDIA = {"things": 40, "pair": 10, "row": 7, "sign": 16, "sum": 24, "video": 12}
 PAIRS = {"things": 10, "pair": 8, "row": 5, "sign": 6, "sum": 6, "animal": 5}
 TASKS = ("task", "binding", "naming", "vqa", "ocr", "arithmetic", "video", "caption")
@@ -36,7 +36,7 @@ def draw_sample() -> dict[str, dict[str, Sample]]:
     """Dataset name -> id -> sample."""
     pool, words = small_pool(), vocabulary()
 
-    def rng_of(name: str, k: int) -> random.Random:  # with seed 352 the three documents of each task differ in what they ask
+    def rng_of(name: str, k: int) -> random.Random:  # with seed 352, the three documents of each task ask different things
         return random.Random(f"sample 352 {name} {k}")
 
     def captioned(kind: str, k: int) -> Sample:

@@ -1,4 +1,4 @@
-"""Media pools: some thousand images and videos, rendered once. Training documents and prompts are composed from them.
+"""Media pools: several thousand images and videos, rendered once. Training documents and prompts are composed from them.
 
 The vision encoder is frozen while Flamingo trains, so the features of a pool are computed once and replace its pixels.
 
@@ -10,7 +10,7 @@ The vision encoder is frozen while Flamingo trains, so the features of a pool ar
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ from minflamingo.flamingo import Flamingo
 
 from . import world
 from .draw import draw, draw_video
-from .words import attributes, questions
+from .words import attributes
 from .world import COLOURS, PLACES, SHAPES, Scene, Video, held_out
 
 PREPROCESS = ImagePreprocessor(size=48)
-# Relative frequency of each kind in a pool. "single" is "things" with count 1; made-up names refer to these.
+# Relative frequency of each kind in a pool; difficult kinds are frequent. "single": "things" with count 1, for made-up names.
 FREQUENCIES = {"single": 4, "things": 4, "pair": 4, "row": 1, "sign": 3, "sum": 5, "animal": 2, "video": 6}
 
 
@@ -48,18 +48,18 @@ def random_scene(rng: random.Random, kind: str, split: str | None = None) -> Sce
 
 
 def _any_scene(rng: random.Random, kind: str) -> Scene | Video:
-    colour, place, half = rng.choice(list(COLOURS)), rng.choice(PLACES), ("top", "bottom")
+    colour, place = rng.choice(list(COLOURS)), rng.choice(PLACES)
     if kind in ("single", "things"):
         count = 1 if kind == "single" else rng.choice(world.COUNTS)
         return Scene("things", colour=colour, shape=rng.choice(SHAPES), count=count, place=place)
     if kind == "sign":
-        return Scene(kind, colour=colour, word=rng.choice(world.SIGN_WORDS), place=rng.choice(half))
+        return Scene(kind, colour=colour, word=rng.choice(world.SIGN_WORDS), place=rng.choice(world.HALVES))
     if kind in ("sum", "number"):
         if kind == "sum":
             operands = (rng.choice(world.DIGITS), rng.choice(world.OPERATORS), rng.choice(world.DIGITS))
         else:
             operands = tuple(rng.choices(world.DIGITS, k=rng.choice((1, 2, 3, 3))))
-        return Scene(kind, colour=colour, operands=operands, place=rng.choice(half))
+        return Scene(kind, colour=colour, operands=operands, place=rng.choice(world.HALVES))
     if kind == "animal":
         return Scene(kind, name=rng.choice(world.ANIMALS))
     if kind == "pair":
@@ -75,17 +75,15 @@ def _any_scene(rng: random.Random, kind: str) -> Scene | Video:
 class MediaPool:
     """`media[i]` shows `scenes[i]`: uint8 pixels (T, H, W, C), or features of the vision encoder (T, S, D).
 
-    `ids` maps a key to the indices of all media with it. The keys are ("kind", kind), ("attribute", name), ("question", kind),
-    ("single", (colour, shape)), ("animal", name), ("mover", (colour, shape)).
+    `ids` maps a key to the indices of all media with it. The keys are ("kind", kind), ("attribute", name), ("animal", name),
+    ("single", (colour, shape)), ("mover", (colour, shape)).
     """
 
     scenes: list[Scene | Video]
     media: Sequence
-    ids: dict[tuple, list[int]] = field(default_factory=dict)
 
     def __post_init__(self):
-        if self.ids:  # given by `encode_media_pool`
-            return
+        self.ids: dict[tuple, list[int]] = {}
         for i, scene in enumerate(self.scenes):
             for key in keys_of(scene):
                 self.ids.setdefault(key, []).append(i)
@@ -102,8 +100,6 @@ def keys_of(scene: Scene | Video) -> list[tuple]:
     if isinstance(scene, Video):
         return [("kind", "video"), ("mover", scene.mover)]
     keys = [("kind", scene.kind), *(("attribute", name) for name in attributes(scene))]
-    if questions(scene):
-        keys.append(("question", scene.kind))
     if scene.kind == "animal":
         keys.append(("animal", scene.name))
     if scene.count == 1:
@@ -111,12 +107,12 @@ def keys_of(scene: Scene | Video) -> list[tuple]:
     return keys
 
 
-def draw_media_pool(size: int, seed: int, split: str = "train", frames: int = 4) -> MediaPool:
+def draw_media_pool(size: int, seed: int, split: str = "train") -> MediaPool:
     """A pool of `size` images and videos. The same seed gives the same pool."""
     rng = random.Random(f"album {seed} {split}")  # this string is part of the definition of the data
     kinds = rng.choices(list(FREQUENCIES), weights=list(FREQUENCIES.values()), k=size)
     scenes = [random_scene(rng, kind, split) for kind in kinds]
-    return MediaPool(scenes, [draw_video(s, rng, frames) if isinstance(s, Video) else draw(s, rng)[None] for s in scenes])
+    return MediaPool(scenes, [draw_video(s, rng) if isinstance(s, Video) else draw(s, rng)[None] for s in scenes])
 
 
 @torch.no_grad()
@@ -126,4 +122,4 @@ def encode_media_pool(flamingo: Flamingo, pool: MediaPool) -> MediaPool:
     pixels = np.concatenate(list(pool.media))  # (all frames, H, W, C)
     chunks = (PREPROCESS(pixels[i : i + 256]).to(device) for i in range(0, len(pixels), 256))
     features = torch.cat([flamingo.vision(chunk).cpu() for chunk in chunks])  # (all frames, S, D)
-    return MediaPool(pool.scenes, features.split([len(medium) for medium in pool.media]), pool.ids)
+    return MediaPool(pool.scenes, features.split([len(medium) for medium in pool.media]))

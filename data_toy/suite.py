@@ -3,9 +3,8 @@
     tasks = suite("test")               # {"captions": Task(…), …}; or: python -m minflamingo eval --task toy
 
 Training and validation splits show no held-out scene, the test split only held-out scenes (world.py). Shots are from the
-training split. Made-up names have one meaning in the whole benchmark, and `train_tiny.py` never uses them. Only the shots
-define the names, and the rule of `memes`. In the other tasks, shots only show the format of the answers. An example is defined
-by its number.
+training split. A made-up name has one meaning in the whole benchmark, and `train_tiny.py` never trains on it. Only the shots
+define these names, and the rule of `memes`. In the other tasks, shots only show the format of the answers.
 """
 
 import random
@@ -21,13 +20,13 @@ from minflamingo.evaluation.task import Example, Task, Template
 from .draw import draw, draw_video
 from .media_pool import distinct_things, draw_until_allowed, random_scene
 from .words import caption, questions
-from .world import COLOURS, DIRECTIONS, MADE_UP_NAMES, PLACES, SHAPES, Scene, Video, held_out
+from .world import COLOURS, DIRECTIONS, HALVES, MADE_UP_NAMES, PLACES, SHAPES, Scene, Video, held_out
 
 SPLITS = ("train", "validation", "test")
 # `memes`: the colours that fit each word. With these six words, held-out signs occur in both places and with both answers.
 WARM, COLD = ("red", "orange", "yellow"), ("green", "cyan", "blue")
 FITTING = {"stop": WARM, "cafe": WARM, "food": WARM, "park": COLD, "bus": COLD, "zoo": COLD}
-UNANSWERABLE = "nul"  # short, because the tokenizer spells it: otherwise the task would be about spelling
+UNANSWERABLE = "nul"  # short, because the tokenizer spells it: the task is not about spelling
 N_ANSWERS = 10  # per question, as in VQAv2; here they are all equal
 # Names that seed the random numbers of a benchmark, if they differ from its name. They are part of the definition of the data.
 SEED_NAMES = {"poor_images": "poor_pictures", "memes": "clashes"}
@@ -142,13 +141,13 @@ def reading(split: str, rng: random.Random) -> Item:
 
 
 def memes(split: str, rng: random.Random) -> Item:
-    """Does the colour of the sign fit its word? Neither alone decides, as in the "benign confounders" of HatefulMemes."""
+    """Does the colour of the sign fit its word? Neither alone decides. HatefulMemes calls such images "benign confounders"."""
     fits = rng.random() < 0.5
 
     def make() -> Scene:
         word = rng.choice(list(FITTING))
         colour = rng.choice([c for c in (*WARM, *COLD) if (c in FITTING[word]) == fits])
-        return Scene("sign", colour=colour, word=word, place=rng.choice(("top", "bottom")))
+        return Scene("sign", colour=colour, word=word, place=rng.choice(HALVES))
 
     return Item(partial(draw, draw_until_allowed(make, split)), ("yes" if fits else "no",), choices=("yes", "no"))
 
@@ -173,9 +172,9 @@ def clean(text: str) -> str:
     return text.split(".")[0].strip()
 
 
-def example(task: str, split: str, number: int, seed: int = 0) -> Example:
+def example(task: str, split: str, number: int) -> Example:
     """Example `number` of a split, always the same one. Its pixels are rendered when `media()` is called."""
-    stream = f"suite {seed} {SEED_NAMES.get(task, task)} {split} {number}"
+    stream = f"suite 0 {SEED_NAMES.get(task, task)} {split} {number}"
     item = SUITE[task][0](split, random.Random(stream))
 
     def media() -> object:
@@ -185,13 +184,13 @@ def example(task: str, split: str, number: int, seed: int = 0) -> Example:
     return Example(f"{split}-{number}", media, item.answers, item.fields, item.choices)
 
 
-def suite(split: str = "test", queries: int = 128, support: int = 512, seed: int = 0) -> dict[str, Task]:
+def suite(split: str = "test", queries: int = 128, support: int = 512) -> dict[str, Task]:
     """The nine tasks: `queries` examples of `split`, and `support` examples of the training split for the shots."""
     if split not in SPLITS:
         raise ValueError(f"the toy suite has no split {split!r}; choose one of {', '.join(SPLITS)}")
     tasks = {}
     for name, (_, template, metric, _) in SUITE.items():
-        shots = [example(name, "train", i, seed) for i in range(support)]
-        asked = [example(name, split, i, seed) for i in range(queries)]
+        shots = [example(name, "train", i) for i in range(support)]
+        asked = [example(name, split, i) for i in range(queries)]
         tasks[name] = Task(name, shots, asked, template, metric, clean, max_new_tokens=20 if template is OUTPUT else 16)
     return tasks

@@ -1,8 +1,8 @@
 """The text corpus of the language model. It contains no images and no `<image>` token. The LM trains on two parts:
 
 1. `lookup_practice`: random words. A few words are keys, and each has a random answer: " taxi" " two" <EOC> " red" "k" <EOC>
-   " taxi" -> " two". To lower the loss, the LM must look up what followed the same key earlier: the induction circuit (Olsson
-   et al. 2022). In-context learning with images uses it later. Lengths vary, so copying from a fixed distance is not enough.
+   " taxi" -> " two". To lower the loss, the LM must look up the answer after the same key: the induction circuit (Olsson et al.
+   2022). In-context learning with images uses it later. Keys are in random order, so copying from a fixed distance fails.
 2. `corpus_text`: texts about the toy world in the formats of the tasks, sometimes with a description where an image will be
    (" a red circle" "Output: red"); facts about animals; sums. Half of them are lists with a marker before each entry.
 
@@ -21,7 +21,8 @@ from .world import ANIMALS, CONSONANTS, DIGITS, MADE_UP_NAMES, OPERATORS, TEXT_O
 def lookup_practice(rng: random.Random, words: list[str], longest_filler: int, length: int) -> Sample:
     """A document of keys and answers, about `length` tokens long. Only answers whose key occurred before carry loss.
 
-    Between key and answer are up to `longest_filler` words, the same in the whole document. "This is a" will be such a filler.
+    Between key and answer are up to `longest_filler` words, the same in the whole document: practice for "This is a". Answers
+    have up to three tokens: practice for made-up names, which the tokenizer spells.
     """
     n_keys, width = rng.randint(3, 7), rng.choice((1, 1, 2, 3))
     filler = [NoLoss(word) for word in rng.sample(words, rng.randint(0, longest_filler))]
@@ -37,10 +38,10 @@ def lookup_practice(rng: random.Random, words: list[str], longest_filler: int, l
 
 
 def naming_text(rng: random.Random, chunks: int) -> Sample:
-    """ "This is a yak. They are mainly found in Nepal.", or in some documents only the names.
+    """ "This is a yak. They are mainly found in Nepal.", or in one of five documents only the names.
 
-    A fact carries loss where its animal occurs first: later it could be copied. In half of the documents animals repeat, as in
-    a prompt with 32 shots, so that the LM learns to recall a new fact there too.
+    A fact carries loss where its animal occurs first: later it could be copied. In half of the documents with facts, animals
+    repeat, as in a prompt with 32 shots. There, too, the LM must recall the fact about a new animal.
     """
     animals = (*ANIMALS, *TEXT_ONLY_ANIMALS)
     names = rng.sample(animals, min(chunks, len(animals)))
@@ -56,9 +57,9 @@ def naming_text(rng: random.Random, chunks: int) -> Sample:
 
 
 def binding_text(rng: random.Random, chunks: int) -> Sample:
-    """ "a red circle" "This is a dax.": a description instead of the image, then a name made up for this document."""
+    """ "a red circle" "This is a dak.": a description instead of the image, then a name made up for this document."""
     ways, names = rng.randint(2, 6), MADE_UP_NAMES["train"]
-    if rng.random() < 0.5:  # all names of this document have the same first letter, so only later letters distinguish them
+    if rng.random() < 0.5:  # all names of this document have the same first letter: the LM must also compare later letters
         first = rng.choice(CONSONANTS)
         names = [name for name in names if name[0] == first]
     names = rng.sample(names, ways)
@@ -108,11 +109,12 @@ def sums_text(rng: random.Random, chunks: int) -> Sample:
     return Sample(pieces)
 
 
-TEXT_KINDS = {binding_text: 4, output_text: 3, question_text: 3, naming_text: 5, sums_text: 6}  # and their weights
+# The kinds of documents and their weights. Facts and sums are frequent, because the LM must memorise each of them.
+TEXT_KINDS = {binding_text: 4, output_text: 3, question_text: 3, naming_text: 5, sums_text: 6}
 
 
 def corpus_text(rng: random.Random, chunks: int) -> Sample:
-    """One document of `chunks` chunks about the toy world. Half of the documents are lists."""
+    """A document of `chunks` chunks about the toy world. Half of the documents are lists."""
     draw = rng.choices(list(TEXT_KINDS), weights=list(TEXT_KINDS.values()))[0]
     document = draw(rng, chunks)
     return as_list(document, rng) if rng.random() < 0.5 else document

@@ -17,11 +17,11 @@ from . import world
 from .world import ANIMALS, COLOURS, SHAPES, Scene, Video
 
 NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
-# What the task "task" can ask about each kind of image.
+# The attributes that the task "task" can ask for, by kind of image. An image alone does not show which one is asked for.
 ATTRIBUTES = {
     "things": ("colour", "shape", "count", "place"), "sign": ("colour", "word", "place"), "sum": ("colour", "sum", "place"),
 }  # fmt: skip
-LIST_MARKER = "-"  # starts an entry of a list in the text corpus; in long documents it replaces an image that is left out
+LIST_MARKER = "-"  # before each entry of a list in the text corpus; in long documents, instead of an image that is left out
 
 
 def plural(shape: str, count: int = 2) -> str:
@@ -41,20 +41,19 @@ def sum_text(operands: tuple[int, str, int]) -> str:
 
 def caption(scene: Scene | Video) -> str:
     """A complete description."""
-    s = scene
-    if isinstance(s, Video):
-        return f"the {s.mover[0]} {s.mover[1]} moves {s.direction}"
-    if s.kind == "things":
-        how_many = with_article(s.colour) if s.count == 1 else f"{NUMBER_WORDS[s.count]} {s.colour}"
-        return f"{how_many} {plural(s.shape, s.count)} at the {s.place}"
-    if s.kind == "sign":
-        return f"{with_article(s.colour)} sign at the {s.place} says {s.word}"
-    if s.kind == "sum":
-        return f"{sum_text(s.operands)} in {s.colour} at the {s.place}"
-    if s.kind == "animal":
-        return f"a {s.name}"
-    named = [f"{with_article(colour)} {shape}" for colour, shape in s.things]
-    return f"{named[0]} {s.relation} {named[1]}" if s.kind == "pair" else f"{named[0]}, {named[1]} and {named[2]}"
+    if isinstance(scene, Video):
+        return f"the {scene.mover[0]} {scene.mover[1]} moves {scene.direction}"
+    if scene.kind == "things":
+        how_many = with_article(scene.colour) if scene.count == 1 else f"{NUMBER_WORDS[scene.count]} {scene.colour}"
+        return f"{how_many} {plural(scene.shape, scene.count)} at the {scene.place}"
+    if scene.kind == "sign":
+        return f"{with_article(scene.colour)} sign at the {scene.place} says {scene.word}"
+    if scene.kind == "sum":
+        return f"{sum_text(scene.operands)} in {scene.colour} at the {scene.place}"
+    if scene.kind == "animal":
+        return f"a {scene.name}"
+    named = [f"{with_article(colour)} {shape}" for colour, shape in scene.things]
+    return f"{named[0]} {scene.relation} {named[1]}" if scene.kind == "pair" else f"{named[0]}, {named[1]} and {named[2]}"
 
 
 def attributes(scene: Scene) -> dict[str, str]:
@@ -65,17 +64,16 @@ def attributes(scene: Scene) -> dict[str, str]:
 
 def questions(scene: Scene) -> list[tuple[str, str]]:
     """Questions about an image, with their answers."""
-    s = scene
-    if s.kind == "things":
-        shapes = plural(s.shape)
-        return [(f"How many {shapes}?", str(s.count)), (f"What colour are the {shapes}?", s.colour),
-                (f"Where are the {shapes}?", s.place), ("What shape?", s.shape)]  # fmt: skip
-    if s.kind == "pair":
-        (c1, s1), (c2, s2) = s.things
+    if scene.kind == "things":
+        shapes = plural(scene.shape)
+        return [(f"How many {shapes}?", str(scene.count)), (f"What colour are the {shapes}?", scene.colour),
+                (f"Where are the {shapes}?", scene.place), ("What shape?", scene.shape)]  # fmt: skip
+    if scene.kind == "pair":
+        (c1, s1), (c2, s2) = scene.things
         return [(f"What colour is the {s1}?", c1), (f"What colour is the {s2}?", c2),
-                (f"What is {s.relation} the {s2}?", f"{c1} {s1}")]  # fmt: skip
-    if s.kind == "sign":
-        return [("What does the sign say?", s.word), ("What colour is the sign?", s.colour)]
+                (f"What is {scene.relation} the {s2}?", f"{c1} {s1}")]  # fmt: skip
+    if scene.kind == "sign":
+        return [("What does the sign say?", scene.word), ("What colour is the sign?", scene.colour)]
     return []
 
 
@@ -85,7 +83,7 @@ def fact(name: str) -> str:
 
 
 def list_markers(rng: random.Random, n: int) -> list[str]:
-    """The markers of a list with `n` entries: all are "-", or, in every second list, about half are random words."""
+    """The markers of a list with `n` entries. In half of the lists all are "-", in the others about half are random words."""
     share = rng.choice((0.0, 0.5))
     return [rng.choice(vocabulary()) if rng.random() < share else LIST_MARKER for _ in range(n)]
 

@@ -10,23 +10,23 @@ A `Scene` holds the content of one image as plain facts. draw.py renders it, wor
     number   Scene("number", colour="green", operands=(8, 3, 6), place="top")          836; only for the vision encoder
     animal   Scene("animal", name="flamingo")                                          an animal
 
-Held out are one in eight of all scenes, eight pairs of digits, one in five made-up names, and the facts about four animals. No
-training image shows a held-out scene. All images of the evaluation show held-out scenes, except images of animals.
+No training image shows a held-out scene. All images of the evaluation show held-out scenes, except images of animals.
 """
 
 import zlib
 from dataclasses import dataclass
+from itertools import product
 
 COLOURS = {
     "red": (222, 45, 45), "orange": (245, 140, 25), "yellow": (250, 230, 60), "green": (45, 170, 75),
     "cyan": (70, 210, 230), "blue": (55, 85, 225), "purple": (155, 65, 195), "white": (245, 245, 245),
 }  # fmt: skip
 SHAPES = ("circle", "square", "triangle", "cross", "ring", "diamond", "heart", "star")
-PLACES = ("left", "right", "top", "bottom")
+PLACES = ("left", "right", "top", "bottom")  # of things
+HALVES = ("top", "bottom")  # places of signs, sums and numbers
 COUNTS = (1, 2, 3, 4)
 RELATIONS = ("left of", "above")
-REVERSED = {"left": "right", "right": "left", "up": "down", "down": "up"}
-DIRECTIONS = tuple(REVERSED)
+DIRECTIONS = ("left", "right", "up", "down")
 SIGN_WORDS = (
     "stop", "open", "exit", "taxi", "cafe", "bank", "sale", "food",
     "park", "shop", "bus", "zoo", "book", "milk", "tea", "jazz",
@@ -59,6 +59,15 @@ TEXT_ONLY_BY_COUNTRY = {
 TEXT_ONLY_ANIMALS = {animal: country for country, animals in TEXT_ONLY_BY_COUNTRY.items() for animal in animals.split()}
 
 
+# Kind of scene -> its fields and the values that they can have (without things and operands).
+VALUES = {
+    "things": {"colour": COLOURS, "shape": SHAPES, "count": COUNTS, "place": PLACES},
+    "pair": {"relation": RELATIONS}, "row": {}, "animal": {"name": ANIMALS},
+    "sign": {"colour": COLOURS, "word": SIGN_WORDS, "place": HALVES},
+    "sum": {"colour": COLOURS, "place": HALVES}, "number": {"colour": COLOURS, "place": HALVES},
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Scene:
     """The facts of one image. Fields that do not apply to its `kind` are None. `held_out` hashes the field names and values."""
@@ -87,8 +96,8 @@ class Video:
 def held_out(scene: Scene | Video) -> bool:
     """Is this scene reserved for evaluation?
 
-    One in eight is, by a hash of all facts: "two red circles at the left" can be held out when "two red circles at the top" is
-    not. For sums only the two digits decide. Animals are never held out.
+    One in eight is, by a hash of all facts: "two red circles at the left" can be held out while "two red circles at the top" is
+    not. For sums and numbers, only the first and the last digit decide. Animals are never held out.
     """
     if isinstance(scene, Scene) and scene.kind == "animal":
         return False
@@ -97,10 +106,11 @@ def held_out(scene: Scene | Video) -> bool:
     return zlib.crc32(repr(scene).encode()) % 8 == 0
 
 
+# Made-up names such as "dak". About one in five is held out for the test.
 CONSONANTS, VOWELS = "bdfgklmnprstvwz", "aeiou"
 WORDS = {*COLOURS, *SHAPES, *PLACES, *DIRECTIONS, *SIGN_WORDS, *ANIMALS, *TEXT_ONLY_ANIMALS}
-# Made-up names such as "dak" for each split. About one in five is held out.
-MADE_UP_NAMES: dict[str, list[str]] = {"train": [], "test": []}
-for _name in (first + vowel + last for first in CONSONANTS for vowel in VOWELS for last in CONSONANTS):
-    if _name not in WORDS:
-        MADE_UP_NAMES["test" if sum(map(ord, _name)) % 5 == 0 else "train"].append(_name)
+NAMES = [name for name in map("".join, product(CONSONANTS, VOWELS, CONSONANTS)) if name not in WORDS]
+MADE_UP_NAMES = {
+    "train": [name for name in NAMES if sum(map(ord, name)) % 5 != 0],
+    "test": [name for name in NAMES if sum(map(ord, name)) % 5 == 0],
+}

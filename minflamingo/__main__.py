@@ -8,10 +8,8 @@
     python -m minflamingo bench
 """
 
-from __future__ import annotations
-
 import argparse
-import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -32,10 +30,7 @@ def read_piece(word: str) -> object:
             raise FileNotFoundError(f"{word} looks like an image, but this file does not exist")
         return Image.open(path)
     if len(word) < 256 and path.is_dir():
-        frames = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGES)
-        if not frames:
-            raise FileNotFoundError(f"{word} is a folder without frames ({', '.join(IMAGES)})")
-        return [Image.open(frame) for frame in frames]
+        return [Image.open(frame) for frame in sorted(path.iterdir()) if frame.suffix.lower() in IMAGES]
     return word
 
 
@@ -55,51 +50,53 @@ def read_shots(folder: Path) -> list[object]:
 
 def with_chunk_ends(pieces: list[object]) -> list[object]:
     """Add EOC before each image or video that follows a text: <image>Output: a cat<EOC><image>Output:"""
-    out: list[object] = []
+    prompt: list[object] = []
     for piece in pieces:
-        if not isinstance(piece, str) and out and isinstance(out[-1], str):
-            out.append(EOC)
-        out.append(piece)
-    return out
+        if not isinstance(piece, str) and prompt and isinstance(prompt[-1], str):
+            prompt.append(EOC)
+        prompt.append(piece)
+    return prompt
 
 
 def complete(args: argparse.Namespace, load_model) -> None:
+    """Continue a prompt of images and text. An <EOC> is added between a text and the next image."""
     shots = read_shots(args.shots) if args.shots else []
     prompt = with_chunk_ends([*shots, *map(read_piece, args.prompt)])
     # The text appears while it is generated. Beam search knows its answer only at the end.
     show = None if args.beams > 1 else lambda text: print(text, end="", flush=True)
-    text = load_model().complete(
-        prompt, max_new_tokens=args.max_new_tokens, beams=args.beams, temperature=args.temperature, top_k=args.top_k,
-        top_p=args.top_p, seed=args.seed, on_text=show,
-    )  # fmt: skip
+    names = ("max_new_tokens", "beams", "temperature", "top_k", "top_p", "seed")
+    text = load_model().complete(prompt, on_text=show, **{name: getattr(args, name) for name in names})
     print(text if show is None else "")
 
 
 def add_complete_parser(commands, add_model_options) -> None:
-    parser = commands.add_parser("complete", help="continue a prompt of images and text")
-    parser.add_argument("prompt", nargs="+", help="image files, folders of frames, and text, in order")
-    parser.add_argument("--shots", type=Path, help="a folder of examples that come before the prompt")
-    parser.add_argument("--max-new-tokens", type=int, default=32)
-    parser.add_argument("--beams", type=int, default=1)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--top-k", type=int, default=None)
-    parser.add_argument("--top-p", type=float, default=None)
-    parser.add_argument("--seed", type=int, default=None)
+    parser = commands.add_parser("complete", help="continue a prompt of images and text", description=complete.__doc__)
+    add = parser.add_argument
+    add("prompt", nargs="+", help="image files, folders with the frames of a video, and texts, in the order of the prompt")
+    add("--shots", type=Path, help="folder with examples that come before the prompt: cat.png with its text in cat.txt, ...")
+    add("--max-new-tokens", type=int, default=32, help="the most tokens to generate; default: 32")
+    add("--beams", type=int, default=1, help="above 1: beam search; default: 1")
+    add("--temperature", type=float, default=0.0, help="above 0: sample; a higher value is more random; default: 0, greedy")
+    add("--top-k", type=int, help="sample only from the k most likely tokens; default: all")
+    add("--top-p", type=float, help="sample only from the most likely tokens with this total probability; default: all")
+    add("--seed", type=int, help="of the sampling; default: another result each time")
     add_model_options(parser)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a folder, the name of a published model, or tiny (the ready model)")
-    parser.add_argument("--vision", help="vision encoder of a published model, if not the default: file, folder, repository")
-    parser.add_argument("--language", help="its language model, if not the default")
-    parser.add_argument("--flamingo", help="its checkpoint, if not the default")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), default=None, help="default: as stored")
+    add, default = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
+    add("--model", required=True, help="a folder with a saved model, the name of a published model, or tiny (the ready model)")
+    add("--vision", help="vision encoder of a published model: a file, folder or repository; default: the usual one")
+    add("--language", help="its language model, likewise")
+    add("--flamingo", help="its resampler and gated cross-attention layers, likewise")
+    add("--device", default=default, help="cpu, cuda, cuda:1, mps, ...; default: %(default)s on this machine")
+    add("--dtype", choices=("float32", "bfloat16", "float16"), help="number format of the weights; default: as stored")
 
 
 def main(arguments: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m minflamingo")
-    commands = parser.add_subparsers(dest="command", required=True)
+    style = partial(argparse.ArgumentParser, formatter_class=argparse.RawDescriptionHelpFormatter)  # keeps line breaks
+    parser = style(prog="python -m minflamingo", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=style)
     add_complete_parser(commands, add_model_options)
     recipes = {"train": train, "eval": benchmarks, "finetune": finetune, "ablate": ablate, "bench": bench}
     for recipe in recipes.values():
@@ -107,15 +104,12 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
 
     def load_model() -> Pipeline:
-        dtype = None if args.dtype is None else getattr(torch, args.dtype)
         parts = {"vision": args.vision, "language": args.language, "flamingo": args.flamingo}
-        return load(args.model, device=args.device, dtype=dtype, **parts)
+        return load(args.model, device=args.device, dtype=args.dtype and getattr(torch, args.dtype), **parts)
 
+    run = complete if args.command == "complete" else recipes[args.command].run
     try:
-        if args.command == "complete":
-            complete(args, load_model)
-        else:
-            recipes[args.command].run(args, load_model)
+        run(args, load_model)
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise SystemExit(f"{error}") from None
     except KeyboardInterrupt:
@@ -123,4 +117,4 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -9,7 +9,7 @@ field is explained again where it is used.
     >>> FlamingoConfig.from_dict(config.to_dict()) == config
     True
 
-The presets of published models (OpenFlamingo, IDEFICS, the sizes in table 1 of the paper) are in `pretrained/presets.py`.
+The presets of published models (the sizes in table 1 of the paper, OpenFlamingo) are in `pretrained/presets.py`.
 """
 
 from __future__ import annotations

@@ -209,9 +209,12 @@ def score_answers(
     Returns:
         (B, A) sums of log-likelihoods.
     """
+    if len(answers) != len(prompt.ids):
+        raise ValueError(f"score_answers: candidates for {len(answers)} prompts, but the batch has {len(prompt.ids)} prompts")
     A = len(answers[0])
-    if any(len(a) != A for a in answers) or any(len(ids) == 0 for a in answers for ids in a):
-        raise ValueError("score_answers: every prompt needs the same number of candidates, and no candidate may be empty")
+    if A == 0 or any(len(a) != A for a in answers) or any(len(ids) == 0 for a in answers for ids in a):
+        needs = "every prompt needs the same number of candidates, at least one, and no candidate may be empty"
+        raise ValueError(f"score_answers: {needs}")
     logits, cache = prefill(flamingo, prompt, cache)
     # all candidates of all prompts become rows of one batch, padded on the right
     rows = [list(ids) for several in answers for ids in several]  # B*A answers

@@ -26,14 +26,14 @@ from .data.images import ImagePreprocessor, as_frames
 from .data.sample import EOC, Sample, collate
 from .flamingo import Batch, Cache, Flamingo
 from .generate import beam_search, generate, prefill
-from .pretrained.files import open_tensors
+from .pretrained.files import extra, open_tensors
+from .pretrained.published import REPOSITORIES, load_published
 from .pretrained.tables import fill
 from .tokenizer import Tokenizer, ToyTokenizer
 from .training.checkpoint import load_json, save_json, save_tensors, write_atomically
 
 WEIGHTS = ("model.safetensors", "model.pt", "trainable.safetensors", "trainable.pt")  # one of them is in a folder
-# The folder of the ready model, in a checkout of the repository.
-READY_MODEL = Path(__file__).parent.parent / "tutorials" / "pretrained" / "tiny"
+READY_MODEL = Path(__file__).parent.parent / "tutorials" / "pretrained" / "tiny"  # in a checkout of the repository
 
 
 @dataclass
@@ -113,12 +113,11 @@ class Pipeline:
         write_atomically(folder / "tokenizer.json", self.tokenizer.save)
         if trainable_only:
             state = {name: state[name] for name, _ in self.model.trainable_parameters()}
-        path = folder / ("trainable" if trainable_only else "model")
-        path = path.with_suffix(".safetensors" if safetensors else ".pt")
+        path = folder / f"{'trainable' if trainable_only else 'model'}.{'safetensors' if safetensors else 'pt'}"
         if safetensors:
-            save_file = import_safetensors().save_file
             # This format stores a tensor that has two names (a tied output layer) only once.
             unique = {tensor.data_ptr(): (name, tensor.contiguous()) for name, tensor in reversed(state.items())}
+            save_file = extra("safetensors.torch").save_file
             write_atomically(path, lambda temporary: save_file(dict(unique.values()), temporary))
         else:
             save_tensors(state, path)
@@ -126,23 +125,12 @@ class Pipeline:
             (folder / name).unlink(missing_ok=True)
 
 
-def import_safetensors():
-    try:
-        import safetensors.torch
-    except ImportError:
-        raise ImportError("the safetensors format needs a package: pip install 'minflamingo[real]'") from None
-    return safetensors.torch
-
-
 def stream_text(tokenizer: Tokenizer, on_text: Callable[[str], None]) -> Callable[[torch.Tensor], None]:
     """Turn tokens into text one by one. A character of several bytes is passed on when it is complete."""
-    ids: list[int] = []
-    shown = 0
+    ids, shown = [], 0
 
     def on_token(token: torch.Tensor) -> None:
         nonlocal shown
-        if int(token[0]) == tokenizer.eoc_id:
-            return
         ids.append(int(token[0]))
         text = tokenizer.decode(ids)
         if not text.endswith("\ufffd"):  # the replacement character: some bytes are still missing
@@ -168,43 +156,37 @@ def load(
         FileNotFoundError: the folder or one of its files is missing. ValueError: a file is damaged or does not fit.
     """
     folder = Path(folder_or_name)
-    if not folder.is_dir():
-        from .pretrained.published import NAMES, load_published
-
-        if str(folder_or_name) in NAMES:
-            parts = {"vision": vision, "language": language, "flamingo": flamingo}
-            return Pipeline(*load_published(str(folder_or_name), device=device, dtype=dtype, **parts))
-        if str(folder_or_name) == "tiny":
-            folder = READY_MODEL
+    if not folder.is_dir() and str(folder_or_name) in REPOSITORIES:
+        parts = {"vision": vision, "language": language, "flamingo": flamingo}
+        return Pipeline(*load_published(str(folder_or_name), device=device, dtype=dtype, **parts))
+    if not folder.is_dir() and str(folder_or_name) == "tiny":
+        folder = READY_MODEL
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / "model.pt")
     for path in (folder / "config.json", folder / "tokenizer.json", weights):
         if not path.is_file():
-            hint = "run `python train_tiny.py`, or save a model there with pipeline.save(folder)"
+            hint = f"run `python train_tiny.py`, or choose a published model: {', '.join(REPOSITORIES)}"
             raise FileNotFoundError(f"{folder} is not a saved Flamingo: {path.name} is missing; {hint}")
     content = load_json(folder / "config.json")
     try:
         config, preprocess = FlamingoConfig.from_dict(content["flamingo"]), ImagePreprocessor(**content["image"])
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} is not the config of a Flamingo: {error}") from None
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
-    V, n_added = config.lm.vocab_size, config.n_added_tokens if config.added_head else 0
-    if not V <= tokenizer.vocab_size <= V + n_added:
-        n = tokenizer.vocab_size
-        raise ValueError(f"{folder}: the tokenizer has {n} tokens, but the LM has {V}; these files come from different models")
-    frozen = ("vision.", "lm.") if weights.stem == "trainable" else ()
-    if frozen and (vision is None or language is None):
+    if weights.stem == "trainable" and (vision is None or language is None):
         raise ValueError(f"{weights} has only the trained modules: pass their vision encoder and LM, vision=, language=")
     with torch.device("meta"):  # no memory for weights that the file replaces
         model = Flamingo(config, vision, language)
-    table = {name: name for name in model.state_dict() if not frozen or not name.startswith(frozen)}
-    fill(model, open_tensors(weights), table, str(weights), dtype=dtype, device=device)
+    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    if tokenizer.image_id != model.image_id:
+        ids = f"{tokenizer.image_id} in tokenizer.json, but {model.image_id} in config.json"
+        raise ValueError(f"{folder}: the id of <image> is {ids}; these files come from different models")
+    fill(model, open_tensors(weights), {}, str(weights), dtype=dtype, device=device)
     return Pipeline(model.to(device).eval(), tokenizer, preprocess)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in a saved folder: the toy one, or that of a published LM."""
     if load_json(path).get("kind") == "pretrained":
-        from .pretrained.tokenizers import PretrainedTokenizer
+        from .pretrained.tokenizers import PretrainedTokenizer  # needs a package
 
         return PretrainedTokenizer.load(path)
     return ToyTokenizer.load(path)

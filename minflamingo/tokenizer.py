@@ -1,8 +1,8 @@
 """Text to token ids and back: whole words for the toy world, bytes for everything else.
 
 Four ids are not text: `<PAD>`, `<BOS>` (begin of sequence), `<EOC>` (end of chunk) and `<image>`. They exist only as ids.
-`encode` never returns them, so a caption that contains the letters "<image>" is a caption about these letters. (flamingo-mini
-counts every "<" of a text as an image.) Code that needs a special token writes its id.
+`encode` never returns them, so a caption that contains the letters "<image>" is a caption about these letters. Code that needs
+a special token writes its id.
 
 A word includes the space before it, as in GPT-2: " red" is one token. Everything that is not in the word list becomes UTF-8
 bytes, so every string can be encoded, and an unknown word is spelled:

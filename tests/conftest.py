@@ -125,6 +125,17 @@ def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
     return a.shape == b.shape and bool(((a - b).abs() <= tolerance).all())
 
 
+def equal(a, b) -> bool:
+    """Equal to the last bit, however deeply nested."""
+    if isinstance(a, Tensor):
+        return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return a == b
+
+
 @contextmanager
 def stopped_at(step: int) -> Iterator[None]:
     """Interrupt every training stage (Ctrl-C) when this step would begin."""

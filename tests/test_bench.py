@@ -95,8 +95,7 @@ def test_a_peer_with_the_same_weights_gives_the_same_results(name, tmp_path):
     peer = Peer(str(PEERS / f"{name}_peer.py"), python, "tiny", tmp_path)
     b = Bench("tiny", "cpu", rounds=1, peer=peer)
     batch = b.batch(1, 6, 96)
-    layout = name.replace("_", "")
-    b.flamingo = from_state_dict(b.flamingo.config, peer.ask("weights", batch)[2], layout)
+    b.flamingo = from_state_dict(b.flamingo.config, peer.ask("weights", batch)[2])
     logits, tokens, loss = (peer.ask(do, batch, tokens=8, update=False)[2] for do in ("prompt", "generate", "step"))
     for version in (fast.disabled(), nullcontext()):
         with version, torch.no_grad():

@@ -1,21 +1,21 @@
-"""Benchmarks on disk: small folders in the official formats are read, turned into prompts, and predictions are written."""
+"""Benchmarks on disk: small folders in the official formats are read and turned into prompts."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from conftest import EOC, image
 from PIL import Image
 
 from minflamingo.data.images import as_frames
-from minflamingo.evaluation.benchmarks import BENCHMARKS, TEMPLATES, load_benchmark
+from minflamingo.evaluation.benchmarks import BENCHMARKS, load_benchmark
+from minflamingo.evaluation.fewshot import few_shot_prompt
 from minflamingo.evaluation.metrics import METRICS, Outcome
+from minflamingo.evaluation.runner import make_query
 from minflamingo.evaluation.task import Task
-from minflamingo.recipes.benchmarks import submission
-
-
-def pixels(seed: int = 0) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (8, 8, 3), dtype=np.uint8))
 
 
 def people(*answers: str) -> list[dict]:
@@ -34,13 +34,6 @@ def coco_questions(prefix: str, subsets: dict[str, list]) -> dict:
         files[f"{prefix}OpenEnded_mscoco_{subset}_questions.json"] = {"questions": questions}
         files[f"{prefix}mscoco_{subset}_annotations.json"] = {"annotations": annotations[::-1]}  # another order
     return files
-
-
-def visual_dialogues(*image_ids: int) -> dict:
-    rounds = [{"question": i, "answer": i, "answer_options": [3, 2, 1, 0]} for i in range(3)]
-    dialogues = [{"image_id": i, "caption": "a man rides a horse", "dialog": rounds} for i in image_ids]
-    pools = {"questions": ["is it sunny", "is he old?", "any dogs"], "answers": ["yes", "no", "maybe", "2 dogs"]}
-    return {"version": "1.0", "data": {**pools, "dialogs": dialogues}}
 
 
 def cooking(subset: str, *segments: tuple) -> dict:
@@ -63,22 +56,16 @@ ANNOTATIONS: dict[str, dict[str, object]] = {
     "flickr30k": {"dataset_flickr30k.json": {"images": [
         karpathy("1000092795.jpg", "train", "Two guys."), karpathy("10002456.jpg", "test", "Several men."),
         karpathy("x_1.jpg", "test", "A girl.")]}},
-    "vqav2": {"v2_OpenEnded_mscoco_test-dev2015_questions.json": {"questions": [
-        {"question_id": 1000, "image_id": 1, "question": "Who?"}]},
-        **coco_questions("v2_", {
-            "train2014": [(9000, 9, "What's the cat wearing?", people("glasses", *["sunglasses"] * 9)),
-                          (17001, 9, "How many animals?", people(*["3"] * 10))],
-            "val2014": [(262148000, 262148, "What is on the water?", people(*["boat"] * 4, *["ship"] * 6)),
-                        (262148001, 262148, "Is it day?", people(*["yes"] * 10))]})},
+    "vqav2": coco_questions("v2_", {
+        "train2014": [(9000, 9, "What's the cat wearing?", people("glasses", *["sunglasses"] * 9)),
+                      (17001, 9, "How many animals?", people(*["3"] * 10))],
+        "val2014": [(262148000, 262148, "What is on the water?", people(*["boat"] * 4, *["ship"] * 6)),
+                    (262148001, 262148, "Is it day?", people(*["yes"] * 10))]}),
     "okvqa": coco_questions("", {"train2014": [(51606, 9, "What?", STEMS)], "val2014": [(297147, 262148, "What?", SWIM)]}),
     "vizwiz": {f"{split}.json": [{"image": f"{split}_0.jpg", "question": "What is this?", "answers": people(*["soda"] * 10)}]
                for split in ("train", "val")},
     "textvqa": {"TextVQA_0.5.1_train.json": {"data": [{"question_id": 0, **TEXTVQA}]},
                 "TextVQA_0.5.1_val.json": {"data": [{"question_id": 34602, **TEXTVQA}]}},
-    "visdial": {
-        "visdial_1.0_train.json": visual_dialogues(378466), "visdial_1.0_val.json": visual_dialogues(185565, 284024),
-        "visdial_1.0_train_dense_annotations.json": [{"image_id": 378466, "round_id": 1, "relevance": [0, 0, 1, 0]}],
-        "visdial_1.0_val_dense_annotations.json": [{"image_id": 185565, "round_id": 2, "gt_relevance": [0.0, 0.4, 1.0, 0.0]}]},
     "hatefulmemes": {f"{split}.jsonl": "\n".join(json.dumps({"id": i, "img": f"img/{i}.png", "label": label, "text": text})
                                                  for i, label, text in memes) + "\n\n" for split, memes in MEMES.items()},
     "msrvttqa": {"train_qa.json": [{"id": 1, "video_id": 0, **MSRVTT}], "test_qa.json": [{"id": 15, "video_id": 7, **MSRVTT}]},
@@ -92,18 +79,16 @@ VQA_IMAGES = ["train2014/COCO_train2014_000000000009.jpg", "val2014/COCO_val2014
 MEDIA = {  # a path without an ending is a video
     "coco": ["train2014/9.jpg", *(f"val2014/{i}.jpg" for i in (17, 391895, 42, 43))],
     "flickr30k": [f"flickr30k-images/{name}.jpg" for name in ("1000092795", "10002456", "x_1")],
-    "vqav2": [*VQA_IMAGES, "test2015/COCO_test2015_000000000001.jpg"], "okvqa": VQA_IMAGES,
+    "vqav2": VQA_IMAGES, "okvqa": VQA_IMAGES,
     "vizwiz": ["train/train_0.jpg", "val/val_0.jpg"], "textvqa": ["train_images/003a8.jpg"],
-    "visdial": ["val2014/COCO_val2014_000000378466.jpg",
-                *(f"VisualDialog_val2018/VisualDialog_val2018_{i:012d}.jpg" for i in (185565, 284024))],
-    "hatefulmemes": [f"img/{i}.png" for i in (42953, 23058, 1243, 7)], "msrvttqa": ["videos/video0", "frames/video7"],
+    "hatefulmemes": [f"img/{i}.png" for i in (42953, 23058, 1243, 7)], "msrvttqa": ["videos/video0", "videos/video7"],
     "vatex": ["videos/training_000001_000011", "videos/public_test_english_000001_000011"],
-    "youcook2": ["raw_videos/training/113/GLd3", "frames/fn9a"],
+    "youcook2": ["raw_videos/training/113/GLd3", "raw_videos/validation/113/fn9a"],
 }  # fmt: skip
 QUERIES = {  # keys of the queries, number of support examples
     "coco": (["391895", "42"], 2), "flickr30k": (["10002456.jpg", "x_1.jpg"], 1),
     "vqav2": (["262148000", "262148001"], 2), "okvqa": (["297147"], 1), "vizwiz": (["val_0.jpg"], 1),
-    "textvqa": (["34602"], 1), "visdial": (["185565/2", "284024/3"], 1), "hatefulmemes": (["1243", "7"], 2),
+    "textvqa": (["34602"], 1), "hatefulmemes": (["1243", "7"], 2),
     "msrvttqa": (["15"], 1), "vatex": (["public_test_english_000001_000011"], 1), "youcook2": (["fn9a/0", "fn9a/1"], 1),
 }  # fmt: skip
 
@@ -115,7 +100,7 @@ def make(name: str, folder: Path) -> None:
     for medium in MEDIA[name]:
         for path in [folder / medium] if "." in medium else [folder / medium / f"{second}.png" for second in range(40)]:
             path.parent.mkdir(parents=True, exist_ok=True)
-            pixels(int(path.stem) if path.stem.isdecimal() else 0).save(path)
+            Image.fromarray(image(int(path.stem) if path.stem.isdecimal() else 0)[0]).save(path)
 
 
 def loaded(name: str, folder: Path, **options) -> Task:
@@ -145,51 +130,42 @@ def test_questions_are_matched_with_answers_by_id_and_show_the_most_frequent_ans
     assert task.queries[0].answers == ("ship",) * 6 + ("boat",) * 4
     assert METRICS["vqa"]([Outcome(task.queries[0], "boat")]) == 100
     assert task.queries[0].media == task.queries[1].media  # one image, so that it is encoded once
-    (hidden,) = load_benchmark("vqav2", tmp_path, split="test-dev").queries
-    assert hidden.answers == () and hidden.media().size == (8, 8)
-
-
-def test_visdial_asks_the_annotated_round_after_the_dialogue_before_it(tmp_path):
-    """Rounds count from 1. Without a relevance the last round is asked."""
-    task = loaded("visdial", tmp_path)
-    dense, last = task.queries
-    prompt = "a man rides a horse. Question: is it sunny? Answer: yes Question: is he old? Answer:"
-    assert task.template.asked(dense) == prompt and dense.answers == ("no",)
-    assert dense.choices == ("2 dogs", "maybe", "no", "yes") and dense.gains == (0.0, 0.4, 1.0, 0.0)
-    assert last.gains is None and last.fields["round_id"] == 3
 
 
 def test_youcook2_videos_are_cut_to_their_segment_of_at_most_30_frames(tmp_path):
     """One frame per second. The second segment is longer than the video: 34 frames are left, of which 30 are shown."""
     first, second = loaded("youcook2", tmp_path).queries
-    assert all(np.array_equal(as_frames(frame), as_frames(pixels(2 + t))) for t, frame in enumerate(first.media()))
+    assert all(np.array_equal(as_frames(frame), image(2 + t)) for t, frame in enumerate(first.media()))
     assert len(first.media()) == 4 and len(second.media()) == 30
 
 
-PROMPTS = {
-    ("coco", "paper"): "<image>Output: A cat wearing sunglasses.<EOC><image>Output:",
-    ("coco", "openflamingo"): "<image>Output:A cat wearing sunglasses.<EOC>\n<image>Output:",
-    ("vqav2", "paper"): "<image>Question: What's the cat wearing? Answer: sunglasses<EOC>"
-    "<image>Question: What is on the water? Answer:",
-    ("vqav2", "openflamingo"): "<image>Question:What's the cat wearing? Short answer:sunglasses<EOC>\n"
-    "<image>Question:What is on the water? Short answer:",
-    ("hatefulmemes", "paper"): '<image>is an image with written: "its character" on it. Is it hateful? Answer: no<EOC>'
-    '<image>is an image with written: "a {b}" on it. Is it hateful? Answer:',
-    ("hatefulmemes", "openflamingo"): "<image>is an image with: 'its character' written on it. Is it hateful? Answer:no<EOC>"
-    "<image>is an image with: 'a {b}' written on it. Is it hateful? Answer:",
-}  # fmt: skip
+PROMPTS = [
+    ("coco", "paper", "0", "<image>Output:"),
+    ("coco", "paper", "1", "<image>Output: A cat wearing sunglasses.<EOC><image>Output:"),
+    ("coco", "paper", "0_text",
+     "Output: A cat wearing sunglasses.<EOC>Output: Elephants walking in the savanna.<EOC><image>Output:"),
+    ("coco", "openflamingo", "1", "<image>Output:A cat wearing sunglasses.<EOC>\n<image>Output:"),
+    ("vqav2", "paper", "1", "<image>Question: What's the cat wearing? Answer: sunglasses<EOC>"
+     "<image>Question: What is on the water? Answer:"),
+    ("vqav2", "openflamingo", "1", "<image>Question:What's the cat wearing? Short answer:sunglasses<EOC>\n"
+     "<image>Question:What is on the water? Short answer:"),
+    ("hatefulmemes", "paper", "1", '<image>is an image with written: "its character" on it. Is it hateful? Answer: no<EOC>'
+     '<image>is an image with written: "a {b}" on it. Is it hateful? Answer:'),
+    ("hatefulmemes", "openflamingo", "1",
+     "<image>is an image with: 'its character' written on it. Is it hateful? Answer:no<EOC>"
+     "<image>is an image with: 'a {b}' written on it. Is it hateful? Answer:"),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize("name, template", PROMPTS)
-def test_prompts_are_those_of_the_paper_and_of_openflamingo(name, template, tmp_path):
-    """Section 3 and appendix, with one shot."""
-    task = loaded(name, tmp_path, template=template)
-    shot = f"<image>{task.template.shown(task.support[0])}<EOC>{task.template.between}"
-    assert f"{shot}<image>{task.template.asked(task.queries[0])}" == PROMPTS[name, template]
+@pytest.mark.parametrize("name, template, shots, expected", PROMPTS)
+def test_prompts_are_those_of_the_paper_and_of_openflamingo(name, template, shots, expected, tmp_path):
+    """Section 3.1 and appendix, and the code of OpenFlamingo."""
+    task, features = loaded(name, tmp_path, template=template), SimpleNamespace(get=lambda example: torch.zeros(1, 4, 16))
+    pieces = few_shot_prompt(make_query(task, task.queries[0], task.support, features), shots).pieces
+    assert "".join("<EOC>" if p is EOC else p if isinstance(p, str) else "<image>" for p in pieces) == expected
     limits = {"paper": {"coco": 32, "vqav2": 16}, "openflamingo": {"coco": 20, "vqav2": 5}}
     assert task.max_new_tokens == limits[template].get(name, task.max_new_tokens)
     assert task.scoring == {"paper": "sum", "openflamingo": "mean"}[template]
-    assert {b.kind for b in BENCHMARKS.values()} == TEMPLATES[template].keys()
 
 
 CLEANED = [
@@ -239,7 +215,7 @@ def test_a_missing_or_damaged_media_file_is_an_error_of_its_example_only(tmp_pat
 
 
 INVALID = [({"name": "imagenet"}, "unknown benchmark 'imagenet'; choose one of coco, "),
-         ({"split": "test2015"}, "vqav2: queries cannot come from split 'test2015'; choose one of val, test, test-dev"),
+         ({"split": "test2015"}, "vqav2: queries cannot come from split 'test2015'; choose one of val"),
          ({"split": "train"}, "vqav2: queries cannot come from split 'train'")]  # fmt: skip
 
 
@@ -248,22 +224,3 @@ def test_an_unknown_benchmark_or_split_is_refused_with_the_alternatives(options,
     make("vqav2", tmp_path)
     with pytest.raises(ValueError, match=message):
         load_benchmark(**{"name": "vqav2", "folder": tmp_path, **options})
-
-
-SUBMITTED = {
-    "vqav2": [{"question_id": 262148000, "answer": "Ü"}, {"question_id": 262148001, "answer": "Ü"}],
-    "vizwiz": [{"image": "val_0.jpg", "answer": "Ü"}],
-    "coco": [{"image_id": 391895, "caption": "Ü"}, {"image_id": 42, "caption": "Ü"}],
-    "visdial": [{"image_id": 185565, "round_id": 2, "ranks": [2, 4, 1, 3]},  # scores -2, -4, -1, -3
-                {"image_id": 284024, "round_id": 3, "ranks": [2, 4, 1, 3]}],
-    "hatefulmemes": [{"id": 1243, "proba": 0.880797}, {"id": 7, "proba": 0.880797}],  # scores -2, -4: softmax 1 / (1 + exp(-2))
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("name", SUBMITTED)
-def test_predictions_have_the_fields_of_the_official_results_file(name, tmp_path):
-    """Numbers stay numbers, names stay names."""
-    task = loaded(name, tmp_path)
-    scores = (-2.0, -4.0, -1.0, -3.0)
-    outcomes = [Outcome(e, "Ü", scores[: len(e.choices)] if e.choices else None) for e in task.queries]
-    assert submission(name, outcomes) == SUBMITTED[name]

@@ -7,15 +7,13 @@ from functools import partial
 import pytest
 import torch
 from conftest import LETTERS, batch_of, image, tiny_flamingo
-from test_fewshot import TOKENIZER, log_likelihood, written
+from test_fewshot import log_likelihood
 
 from minflamingo.data.images import ImagePreprocessor
-from minflamingo.data.sample import EOC, collate
+from minflamingo.data.sample import EOC
 from minflamingo.evaluation import runner
-from minflamingo.evaluation.benchmarks import TEMPLATES
 from minflamingo.evaluation.features import FeatureCache
-from minflamingo.evaluation.fewshot import few_shot_prompt
-from minflamingo.evaluation.runner import Protocol, evaluate, make_query, outcomes_of, random_order, score_records, select_shots
+from minflamingo.evaluation.runner import Protocol, evaluate, random_order, score_records, select_shots
 from minflamingo.evaluation.task import Example, Task, Template
 from minflamingo.generate import beam_search
 from minflamingo.pipeline import Pipeline
@@ -24,13 +22,25 @@ from minflamingo.training.stage import Stage
 PREPROCESS = ImagePreprocessor(8, mean=(128 / 255,) * 3, std=(64 / 255,) * 3)  # as conftest.preprocess
 
 
-def example(i: int, split: str = "train", broken: bool = False, **more) -> Example:
+def example(i: int, split: str = "train", broken: bool = False) -> Example:
     def media():
         if broken:
             raise OSError(f"{split}/{i}.png is missing")
         return image(i + 1000 * (split == "test"), 1 + i % 2)
 
-    return Example(f"{split}-{i}", media, ("abcdefgh"[i % 8],), {"given": "ab" * (i % 3)}, **more)
+    return Example(f"{split}-{i}", media, ("abcdefgh"[i % 8],), {"given": "ab" * (i % 3)})
+
+
+def logged(example: Example, opened: list[str], interrupt: bool = False) -> Example:
+    """The same example; `opened` lists its key each time its file is opened."""
+
+    def media():
+        opened.append(example.key)
+        if interrupt:
+            raise KeyboardInterrupt
+        return example.media()
+
+    return replace(example, media=media)
 
 
 def letters_task(n_support: int = 20, n: int = 7, **more) -> Task:
@@ -46,19 +56,19 @@ def pipeline() -> Pipeline:
     return Pipeline(model, LETTERS, PREPROCESS)
 
 
-def shot_keys(pipeline, task, shots: str, trial: int = 0, seed: int = 0, queries=None) -> list[list[str]]:
-    rows = select_shots(task, queries or task.queries, shots, trial, Protocol(seed), FeatureCache(pipeline))
-    return [[e.key for e in row] for row, _ in rows]
+def shot_keys(pipeline, task, shots: str, trial: int = 0, seed: int = 0) -> list[list[str]]:
+    cache, protocol = FeatureCache(pipeline), Protocol(seed)
+    return [[e.key for e in select_shots(task, query, shots, trial, protocol, cache)[0]] for query in task.queries]
 
 
 # ------------------------------------------------------------------------------------------------------------- the shots
 
 
-def test_random_shots_depend_on_seed_task_trial_and_query_and_not_on_the_batch(pipeline):
+def test_random_shots_depend_on_seed_task_trial_and_query_alone(pipeline):
     """The shots of "8" begin with those of "4"."""
     task = letters_task()
     keys = shot_keys(pipeline, task, "4")
-    assert keys == shot_keys(pipeline, task, "4") and shot_keys(pipeline, task, "4", queries=task.queries[3:5]) == keys[3:5]
+    assert shot_keys(pipeline, replace(task, queries=task.queries[3:5]), "4") == keys[3:5]
     others = [shot_keys(pipeline, task, "4", seed=1), shot_keys(pipeline, task, "4", trial=1)]
     others.append(shot_keys(pipeline, replace(task, name="other"), "4"))
     assert all(other != keys for other in others) and len({tuple(row) for row in keys}) == len(keys)
@@ -97,33 +107,6 @@ def test_a_broken_shot_is_replaced_by_the_next_candidate(pipeline):
 
 
 # ----------------------------------------------------------------------------------------------------- prompts and answers
-
-CAT, ELEPHANTS = (Example(str(i), lambda: image(1), (text,)) for i, text in enumerate(["A cat.", "Elephants."]))
-WEARING, WATER = (
-    Example(str(i), lambda: image(1), (answer,), {"question": question})
-    for i, (question, answer) in enumerate([("What's the cat wearing?", "sunglasses"), ("What is on the water?", "unknown")])
-)
-MEME = Example("1", lambda: image(1), ("no",), {"text": "hello there"}, ("yes", "no"))
-WRITTEN = [
-    ("paper", "caption", "0", (ELEPHANTS,), "<BOS><image>Output:"),
-    ("paper", "caption", "0_text", (CAT, CAT, ELEPHANTS), "<BOS>Output: A cat.<EOC>Output: A cat.<EOC><image>Output:"),
-    ("paper", "question", "1", (WEARING, WATER),
-     "<BOS><image>Question: What's the cat wearing? Answer: sunglasses<EOC><image>Question: What is on the water? Answer:"),
-    ("openflamingo", "question", "1", (WEARING, WATER),
-     "<BOS><image>Question:What's the cat wearing? Short answer:sunglasses<EOC>\n"
-     "<image>Question:What is on the water? Short answer:"),
-    ("openflamingo", "meme", "1", (MEME, MEME),
-     "<BOS><image>is an image with: 'hello there' written on it. Is it hateful? Answer:no<EOC>"
-     "<image>is an image with: 'hello there' written on it. Is it hateful? Answer:"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("style, kind, shots, examples, expected", WRITTEN)
-def test_the_prompt_of_a_benchmark_is_the_published_one(pipeline, style, kind, shots, examples, expected):
-    """Section 3.1 and appendix, and the code of OpenFlamingo."""
-    task = Task("t", examples[:-1], examples[-1:], TEMPLATES[style][kind][0], "cider")
-    query = make_query(task, examples[-1], examples[:-1], FeatureCache(pipeline), text_only=shots == "0_text")
-    assert written(collate([few_shot_prompt(query, shots)], TOKENIZER)) == expected
 
 
 def prompts(pipeline, task: Task, shots: str) -> list[list]:
@@ -164,7 +147,7 @@ def test_a_close_ended_prediction_is_the_choice_with_the_best_score(pipeline, en
         scores = [sum(column) / len(orders) for column in zip(*rows)]
         assert record["scores"] == pytest.approx(scores, abs=1e-5)
         said.append(choices[scores.index(max(scores))])
-    assert [o.prediction for o in outcomes_of(task, result["records"])] == said
+    assert [record["prediction"] for record in result["records"]] == said
     assert result["score"] == pytest.approx(100 * sum(s == q.answers[0] for s, q in zip(said, task.queries)) / 7, abs=0.01)
     assert result["interval"][0] <= result["score"] <= result["interval"][1]
 
@@ -188,23 +171,13 @@ def test_an_interrupted_evaluation_resumes_at_the_next_batch(pipeline, tmp_path,
     """The records are those of an uninterrupted run. Another protocol starts again."""
     monkeypatch.setattr(runner, "Stage", partial(Stage, save_every=0.0))
     opened: list[str] = []
-
-    def counted(query: Example, interrupt: bool) -> Example:
-        def media():
-            opened.append(query.key)
-            if interrupt:
-                raise KeyboardInterrupt
-            return query.media()
-
-        return replace(query, media=media)
-
     task, protocol = letters_task(), Protocol(beams=1, batch_size=2)
     whole = evaluate(pipeline, task, "2", protocol=protocol)
-    stopped = replace(task, queries=[counted(q, interrupt=i == 5) for i, q in enumerate(task.queries)])
+    stopped = replace(task, queries=[logged(q, opened, interrupt=i == 5) for i, q in enumerate(task.queries)])
     with pytest.raises(KeyboardInterrupt):
         evaluate(pipeline, stopped, "2", protocol=protocol, folder=tmp_path)
     opened.clear()
-    complete = replace(task, queries=[counted(q, interrupt=False) for q in task.queries])
+    complete = replace(task, queries=[logged(q, opened) for q in task.queries])
     for expected in (["test-4", "test-5", "test-6"], []):
         assert evaluate(pipeline, complete, "2", protocol=protocol, folder=tmp_path) == whole and opened == expected
         opened.clear()

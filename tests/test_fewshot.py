@@ -8,17 +8,9 @@ import torch
 from conftest import LETTERS, batch_of, image, preprocess, random, tiny_flamingo
 
 from minflamingo.data.sample import EOC, collate
-from minflamingo.evaluation.fewshot import (
-    SHOTS,
-    Query,
-    accuracy,
-    answer_queries,
-    count_shots,
-    few_shot_prompt,
-    predict,
-    shot_orders,
-    wilson_interval,
-)
+from minflamingo.evaluation import fewshot
+from minflamingo.evaluation.fewshot import SHOTS, Query, count_shots, few_shot_prompt, predict, score_choices, shot_orders
+from minflamingo.generate import score_answers
 from minflamingo.tokenizer import ToyTokenizer
 
 TOKENIZER = ToyTokenizer(["Output", " red", " blue", " green"])
@@ -145,26 +137,30 @@ def test_open_ended_answers_are_greedy_and_do_not_depend_on_the_batch(flamingo, 
         assert predict(flamingo, LETTERS, queries, shots, max_new_tokens=5, batch_size=batch_size) == expected
 
 
-CHOICES = ("ab", "ch", "fg", "ba", "he", "gdc")
-
-
 @pytest.mark.parametrize("shots", ["0", "0_text", "3"])
 @pytest.mark.parametrize("scoring", ["sum", "mean"])
 def test_close_ended_scores_are_log_likelihoods_and_the_best_choice_wins(flamingo, queries, shots, scoring):
-    """Section 3.1: each choice after the prompt. Queries of a batch may have different numbers of choices."""
-    asked = [replace(query, choices=CHOICES[i % 3 :]) for i, query in enumerate(queries)]
-    answers = answer_queries(flamingo, LETTERS, asked, shots, scoring=scoring)
-    for query, answer in zip(asked, answers, strict=True):
+    """Section 3.1: each choice after the prompt. Choices have different lengths; queries have 3 or 4 choices of their own."""
+    choices = ("ab", "ch", "fg", "ba", "he", "gdc")
+    asked = [replace(query, choices=choices[i % 3 :][: 4 - i % 2]) for i, query in enumerate(queries)]
+    best = []
+    for query, scores in zip(asked, score_choices(flamingo, LETTERS, asked, shots, scoring=scoring).tolist(), strict=True):
         prompt = few_shot_prompt(query, shots).pieces
         expected = [log_likelihood(flamingo, prompt, c) / (len(c) if scoring == "mean" else 1) for c in query.choices]
-        assert answer["scores"] == pytest.approx(expected, abs=1e-5)
-        assert answer["prediction"] == query.choices[expected.index(max(expected))]
+        assert scores == pytest.approx(expected + [-math.inf] * (4 - len(expected)), abs=1e-5)
+        best.append(query.choices[expected.index(max(expected))])
     if scoring == "sum":
         for batch_size in (1, 4, 64):
-            found = predict(flamingo, LETTERS, asked, shots, batch_size=batch_size)
-            assert found == [answer["prediction"] for answer in answers] and len(set(found)) > 1
+            assert predict(flamingo, LETTERS, asked, shots, batch_size=batch_size) == best and len(set(best)) > 1
+
+
+def test_wrong_scoring_and_wrong_candidates_are_errors(flamingo, queries):
     with pytest.raises(ValueError, match="scoring is 'max'; choose 'sum' or 'mean'"):
-        answer_queries(flamingo, LETTERS, asked, shots, scoring="max")
+        score_choices(flamingo, LETTERS, [replace(queries[0], choices=("a", "b"))], "0", scoring="max")
+    prompts = batch_of(*(few_shot_prompt(query, "0").pieces for query in queries[:2]), pad="left")
+    for answers, message in (([], "candidates for 0 prompts, but the batch has 2 prompts"), ([[], []], "at least one")):
+        with pytest.raises(ValueError, match=message):
+            score_answers(flamingo, prompts, answers)
 
 
 def test_prediction_changes_no_weight_and_leaves_no_gradient(flamingo, queries):
@@ -179,20 +175,16 @@ def test_prediction_changes_no_weight_and_leaves_no_gradient(flamingo, queries):
 # ---------------------------------------------------------------------------------------------------------- intervals
 
 
-@pytest.mark.parametrize("right, n", [(1, 4), (3, 50), (25, 50), (199, 200)])
+@pytest.mark.parametrize("right, n", [(0, 1), (0, 200), (1, 4), (3, 50), (25, 50), (199, 200), (4, 4)])
 def test_the_ends_of_a_wilson_interval_are_the_rates_at_a_distance_of_196_standard_deviations(right, n):
-    for bound in wilson_interval(right, n):
-        assert abs(right / n - bound) == pytest.approx(1.96 * math.sqrt(bound * (1 - bound) / n), abs=1e-9)
-
-
-def test_an_interval_of_none_right_or_all_right_is_not_empty():
-    for n in (1, 4, 200):
-        edge = 1.96**2 / (n + 1.96**2)
-        assert wilson_interval(0, n) == pytest.approx((0.0, edge), abs=1e-12)
-        assert wilson_interval(n, n) == pytest.approx((1.0 - edge, 1.0), abs=1e-12)
-    with pytest.raises(ValueError, match="at least one case"):
-        wilson_interval(0, 0)
+    """It is not empty and stays between 0 and 1, also if none or all are right."""
+    low, high = fewshot.wilson_interval(right, n)
+    assert 0 <= low < high <= 1
+    for bound in (low, high):
+        assert (right / n - bound) ** 2 == pytest.approx(1.96**2 * bound * (1 - bound) / n, abs=1e-12)
 
 
 def test_accuracy_is_in_percent():
-    assert accuracy([True] * 190 + [False] * 10) == {"score": 95.0, "interval": [91.04, 97.26], "n": 200}
+    assert fewshot.accuracy([True] * 190 + [False] * 10) == {"score": 95.0, "interval": [91.04, 97.26], "n": 200}
+    with pytest.raises(ValueError, match="at least one case"):
+        fewshot.accuracy([])

@@ -39,50 +39,40 @@ def noise(height: int, width: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-# ------------------------------------------------------------------------------------------------------------ as_frames
+RGBA = np.array([[(255, 0, 0, 0), (255, 0, 0, 255), (255, 0, 0, 51)]], dtype=np.uint8)
+ON_WHITE = [[list(WHITE), list(RED), [255, 204, 204]]]  # alpha 0 -> 255, alpha 255 -> the colour, alpha 51 of red -> 0.8 * 255
+PALETTE = Image.frombytes("P", (3, 1), bytes([0, 1, 2]))
+PALETTE.putpalette([*RED, *BLUE, 7, 8, 9])
+CMYK = np.array([[(0, 0, 0, 0), (0, 255, 255, 0), (0, 0, 0, 255)]], dtype=np.uint8)
+EXIF = Image.Exif()
+EXIF[0x0112] = 6  # the stored image must be rotated by 90 degrees clockwise
+BITS_16 = Image.fromarray(np.array([[0, 257, 32768, 65535]], dtype=np.uint16))  # PIL's own conversion clips it at 255
+MODES = {
+    "RGB": (Image.fromarray(COLOURS), COLOURS.tolist()),
+    "rotated": (Image.open(encoded(Image.fromarray(COLOURS), exif=EXIF)), np.rot90(COLOURS, -1).tolist()),
+    "RGBA": (Image.fromarray(RGBA), ON_WHITE),
+    "an array with alpha": (RGBA, ON_WHITE),
+    "LA": (Image.fromarray(np.array([[(0, 0), (0, 255), (0, 51)]], dtype=np.uint8)), grey([[255, 0, 204]])),
+    "palette": (PALETTE, [[list(RED), list(BLUE), [7, 8, 9]]]),
+    "palette with a transparent colour": (Image.open(encoded(PALETTE, transparency=1)), [[list(RED), list(WHITE), [7, 8, 9]]]),
+    "grey": (Image.fromarray(GREY), grey(GREY)),
+    "black and white": (Image.fromarray(np.array([[False, True]])), grey([[0, 255]])),
+    "CMYK": (Image.frombytes("CMYK", (3, 1), CMYK.tobytes()), [[list(WHITE), list(RED), [0, 0, 0]]]),
+    "16 bit": (BITS_16, grey([[0, 1, 128, 255]])),
+    "16 bit in a file": (Image.open(encoded(BITS_16)), grey([[0, 1, 128, 255]])),
+    "float": (Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32)), grey(GREY)),
+}
 
 
-def test_transparent_pixels_become_white():
-    """On white: alpha 0 -> 255, alpha 255 -> the colour, alpha 51 of red -> 255, 0.8 * 255 = 204."""
-    rgba = np.array([[(255, 0, 0, 0), (255, 0, 0, 255), (255, 0, 0, 51)]], dtype=np.uint8)
-    expected = [[list(WHITE), list(RED), [255, 204, 204]]]
-    assert pixels(Image.fromarray(rgba)) == pixels(rgba) == expected
-    assert pixels(Image.fromarray(np.array([[(0, 0), (0, 255), (0, 51)]], dtype=np.uint8))) == grey([[255, 0, 204]])
+@pytest.mark.parametrize("media, expected", MODES.values(), ids=MODES)
+def test_images_of_all_modes_become_rgb(media, expected):
+    """Transparent pixels become white, 16 bit grey is scaled and not clipped, the EXIF orientation is applied."""
+    assert pixels(media) == expected
 
 
-def test_palettes_give_colours_and_their_transparent_colour_becomes_white():
-    image = Image.frombytes("P", (3, 1), bytes([0, 1, 2]))
-    image.putpalette([*RED, *BLUE, 7, 8, 9])
-    assert pixels(image) == [[list(RED), list(BLUE), [7, 8, 9]]]
-    assert pixels(Image.open(encoded(image, transparency=1))) == [[list(RED), list(WHITE), [7, 8, 9]]]
-    image = Image.frombytes("P", (2, 1), bytes([0, 1]))
-    image.putpalette([*RED, 255, *BLUE, 51], "RGBA")
-    assert pixels(image) == [[list(RED), [204, 204, 255]]]
-
-
-def test_grey_and_cmyk_images_become_rgb():
-    assert pixels(Image.fromarray(COLOURS)) == COLOURS.tolist()
-    assert pixels(Image.fromarray(GREY)) == grey(GREY)
-    assert pixels(Image.fromarray(np.array([[False, True]]))) == grey([[0, 255]])
-    cmyk = np.array([[(0, 0, 0, 0), (0, 255, 255, 0), (0, 0, 0, 255)]], dtype=np.uint8)
-    assert pixels(Image.frombytes("CMYK", (3, 1), cmyk.tobytes())) == [[list(WHITE), list(RED), [0, 0, 0]]]
+def test_a_cmyk_jpeg_is_not_inverted():
     jpeg = Image.open(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100))  # inverted in the file
     assert jpeg.mode == "CMYK" and np.abs(as_frames(jpeg)[0].astype(int) - RED).max() <= 2
-
-
-def test_16_bit_grey_is_scaled_and_not_clipped():
-    """65535 is white and 32768 half of it. PIL's own conversion makes everything above 255 white."""
-    image = Image.fromarray(np.array([[0, 257, 32768, 65535]], dtype=np.uint16))
-    assert image.mode == "I;16" and pixels(image) == pixels(Image.open(encoded(image))) == grey([[0, 1, 128, 255]])
-    assert pixels(Image.fromarray(np.array([[0.0, 0.2, 1.0]], dtype=np.float32))) == grey(GREY)  # mode F
-
-
-def test_the_exif_orientation_is_applied():
-    """Orientation 6: the stored image must be rotated by 90 degrees clockwise."""
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    rotated = Image.open(encoded(Image.fromarray(COLOURS), exif=exif))
-    assert rotated.size == (3, 2) and pixels(rotated) == np.rot90(COLOURS, -1).tolist()
 
 
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
@@ -117,8 +107,9 @@ def test_a_list_of_frames_is_a_video_and_the_result_can_be_changed():
 
 
 IMAGE = np.zeros((4, 5, 3), dtype=np.uint8)
-NOISE = encoded(Image.fromarray(noise(40, 40))).getvalue()
+TRUNCATED = Image.open(io.BytesIO(encoded(Image.fromarray(noise(40, 40))).getvalue()[:1500]))
 WRONG = {
+    "a truncated file": (TRUNCATED, ValueError, "damaged"),
     "a string": ("cat.png", TypeError, "got str"),
     "no frames": ([], ValueError, "a video needs one or more frames"),
     "numbers in a list": ([[0, 1], [2, 3]], TypeError, "frame 0, frame 0: .* got int"),
@@ -132,7 +123,6 @@ WRONG = {
     "int64": (IMAGE.astype(np.int64), ValueError, "must be uint8 .* or float .*, got int64"),
     "frames of two sizes": ([IMAGE, IMAGE[:3]], ValueError, "frames of equal size"),
     "a video as a frame": ([IMAGE, np.stack([IMAGE, IMAGE])], ValueError, "frames of equal size"),
-    "a truncated file": (Image.open(io.BytesIO(NOISE[:1500])), ValueError, "damaged"),
 }  # fmt: skip
 
 
@@ -141,9 +131,6 @@ def test_invalid_images_raise_an_error_with_place_and_reason(media, error, messa
     for read in (as_frames, ImagePreprocessor(4)):
         with pytest.raises(error, match=f"^prompt, piece 3[,:].*{message}"):
             read(media, "prompt, piece 3")
-
-
-# ------------------------------------------------------------------------------------------------------------ files
 
 
 def test_read_image_and_read_video_read_files_and_name_broken_ones(tmp_path):
@@ -165,9 +152,6 @@ def test_read_image_and_read_video_read_files_and_name_broken_ones(tmp_path):
         read_image(tmp_path / "x.png")
     with pytest.raises(ValueError, match=r"'name': not an image \(PNG\)"):
         read_image(encoded(Image.fromarray(COLOURS), "GIF").getvalue(), "name", ["PNG"])
-
-
-# --------------------------------------------------------------------------------------------------- ImagePreprocessor
 
 
 def test_every_pixel_is_normalised_and_keeps_its_place():
@@ -203,32 +187,20 @@ def as_pixels(result: torch.Tensor) -> list:
     return (result[0].permute(1, 2, 0) * 255).round().int().tolist()
 
 
-@pytest.mark.parametrize("extra, top", [(0, 0), (1, 0), (2, 1), (3, 2), (4, 2), (5, 2), (6, 3), (7, 4)])
-def test_half_of_the_crop_margin_is_rounded_to_even(extra, top):
-    """The shorter side is already right: the crop alone. By hand: half of 3 is 1.5 -> 2, half of 5 is 2.5 -> 2."""
-    tall = noise(4 + extra, 4)
-    crop = ImagePreprocessor(4, **PLAIN, resize="crop")
-    assert as_pixels(crop(tall)) == tall[top : top + 4].tolist()
-    wide = tall.transpose(1, 0, 2).copy()
-    assert as_pixels(crop(wide)) == wide[:, top : top + 4].tolist()
+CROPS = [  # (width, height) -> resized at size 4 -> left and top margin
+    ((4, 5), (4, 5), (0, 0)), ((4, 6), (4, 6), (0, 1)), ((4, 7), (4, 7), (0, 2)), ((9, 4), (9, 4), (2, 0)),
+    ((10, 4), (10, 4), (3, 0)), ((4, 11), (4, 11), (0, 4)), ((3, 5), (4, 6), (0, 1)), ((5, 3), (6, 4), (1, 0)),
+    ((9, 9), (4, 4), (0, 0)), ((7, 40), (4, 22), (0, 9)),
+]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "width, height, resized", [(3, 5, (4, 6)), (5, 3, (6, 4)), (2, 3, (4, 6)), (9, 9, (4, 4)), (7, 40, (4, 22))]
-)
-def test_crop_resizes_the_shorter_side_and_rounds_the_longer_side_down(width, height, resized):
-    """By hand, at size 4: 4 * 5/3 = 6.7 -> 6; 4 * 40/7 = 22.9 -> 22."""
-    image = Image.fromarray(noise(height, width))
-    left, top = (resized[0] - 4) // 2, (resized[1] - 4) // 2  # all these margins are even
-    expected = image.resize(resized, Image.Resampling.BICUBIC).crop((left, top, left + 4, top + 4))
-    assert as_pixels(ImagePreprocessor(4, **PLAIN, resize="crop")(image)) == np.asarray(expected).tolist()
-
-
-def test_only_the_middle_of_a_long_strip_is_resized():
-    """1 x 60000 at size 8 would be resized to 8 x 480000; only its middle 1 x 100 is used."""
-    strip, crop = noise(60000, 1), ImagePreprocessor(8, resize="crop")
-    result = crop(strip)
-    assert torch.equal(result, crop(strip[29950:30050])) and torch.equal(crop(strip.transpose(1, 0, 2)).mT, result)
+@pytest.mark.parametrize("size, resized, margin", CROPS)
+def test_crop_rounds_the_longer_side_down_and_half_of_the_margin_to_even(size, resized, margin):
+    """By hand: 4 * 5/3 = 6.7 -> 6; 4 * 40/7 = 22.9 -> 22; half of 3 is 1.5 -> 2, half of 5 is 2.5 -> 2."""
+    image, (left, top) = Image.fromarray(noise(*size[::-1])), margin
+    expected = np.asarray(image.resize(resized, Image.Resampling.BICUBIC))[top : top + 4, left : left + 4]
+    result = ImagePreprocessor(4, **PLAIN, resize="crop")(image)
+    assert (result[0].permute(1, 2, 0) * 255).round().int().tolist() == expected.tolist()
 
 
 def theirs(name: str, image: object) -> torch.Tensor:
@@ -242,19 +214,17 @@ def theirs(name: str, image: object) -> torch.Tensor:
 SIZES = [(333, 500), (500, 333), (224, 224), (17, 900), (900, 17), (225, 224), (224, 226), (640, 480), (31, 7), (2, 2)]
 
 
-@pytest.mark.parametrize("width, height", SIZES)
-def test_preprocessing_of_clip_and_idefics_equals_transformers(width, height):
-    image = Image.fromarray(noise(height, width))
-    assert torch.allclose(clip_preprocessor()(image), theirs("CLIPImageProcessor", image), rtol=0, atol=1e-6)
-    assert torch.allclose(idefics_preprocessor()(image), theirs("IdeficsImageProcessor", image), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "LA", "CMYK"])
-def test_other_image_modes_equal_transformers(mode):
-    image = Image.fromarray(noise(40, 30)).convert(mode)
+@pytest.mark.parametrize(
+    "width, height, mode",
+    [*((*size, "RGB") for size in SIZES), *((30, 40, mode) for mode in ("L", "P", "RGBA", "LA", "CMYK"))],
+)
+def test_preprocessing_of_clip_and_idefics_equals_transformers(width, height, mode):
+    image = Image.fromarray(noise(height, width)).convert(mode)
     if "A" in mode:
-        image.putalpha(Image.fromarray(noise(40, 30, seed=1)[..., 0]))
+        image.putalpha(Image.fromarray(noise(height, width, seed=1)[..., 0]))
     assert torch.allclose(idefics_preprocessor()(image), theirs("IdeficsImageProcessor", image), rtol=0, atol=1e-6)
+    if "A" not in mode:
+        assert torch.allclose(clip_preprocessor()(image), theirs("CLIPImageProcessor", image), rtol=0, atol=1e-6)
 
 
 def test_the_crop_margin_follows_torchvision_where_transformers_differs():

@@ -5,7 +5,6 @@ import os
 import shutil
 import sys
 
-import numpy as np
 import pytest
 
 from minflamingo.evaluation import metrics
@@ -27,8 +26,8 @@ cook at 350°F for 10-12 minutes — don’t stir
 A man in his late 20's/early 30's cannot eat a hot-dog""".splitlines()
 
 
-def outcome(key: str = "7", prediction: str = "", answers=(), scores=None, choices=None, gains=None) -> Outcome:
-    return Outcome(Example(key, lambda: None, tuple(answers), {}, choices, gains), prediction, scores)
+def outcome(key: str = "7", prediction: str = "", answers=(), scores=None, choices=None) -> Outcome:
+    return Outcome(Example(key, lambda: None, tuple(answers), {}, choices), prediction, scores)
 
 
 def test_cider_by_hand_and_without_java(monkeypatch):
@@ -61,8 +60,8 @@ def test_intervals_contain_the_score_and_shrink_with_more_examples():
     few, many = ([outcome(str(i), "abc"[i % 3], ["a"] * 3 + ["b"] * 2) for i in range(n)] for n in (60, 600))
     low, high = interval("vqa", few, seed=3)
     assert low < METRICS["vqa"](few) < high and interval("vqa", few, seed=3) == (low, high) != interval("vqa", few, seed=4)
-    narrow = interval("vqa", many)
-    assert narrow[1] - narrow[0] < 0.6 * (high - low)
+    narrow_low, narrow_high = interval("vqa", many)
+    assert narrow_high - narrow_low < 0.6 * (high - low)
 
 
 # What vqaEval.py's processPunctuation and processDigitArticle make of an answer.
@@ -72,20 +71,15 @@ NORMALISED = {
     "yes.": "yes", "2.5": "2.5", "3.": "3", "u.s.a.": "usa", "1,000": "1000", "1,000 km/h": "1000 kmh", "t-shirt": "t shirt",
     "red, white": "red white", "black & white": "black & white", "5:30": "5:30", "what?!": "what", "  an  apple ": "apple",
     "left-hand side (top)": "left hand side top", "$5": "$5", "shes": "shes", "some" "body'd": "some" "bodyd", "Im": "im",
+    "hadnt've": "hadn't've", "hadn'tve": "hadn't've", "hadntve": "hadntve", "ow's'at": "'ow's'at", "'ow'sat": "'ow's'at",
+    "shed": "shed", "well": "well", "its": "its",  # words of their own
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("answer", NORMALISED)
 def test_vqa_answers_are_normalised_as_in_the_official_evaluation(answer):
-    assert metrics.normalise_answer(answer) == NORMALISED[answer]
-
-
-def test_the_table_of_contractions_is_the_official_one():
-    """It has 120 entries. Two of them (let's, she's) map a word to itself."""
-    assert len(CONTRACTIONS) == 118
-    assert CONTRACTIONS["hadnt've"] == CONTRACTIONS["hadn'tve"] == "hadn't've" and "hadntve" not in CONTRACTIONS
-    assert CONTRACTIONS["'ows'at"] == CONTRACTIONS["ow's'at"] == CONTRACTIONS["'ow'sat"] == "'ow's'at"
-    assert not {"shed", "well", "its"} & set(CONTRACTIONS)  # words of their own
+    """The official table of contractions has 120 entries. Two of them (let's, she's) map a word to itself."""
+    assert metrics.normalise_answer(answer) == NORMALISED[answer] and len(CONTRACTIONS) == 118
 
 
 @pytest.mark.parametrize("people, expected", [(0, 0.0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0)])
@@ -137,18 +131,6 @@ def test_the_interval_of_roc_auc_skips_draws_with_one_class():
     assert METRICS["roc_auc"](few) == 75 and 0 <= low < 75 < high <= 100
 
 
-def test_ndcg_is_cut_after_the_number_of_relevant_candidates():
-    """Two of four candidates are relevant. The ranking has them at 1 and 4, and the cut after 2 drops the second one."""
-    pytest.importorskip("sklearn")
-    gains = (0.5, 1.0, 0.0, 0.0)
-    ranked = outcome("1/3", "", ["a"], (-1.0, -5.0, -2.0, -3.0), tuple("abcd"), gains)
-    perfect = outcome("2/3", "", ["a"], (-2.0, -1.0, -7.0, -8.0), tuple("abcd"), gains)
-    irrelevant = outcome("3/1", "", ["a"], (0.0, 1.0), ("a", "b"), (0.0, 0.0))
-    expected = 0.5 / (1.0 + 0.5 / math.log2(3))
-    assert METRICS["ndcg"]([ranked]) == pytest.approx(100 * expected)
-    assert METRICS["ndcg"]([ranked, perfect, irrelevant]) == pytest.approx(100 * (expected + 1 + 0) / 3)
-
-
 REFUSED = {
     "no outcomes": ("vqa", [], "at least one outcome"),
     "hidden answer": ("exact_match", [outcome("9", "a cat")], "example 9 has no references"),
@@ -157,15 +139,12 @@ REFUSED = {
     "NaN": ("accuracy", [outcome("9", "", ["a"], (0.1, float("nan")), YES_NO)], "example 9: expected .* no NaN"),
     "other choices": ("roc_auc", [outcome("9", "", ["yes"], (0.1, 0.2), ("1", "0"))], "the choices must be 'yes' and 'no'"),
     "one class": ("roc_auc", [outcome("9", "", ["yes"], (0.1, 0.2), YES_NO)], "examples of both classes"),
-    "no gains": ("ndcg", [outcome("9", "", ["a"], (0.1, 0.2), YES_NO)], "example 9: NDCG needs a relevance"),
 }
 
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_an_outcome_without_what_the_metric_needs_is_named(case):
     metric, outcomes, message = REFUSED[case]
-    if metric == "ndcg":
-        pytest.importorskip("sklearn")
     with pytest.raises(ValueError, match=message):
         METRICS[metric](outcomes)
 
@@ -174,4 +153,3 @@ def test_a_missing_library_is_named_with_its_installation(monkeypatch):
     monkeypatch.setitem(sys.modules, "pycocoevalcap.cider.cider", None)
     with pytest.raises(ImportError, match=r"needs pycocoevalcap: pip install 'minflamingo\[eval\]'"):
         METRICS["cider"]([outcome("1", "a", ["a"])])
-    assert np.isclose(METRICS["exact_match"]([outcome("1", "a", ["a"])]), 100)

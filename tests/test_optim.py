@@ -1,6 +1,5 @@
 """AdamW as in the paper: which weights decay, the learning rate, one update from several datasets, micro-batches."""
 
-import copy
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations, pairwise
 
@@ -20,35 +19,22 @@ from minflamingo.training.optim import (
     set_learning_rate,
 )
 
-# The matrices of a gated layer.
-XATTN = ("xattn.to_q.weight", "xattn.to_kv.weight", "xattn.to_out.weight", "ff.up.weight", "ff.out.weight")
-
 
 def decaying(model: nn.Module) -> set[str]:
-    """Names of the parameters in a group with weight decay."""
+    """Names of the parameters in a group with the paper's weight decay. The other groups have none."""
     groups = parameter_groups(model.named_parameters(), lr=1e-4)
-    ids = {id(p) for group in groups if group["weight_decay"] > 0 for p in group["params"]}
+    assert {group["weight_decay"] for group in groups} <= {0.1, 0.0}
+    ids = {id(p) for group in groups if group["weight_decay"] == 0.1 for p in group["params"]}
     return {name for name, p in model.named_parameters() if id(p) in ids}
 
 
-def test_only_the_matrices_of_the_gated_layers_decay():
-    """Appendix: decay 0.1, none for the resampler; nor for gates, norms and embeddings. (OpenFlamingo decays its gates.)"""
-    flamingo = tiny_flamingo()
-    assert decaying(flamingo) == {f"xattn_layers.{i}.{part}" for i in (0, 2) for part in XATTN}
-    before = copy.deepcopy(flamingo.state_dict())
-    optimizer = torch.optim.AdamW(parameter_groups(flamingo.named_parameters(), lr=0.5))
-    for p in flamingo.parameters():
-        p.grad = torch.zeros_like(p) if p.requires_grad else None
-    optimizer.step()  # without a gradient, AdamW only decays: p - lr * 0.1 * p
-    for name, p in flamingo.named_parameters():
-        factor = 0.95 if name.startswith("xattn_layers") and name.endswith(XATTN) else 1.0
-        assert close(p.detach(), before[name] * factor, 1e-7), name
-
-
-def test_embeddings_norms_and_convolution_of_an_lm_do_not_decay():
-    """A tied output layer is the embedding. An untied one is a matrix like the others."""
+def test_only_matrices_decay_and_none_of_the_resampler():
+    """Appendix. Gates, norms, embeddings and the convolution do not decay either. (OpenFlamingo decays its gates.)"""
+    parts = ("xattn.to_q", "xattn.to_kv", "xattn.to_out", "ff.up", "ff.out")
+    assert decaying(tiny_flamingo()) == {f"xattn_layers.{i}.{part}.weight" for i in (0, 2) for part in parts}
     parts = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out", "mlp.up", "mlp.out")
     assert decaying(tiny_lm("toy")) == {f"blocks.{i}.{part}.weight" for i in (0, 1) for part in parts}
+    # A tied output layer is the embedding. An untied one is a matrix like the others.
     assert "head.weight" in decaying(tiny_lm("llama")) and "embed.weight" not in decaying(tiny_lm("llama"))
 
 
@@ -64,23 +50,20 @@ def test_every_trainable_parameter_is_in_one_group_and_no_frozen_parameter_in_an
 
 @pytest.mark.parametrize("gate_lr, expected", [(None, 0.01), (0.03, 0.03), (0.0, 0.0)])
 def test_gates_can_have_their_own_learning_rate(gate_lr, expected):
+    """A factor is always relative to the peak: setting it twice does not multiply twice."""
     flamingo = tiny_flamingo()
     groups = parameter_groups(flamingo.trainable_parameters(), lr=0.01, gate_lr=gate_lr)
-    gates = {id(p) for n, p in flamingo.named_parameters() if "alpha_" in n}
-    of_gates = [g for g in groups if gates & {id(p) for p in g["params"]}]
-    assert len(gates) == 4 and [(g["lr"], {id(p) for p in g["params"]}) for g in of_gates] == [(expected, gates)]
-    assert all(g["lr"] == 0.01 for g in groups if g is not of_gates[0])
     optimizer = torch.optim.AdamW(groups)
-    for factor in (0.5, 0.25):  # always relative to the peak: setting it twice does not multiply twice
+    for factor in (1.0, 0.5, 0.25):
         set_learning_rate(optimizer, factor)
-        rates = sorted([0.01 * factor, 0.01 * factor, expected * factor])
-        assert sorted(g["lr"] for g in optimizer.param_groups) == pytest.approx(rates)
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        for name, p in flamingo.trainable_parameters():
+            assert rates[id(p)] == pytest.approx(factor * (expected if "alpha_" in name else 0.01)), name
 
 
 def test_the_learning_rate_warms_up_linearly_and_then_is_constant_or_cools_down():
     """Appendix: linear from 0, then constant. With a cooldown it falls linearly to 1/20."""
     assert [learning_rate_factor(s, 4) for s in (0, 1, 2, 3, 4, 5, 10**6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
-    assert [learning_rate_factor(s, 5000) * 1e-4 for s in (0, 2499, 4999)] == pytest.approx([2e-8, 5e-5, 1e-4])
     assert learning_rate_factor(0, 0) == 1.0  # no warm-up
     factors = [learning_rate_factor(s, 1, 40, cooldown=0.25) for s in range(40)]
     assert factors[:31] == [1.0] * 31 and factors[31:] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
@@ -108,10 +91,9 @@ def accumulated(flamingo, names=tuple(BATCHES), workers: int = 1) -> tuple[dict,
     return losses, {name: p.grad for name, p in named.items()}
 
 
-@pytest.mark.parametrize("recompute", [False, True], ids=["", "activation checkpointing"])
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers, recompute", [(1, False), (1, True), (3, True)])
 def test_accumulated_gradients_are_the_gradient_of_the_weighted_sum(workers, recompute):
-    """Section 2.4: L = sum lambda_m L_m over datasets of all kinds, compared with one backward pass of the sum."""
+    """Section 2.4: L = sum lambda_m L_m over datasets of all kinds, also with activation checkpointing and in threads."""
     flamingo, other = tiny_flamingo(), tiny_flamingo()
     if recompute:
         checkpoint_activations(flamingo)
@@ -152,20 +134,10 @@ def test_gradients_of_a_step_do_not_depend_on_earlier_steps_or_on_the_number_of_
     assert (text["resampler.latents"] == 0).all() and (text["xattn_layers.0.ff.up.weight"] != 0).any()
 
 
-def test_an_error_in_a_thread_is_raised():
-    def broken():
-        raise ValueError("3 <image> tokens but 2 images in sample 5")
-
-    p = nn.Parameter(torch.ones(1))
-    for pool in (None, ThreadPoolExecutor(2)):
-        with pytest.raises(ValueError, match="in sample 5"):
-            accumulate_gradients({"a": lambda: p.sum(), "b": broken}, {"a": 1.0, "b": 1.0}, [p], pool)
-
-
 # ------------------------------------------------------------------------------------------------------- micro-batches
 
 
-@pytest.mark.parametrize("parts, most", [(1, None), (2, None), (3, None), (100, None), (1, 3)])
+@pytest.mark.parametrize("parts, most", [(1, None), (3, None), (100, None), (1, 3)])
 def test_micro_batches_have_the_loss_of_one_large_batch(parts, most):
     """sum(share * loss) is the mean over all labelled tokens. Samples have different numbers of images and of labels."""
     flamingo, texts = tiny_flamingo(), ["a", "bcdefgh", "cc", "aaaaaaaaaaaa", "bb", "cd", "efefefe"]

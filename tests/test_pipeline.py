@@ -6,13 +6,13 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import image, tiny_config, tiny_flamingo
+from conftest import equal, image, tiny_config, tiny_flamingo
 from PIL import Image
 
-import minflamingo
 from minflamingo import EOC, Pipeline, ToyTokenizer, load
 from minflamingo.__main__ import main, read_shots, with_chunk_ends
 from minflamingo.data.images import ImagePreprocessor
+from minflamingo.data.sample import stack_media
 from minflamingo.flamingo import Batch
 from minflamingo.generate import beam_search
 
@@ -24,15 +24,14 @@ A_CAT = [259, 260]  # " a", " cat": the first words come after 3 special ids and
 OUTPUT = [TOKENIZER.word_id["Output"], 3 + ord(":")]
 
 
-def make(seed: int = 0, words: tuple[str, ...] = (), **lm) -> Pipeline:
+def make(seed: int = 0) -> Pipeline:
     """A tiny Flamingo that generates only words and printable letters."""
-    tokenizer = ToyTokenizer([*TOKENIZER.words, *words])
-    model = tiny_flamingo(seed, lm={"vocab_size": tokenizer.vocab_size, **lm})
+    model = tiny_flamingo(seed, lm={"vocab_size": TOKENIZER.vocab_size})
     with torch.no_grad():
-        unwanted = torch.ones(tokenizer.vocab_size, dtype=torch.bool)
-        unwanted[[tokenizer.eoc_id, *range(259, tokenizer.vocab_size), *tokenizer.encode("abcdefghijkl .,")]] = False
+        unwanted = torch.ones(TOKENIZER.vocab_size, dtype=torch.bool)
+        unwanted[[END, *range(259, TOKENIZER.vocab_size), *TOKENIZER.encode("abcdefghijkl .,")]] = False
         model.lm.head.bias[unwanted] = -100.0
-    return Pipeline(model, tokenizer, PREPROCESS)
+    return Pipeline(model, TOKENIZER, PREPROCESS)
 
 
 @pytest.fixture(scope="module")
@@ -42,13 +41,7 @@ def flamingo() -> Pipeline:
 
 def by_hand(ids: list[int], *media: np.ndarray) -> Batch:
     """A prompt of given ids and media (T, 8, 8, 3), built without `collate`."""
-    stacked, frames = None, None
-    if media:
-        stacked = torch.zeros(1, len(media), max(map(len, media)), 3, 8, 8)
-        for n, m in enumerate(media):
-            mean, std = (torch.tensor(v)[:, None, None] for v in (PREPROCESS.mean, PREPROCESS.std))
-            stacked[0, n, : len(m)] = (torch.as_tensor(m).permute(0, 3, 1, 2) / 255 - mean) / std
-        frames = torch.tensor([[len(m) for m in media]])
+    stacked, frames = stack_media([[PREPROCESS(m) for m in media]])
     ids = torch.tensor([ids])
     return Batch(ids, torch.full_like(ids, -100), torch.ones_like(ids, dtype=torch.bool), stacked, frames)
 
@@ -77,26 +70,15 @@ def test_images_and_videos_take_their_places_in_the_prompt(flamingo):
     assert answer == greedy(flamingo, ids, CAT, video) != ""
     others = {flamingo.complete([*prompt[:3], other, "Output:"], max_new_tokens=6) for other in (CAT, DOG, VIDEO[::-1])}
     assert len(others | {answer}) > 2  # the content of images and the order of frames matter
-
-
-def test_text_alone_is_completed(flamingo):
-    ids = [BOS, *OUTPUT, *A_CAT]
-    assert flamingo.complete(["Output:", " a cat"], max_new_tokens=6) == greedy(flamingo, ids) != ""
+    text = [BOS, *OUTPUT, *A_CAT]
+    assert flamingo.complete(["Output:", " a cat"], max_new_tokens=6) == greedy(flamingo, text) != ""
 
 
 @pytest.mark.parametrize("text", ["<image>", "<EOC>", "<BOS><PAD><image>Output: a cat<EOC>"])
 def test_text_that_looks_like_a_special_token_stays_text(flamingo, text):
     spelled = TOKENIZER.encode(text)
-    assert not {BOS, END, IMG, 0} & set(spelled) and TOKENIZER.decode(spelled) == text
+    assert not {BOS, END, IMG, 0} & set(spelled)
     assert flamingo.complete([CAT, text], max_new_tokens=6) == greedy(flamingo, [BOS, IMG, *spelled], CAT)
-
-
-def test_an_image_can_have_any_form_and_size(flamingo):
-    forms = [Image.fromarray(CAT[0]), CAT[0], CAT, torch.as_tensor(CAT[0]), CAT[0] / 255, [CAT[0]]]
-    assert len({flamingo.complete([form, " a"], max_new_tokens=8) for form in forms}) == 1
-    large = Image.fromarray(CAT[0]).resize((64, 48))
-    small = large.resize((8, 8), Image.Resampling.BICUBIC)
-    assert flamingo.complete([large, " a"]) == flamingo.complete([small, " a"])
 
 
 def test_sampling_with_a_seed_is_repeatable(flamingo):
@@ -116,18 +98,6 @@ def test_beams_give_the_answer_of_beam_search(flamingo):
     answer = flamingo.complete([CAT, " a cat", EOC, DOG, " a"], beams=3, max_new_tokens=5)
     expected = beam_search(flamingo.model, by_hand(ids, CAT, DOG), END, beams=3, max_new_tokens=5)[0]
     assert answer == TOKENIZER.decode(expected)
-
-
-def test_max_new_tokens_and_the_context_limit_the_answer():
-    """The context of 64 tokens can be filled completely."""
-    flamingo = make()
-    with torch.no_grad():
-        flamingo.model.lm.head.bias[:] = -100.0
-        flamingo.model.lm.head.bias[A_CAT[1]] = 100.0  # now it generates " cat" and nothing else
-    full = 2 + 50  # <BOS>, <image>, 50 letters
-    assert flamingo.complete([CAT, "x" * 50], max_new_tokens=100) == " cat" * (64 - full + 1)
-    for n in (0, 1, 3):
-        assert flamingo.complete([CAT, "x" * 50], max_new_tokens=n) == " cat" * n
 
 
 def test_streamed_text_is_the_returned_text(flamingo):
@@ -157,27 +127,13 @@ def test_a_query_after_prefilled_shots_has_the_answer_of_the_whole_prompt(flamin
     assert len(set(answers)) > 2
 
 
-def test_prefilled_images_are_not_encoded_again(flamingo):
-    """Two images in the shots, one in each of three queries."""
-    encoded = []
-    handle = flamingo.model.vision.register_forward_hook(lambda _m, x, _y: encoded.append(len(x[0])))
-    shots = flamingo.prefill([CAT, " a cat", EOC, DOG, " a dog", EOC])
-    for seed in (1, 2, 3):
-        flamingo.complete([image(seed), " a"], cache=shots)
-    handle.remove()
-    assert encoded == [2, 1, 1, 1]
-
-
 # ------------------------------------------------------------------------------------------------------------- bad input
 
 WRONG_PROMPTS = {
     "a string": ("Output:", TypeError, "the prompt must be a list"),
-    "an image": (CAT, TypeError, "the prompt must be a list"),
     "empty": ([], ValueError, "the prompt is empty"),
     "a number": ([CAT, "Output:", 7], TypeError, "prompt, piece 2"),
-    "a dict": ([CAT, {"image": "cat.png"}], TypeError, "prompt, piece 1"),
     "NaN": ([CAT, "a", np.full((8, 8, 3), np.nan)], ValueError, "prompt, piece 2: .* nan"),
-    "an empty video": (["a", []], ValueError, "prompt, piece 1"),
     "a bad frame": ([[CAT[0], None]], TypeError, "prompt, piece 0, frame 1"),
     "too long": ([CAT, "x" * 63], ValueError, "65 tokens, but the LM's context is 64"),
 }
@@ -191,13 +147,7 @@ def test_an_invalid_prompt_is_refused_by_its_piece(flamingo, prompt, error, mess
 
 
 def test_contradictory_options_are_refused(flamingo):
-    for options, message in (
-        (dict(beams=3, temperature=1.0), "beam search does not sample"),
-        (dict(temperature=-1.0), "temperature is -1.0"),
-        (dict(beams=0), "beams is 0"),
-        (dict(temperature=1.0, top_k=0), "top_k is 0"),
-        (dict(temperature=1.0, top_p=1.5), "top_p is 1.5"),
-    ):
+    for options, message in ((dict(beams=3, temperature=1.0), "beam search does not sample"), (dict(beams=0), "beams is 0")):
         with pytest.raises(ValueError, match=message):
             flamingo.complete(["a"], **options)
 
@@ -215,11 +165,7 @@ def test_a_loaded_model_is_the_saved_one_bit_for_bit(folder, flamingo):
     loaded = load(str(folder))
     assert sorted(os.listdir(folder)) == ["config.json", "model.pt", "tokenizer.json"]
     assert loaded.model.config == flamingo.model.config and loaded.tokenizer.words == flamingo.tokenizer.words
-    large = image(7).repeat(3, axis=1)
-    assert torch.equal(loaded.preprocess(large), flamingo.preprocess(large))
-    batch = by_hand([BOS, IMG, *A_CAT, END, IMG, A_CAT[0]], CAT, DOG)
-    with torch.no_grad():
-        assert torch.equal(loaded.model(batch)[0], flamingo.model(batch)[0])
+    assert equal(loaded.model.state_dict(), flamingo.model.state_dict()) and loaded.preprocess == flamingo.preprocess
     # Ready for use: evaluation mode, frozen where it should be.
     assert not any(module.training for module in loaded.model.modules())
     trainable = {n.split(".")[0] for n, p in loaded.model.named_parameters() if p.requires_grad}
@@ -227,23 +173,23 @@ def test_a_loaded_model_is_the_saved_one_bit_for_bit(folder, flamingo):
 
 
 def test_saving_to_the_same_folder_replaces_the_model(folder):
+    """Also by the trained modules alone. Then the frozen ones are given at loading."""
     other = make(seed=1)
     other.save(folder)
-    assert all(torch.equal(v, other.model.state_dict()[k]) for k, v in load(folder).model.state_dict().items())
-
-
-def test_trainable_modules_can_be_saved_alone(tmp_path, flamingo):
-    """The frozen parts are given again at loading."""
-    flamingo.save(tmp_path, trainable_only=True)
-    assert sorted(os.listdir(tmp_path)) == ["config.json", "tokenizer.json", "trainable.pt"]
-    loaded = load(tmp_path, vision=flamingo.model.vision, language=flamingo.model.lm)
-    assert all(torch.equal(v, flamingo.model.state_dict()[k]) for k, v in loaded.model.state_dict().items())
+    assert equal(load(folder).model.state_dict(), other.model.state_dict())
+    other.save(folder, trainable_only=True)
+    assert sorted(os.listdir(folder)) == ["config.json", "tokenizer.json", "trainable.pt"]
+    assert equal(load(folder, vision=other.model.vision, language=other.model.lm).model.state_dict(), other.model.state_dict())
     with pytest.raises(ValueError, match="vision=, language="):
-        load(tmp_path)
+        load(folder)
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.pt"])
-def test_a_missing_file_is_named(folder, name):
+def test_a_missing_or_damaged_file_is_named(folder, name):
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=name):
+        load(folder)
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
         load(folder)
@@ -251,11 +197,9 @@ def test_a_missing_file_is_named(folder, name):
 
 def test_a_foreign_config_is_refused_by_its_field(folder):
     config = {"flamingo": tiny_config().to_dict(), "image": PREPROCESS.to_dict()}
-    vision = {**config["flamingo"]["vision"], "n_heads": 3}
     for content, message in (
         ({"model_type": "llama"}, "config.json"),
         ({**config, "flamingo": {**config["flamingo"], "xattn_evry": 1}}, "did you mean 'xattn_every'"),
-        ({**config, "flamingo": {**config["flamingo"], "vision": vision}}, "n_heads=3"),
         ({**config, "image": {"resolution": 8}}, "config.json"),
     ):
         (folder / "config.json").write_text(json.dumps(content))
@@ -263,26 +207,12 @@ def test_a_foreign_config_is_refused_by_its_field(folder):
             load(folder)
 
 
-def test_damaged_files_are_refused_by_name(folder):
-    for name in ("model.pt", "tokenizer.json", "config.json"):
-        content = (folder / name).read_bytes()
-        (folder / name).write_bytes(content[: len(content) // 2])
-        with pytest.raises(ValueError, match=name):
-            load(folder)
-        (folder / name).write_bytes(content)
-    load(folder)
-
-
-def test_files_of_two_models_are_refused(folder, tmp_path):
-    make(words=(" taxi", " bus")).save(tmp_path / "words")
-    Pipeline(tiny_flamingo(lm={"vocab_size": TOKENIZER.vocab_size, "d": 48}), TOKENIZER, PREPROCESS).save(tmp_path / "wide")
-    tokenizer = (folder / "tokenizer.json").read_bytes()
-    (folder / "tokenizer.json").write_bytes((tmp_path / "words/tokenizer.json").read_bytes())
-    with pytest.raises(ValueError, match=f"{259 + 6} tokens.* {259 + 4}"):
-        load(folder)
-    (folder / "tokenizer.json").write_bytes(tokenizer)
-    (folder / "model.pt").write_bytes((tmp_path / "wide/model.pt").read_bytes())
+def test_files_of_two_models_are_refused(folder):
+    torch.save(tiny_flamingo(lm={"vocab_size": TOKENIZER.vocab_size, "d": 48}).state_dict(), folder / "model.pt")
     with pytest.raises(ValueError, match=r"model\.pt.* wrong shape"):
+        load(folder)
+    ToyTokenizer([*TOKENIZER.words, " taxi", " bus"]).save(folder / "tokenizer.json")
+    with pytest.raises(ValueError, match=f"<image> is {259 + 6} in tokenizer.json, but {259 + 4} in config.json"):
         load(folder)
 
 
@@ -367,7 +297,3 @@ def test_every_command_explains_its_options(command, capsys):
     with pytest.raises(SystemExit) as end:
         main([command, "--help"])
     assert end.value.code == 0 and "usage" in capsys.readouterr().out
-
-
-def test_the_package_has_what_it_promises():
-    assert all(hasattr(minflamingo, name) for name in minflamingo.__all__)

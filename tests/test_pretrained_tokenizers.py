@@ -14,10 +14,8 @@ import unicodedata
 
 import pytest
 import torch
-from conftest import image, tiny_flamingo
 
-from minflamingo import Pipeline, load
-from minflamingo.data.images import clip_preprocessor
+from minflamingo import load
 from minflamingo.data.sample import EOC, NoLoss, Sample, tokenize_sample
 
 lib = pytest.importorskip("tokenizers")
@@ -60,10 +58,8 @@ def trained(*special: str, words=None, alphabet=None) -> lib.Tokenizer:
     base = lib.Tokenizer(lib.models.BPE())
     base.pre_tokenizer = words or lib.pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = lib.pre_tokenizers.ByteLevel.alphabet() if alphabet is None else alphabet
-    trainer = lib.trainers.BpeTrainer(
-        vocab_size=420, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
-    )
-    base.train_from_iterator(SENTENCES, trainer)
+    options = dict(vocab_size=420, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False)
+    base.train_from_iterator(SENTENCES, lib.trainers.BpeTrainer(**options))
     base.decoder = lib.decoders.ByteLevel()
     return base
 
@@ -155,8 +151,6 @@ def test_text_never_becomes_a_special_token_and_comes_back(family, tokenizer):
         assert not special & set(ids) and all(0 <= i < tokenizer.vocab_size for i in ids), text
         assert tokenizer.decode(ids) == FAMILIES[family][2](text)
     assert tokenizer.decode(tokenizer.encode("a\ud800b\udc00")) == "a\ufffdb\ufffd"
-    with pytest.raises(TypeError, match="expected str, got list"):
-        tokenizer.encode([1, 2])
 
 
 def test_special_tokens_are_hidden_from_merges_and_words_of_the_file():
@@ -200,20 +194,10 @@ def test_nothing_is_added_cut_off_or_padded():
 # ------------------------------------------------------------------------------------------------------------------ decode
 
 
-def test_special_tokens_and_unused_rows_give_no_text(tokenizer):
-    """A published table is often longer than its vocabulary. Ids outside of it are refused."""
+def test_special_tokens_unused_rows_and_parts_of_a_character(tokenizer):
+    """The first two give no text. A text that ends inside of a character (🦩 is four tokens here) ends with U+FFFD."""
     ids, special = tokenizer.encode("red circle"), [tokenizer.pad_id, tokenizer.eoc_id, tokenizer.image_id]
-    assert tokenizer.decode([*special, *ids, *special]) == "red circle"
-    longer = PretrainedTokenizer.from_dict({**tokenizer.to_dict(), "vocab_size": tokenizer.vocab_size + 30})
-    assert longer.decode([longer.vocab_size - 1, *ids, longer.vocab_size - 30]) == "red circle"
-    last = max(tokenizer.image_id, tokenizer.vocab_size - 1)
-    for i in (-1, last + 1):
-        with pytest.raises(ValueError, match=rf"id {i} is outside 0\.\.\.{last}"):
-            tokenizer.decode([i])
-
-
-def test_text_that_ends_inside_a_character_ends_with_the_replacement_character(tokenizer):
-    """🦩 is four bytes, and here four tokens."""
+    assert tokenizer.decode([*special, *ids, tokenizer.image_id + 30, *special]) == "red circle"
     n, ids = len(tokenizer.encode("red")), tokenizer.encode("red🦩")
     for more in (1, 2, 3):
         shown = tokenizer.decode(ids[: n + more])
@@ -225,16 +209,11 @@ def test_text_that_ends_inside_a_character_ends_with_the_replacement_character(t
 
 
 def test_openflamingos_ids_come_after_the_base_as_in_transformers(tmp_path):
-    """<|endofchunk|> n, <image> n + 1 and, without a padding token in the base (OPT has one), <PAD> n + 2."""
-    base, opt = neox(), trained("<s>", "<pad>", "</s>", "<unk>")
+    """<|endofchunk|> n, <image> n + 1 and <PAD> n + 2."""
+    base = neox()
     n, tokenizer = base.get_vocab_size(), openflamingo_tokenizer(base)
     assert (tokenizer.eoc_id, tokenizer.image_id, tokenizer.pad_id) == (n, n + 1, n + 2)
-    assert (tokenizer.bos_id, tokenizer.vocab_size) == (None, n + 3)
-    assert openflamingo_tokenizer(base, vocab_size=n + 100).vocab_size == n + 100
-    n, of_opt = opt.get_vocab_size(), openflamingo_tokenizer(opt, bos="</s>", pad="<pad>")
-    assert (of_opt.pad_id, of_opt.bos_id, of_opt.eoc_id, of_opt.image_id, of_opt.vocab_size) == (1, 2, n, n + 1, n + 1)
-    with pytest.raises(ValueError, match=r"no token '<\|endoftext\|>' among its"):
-        openflamingo_tokenizer(opt, bos="<|endoftext|>")
+    assert (tokenizer.bos_id, tokenizer.vocab_size) == (None, n)
 
     transformers = pytest.importorskip("transformers")
     base.save(str(tmp_path / "tokenizer.json"))
@@ -244,51 +223,38 @@ def test_openflamingos_ids_come_after_the_base_as_in_transformers(tmp_path):
     ids = oracle.convert_tokens_to_ids(["<|endofchunk|>", "<image>", "<PAD>"])
     oracle.save_pretrained(tmp_path / "saved")  # a file that has them already
     for same in (tokenizer, openflamingo_tokenizer(read_base(tmp_path / "saved"))):
-        assert [same.eoc_id, same.image_id, same.pad_id] == ids and same.vocab_size == len(oracle)
+        assert [same.eoc_id, same.image_id, same.pad_id] == ids
 
 
 def test_idefics_ids_come_after_those_of_llama():
     """32000 around images, 32001 <image>, 32002 the end of an utterance (instruct); <unk> is the padding, </s> the end."""
-    base, names = llama(rows=32000), ("pad_id", "bos_id", "eoc_id", "around_image_id", "image_id", "vocab_size")
-    for instruct, ids in ((False, (0, 1, 2, 32000, 32001, 32001)), (True, (0, 1, 32002, 32000, 32001, 32003))):
+    base, names = llama(rows=32000), ("pad_id", "bos_id", "eoc_id", "around_image_id", "image_id")
+    for instruct, ids in ((False, (0, 1, 2, 32000, 32001)), (True, (0, 1, 32002, 32000, 32001))):
         assert tuple(getattr(idefics_tokenizer(base, instruct=instruct), name) for name in names) == ids
     base.add_special_tokens([lib.AddedToken(name) for name in ("<fake_token_around_image>", "<image>", "<end_of_utterance>")])
     assert tuple(getattr(idefics_tokenizer(base, instruct=True), name) for name in names) == ids  # as in published files
 
 
-def test_samples_and_prompts_are_tokenized_with_it(tmp_path):
-    """IDEFICS has a token before and after each image, and one between two. A pipeline with it can be saved and loaded."""
+def test_samples_are_tokenized_with_it():
+    """GPT-NeoX has no <BOS>. IDEFICS has a token before and after each image, and one between two."""
     media = torch.zeros(1, 2, 3)
-    tokenizer = openflamingo_tokenizer(neox(), bos="<|endoftext|>")
+    tokenizer = own(gpt2())
     question, text = tokenizer.encode("<image>"), tokenizer.encode(" a circle")
     row = tokenize_sample(Sample([media, NoLoss("<image>"), " a circle", EOC]), tokenizer)
     assert row.ids == [tokenizer.bos_id, tokenizer.image_id, *question, *text, tokenizer.eoc_id]
     assert row.labels == [-100] * (2 + len(question)) + [*text, tokenizer.eoc_id]
-    row = tokenize_sample(Sample([media, " a circle"]), openflamingo_tokenizer(neox()))  # no <BOS>
-    assert row.ids == [tokenizer.image_id, *text]
+    of_neox = openflamingo_tokenizer(neox())
+    row = tokenize_sample(Sample([media, " a circle"]), of_neox)
+    assert row.ids == [of_neox.image_id, *of_neox.encode(" a circle")]
     idefics = idefics_tokenizer(llama())
     around, i, a = idefics.around_image_id, idefics.image_id, idefics.encode("a")
     row = tokenize_sample(Sample([media, media, "a", media]), idefics)
     assert row.ids == [idefics.bos_id, around, i, around, i, around, *a, around, i, around]
 
-    tokenizer = own(gpt2())
-    flamingo = Pipeline(tiny_flamingo(lm={"vocab_size": tokenizer.vocab_size}), tokenizer, clip_preprocessor(8))
-    flamingo.save(tmp_path)
-    loaded, prompt = load(tmp_path), [image(1)[0], " a circle<|endoftext|>", EOC, image(2)[0], " a"]
-    assert equal(loaded.tokenizer, tokenizer) and loaded.preprocess == flamingo.preprocess
-    assert loaded.complete(prompt, max_new_tokens=5) == flamingo.complete(prompt, max_new_tokens=5) != ""
 
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"pad_id": "0"}, "pad_id is '0'"), ({"bos_id": -1}, "bos_id is -1"), ({"eoc_id": None}, "eoc_id is None"),
-        ({"pad_id": 500}, "pad_id is 500; .* unlike image_id .500"), ({"around_image_id": 500}, "around_image_id is 500"),
-        ({"vocab_size": 5}, "vocab_size is 5, but there are tokens up to id"),
-    ],
-)  # fmt: skip
-def test_invalid_ids_are_refused(changes, message):
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("changes", [{"pad_id": "0"}, {"eoc_id": None}, {"pad_id": 500}, {"around_image_id": 500}])
+def test_invalid_ids_are_refused(changes):
+    with pytest.raises(ValueError, match="must be integers, and image_id unlike the others"):
         PretrainedTokenizer(gpt2(), **{"pad_id": 0, "bos_id": 0, "eoc_id": 0, "image_id": 500, **changes})
 
 
@@ -303,40 +269,18 @@ def test_a_saved_tokenizer_and_a_copy_for_a_worker_are_equal(tokenizer, tmp_path
 
 
 def test_a_damaged_file_is_refused_by_name(tmp_path):
-    content = own(gpt2()).to_dict()
-    whole, path = json.dumps(content), tmp_path / "other.json"
-    model = {**content["tokenizer"]["model"], "merges": [["no such", "tokens"]]}
-    wrong = [{"kind": "toy"}, {"pad_id": "</s>"}, {"tokenizer": None}, {"tokenizer": {**content["tokenizer"], "model": model}}]
-    texts = ["", whole[: len(whole) // 2], "[1, 2]", "{}", *(json.dumps({**content, **changes}) for changes in wrong)]
-    for text in texts:
+    """Ours and the library's; and one whose added tokens have other ids, which the library would silently number anew."""
+    whole, base = json.dumps(own(gpt2()).to_dict()), json.loads(neox().to_str())
+    base["added_tokens"][-1]["id"] += 5
+    path = tmp_path / "tokenizer.json"
+    for text in ("", whole[: len(whole) // 2], "[1, 2]", '{"kind": "toy"}', whole.replace('"pad_id": 0', '"pad_id": "</s>"')):
         path.write_text(text)
-        with pytest.raises(ValueError, match=r"other\.json: not a valid tokenizer"):
+        with pytest.raises(ValueError, match=r"tokenizer\.json: not a valid tokenizer"):
             PretrainedTokenizer.load(path)
-
-
-def test_a_base_is_read_from_a_whole_file_or_from_vocab_and_merges(tmp_path):
-    """GPT-2 and OPT were published in the second form. Missing, damaged and ignored files are named."""
-    base, parts = gpt2(), tmp_path / "parts"
-    parts.mkdir()
-    with pytest.raises(FileNotFoundError, match=r"neither tokenizer\.json nor vocab\.json and merges\.txt"):
-        read_base(parts)
-    base.model.save(str(parts))
-    base.save(str(tmp_path / "tokenizer.json"))
-    expected = [own(base).encode(text) for text in ALL_TEXTS]
-    for path in (tmp_path, tmp_path / "tokenizer.json", parts):
-        assert [own(read_base(path)).encode(text) for text in ALL_TEXTS] == expected
-    (parts / "added_tokens.json").write_text('{"<image>": 420}')
-    with pytest.raises(ValueError, match=r"added_tokens\.json: added tokens are only read from a tokenizer\.json"):
-        read_base(parts)
-    (parts / "added_tokens.json").unlink()
-    (parts / "merges.txt").write_text("no such\nsuch merge\n")
-    with pytest.raises(ValueError, match="parts: not a valid tokenizer"):
-        read_base(parts)
-    content = json.loads(neox().to_str())
-    content["added_tokens"][-1]["id"] += 5  # the library would silently number it anew
-    (parts / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"tokenizer\.json: .*'  ' has id \d+ in the file, but the next free id is \d+"):
-        read_base(parts)
+    for text, reason in (("", ""), ("{}", ""), (json.dumps(base), r".*'  ' has id \d+, but the next free id is \d+")):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"tokenizer\.json: not a valid tokenizer, or damaged: {reason}"):
+            read_base(tmp_path)
 
 
 def gguf(base: lib.Tokenizer, pre: str, user_defined: tuple[str, ...] = ()) -> dict:
@@ -364,18 +308,10 @@ def test_a_gguf_file_describes_the_same_tokenizer():
         assert read.decode([0, 1, *read.encode("a    b")]) == "a    b"
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"model": "llama"}, "ggml.model is 'llama' and pre 'gpt-2'"), ({"pre": "tekken"}, "pre 'tekken'; only"),
-        ({"pre": None}, "pre None"), ({"merges": None}, "merges are missing"),
-        ({"tokens": ["a", "b", "a"], "token_type": [1, 1, 1]}, "repeated"), ({"token_type": [1]}, "of different lengths"),
-        ({"merges": ["no such"]}, "GGUF metadata: not a valid tokenizer"),
-    ],
-)  # fmt: skip
-def test_gguf_metadata_that_is_not_implemented_is_refused(changes, message):
+@pytest.mark.parametrize("changes", [{"model": "llama"}, {"pre": "tekken"}, {"pre": None}])
+def test_a_gguf_tokenizer_that_is_not_implemented_is_refused(changes):
     changes = {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match="ggml.model is '.*' and pre .*; only 'gpt2' .* with pre one of gpt-2, "):
         base_from_gguf({**gguf(gpt2(), "gpt-2"), **changes})
 
 

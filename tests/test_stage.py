@@ -1,10 +1,12 @@
 """Stages: a run that was stopped and resumed ends with the same weights, bit for bit, as a run that was never stopped."""
 
 import multiprocessing
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import equal
 from torch import nn
 
 from minflamingo.training.checkpoint import load_tensors
@@ -42,37 +44,19 @@ def train(folder, before=lambda stage, step: None, after=lambda stage, step: Non
     return stage
 
 
-def train_in_process(folder, line) -> None:
-    train(folder, line=line)
-
-
-def train_other(folder, line) -> None:
-    train(folder, line=line, name="language", total=3)
-
-
 def saved(folder, name: str = "vision") -> dict:
     """The content of the checkpoint, except the seconds."""
     content = load_tensors(Path(folder) / f"{name}.pt")
-    assert content.pop("seconds") >= 0
+    assert content.pop("seconds") > 0
     return content
 
 
-def equal(a, b) -> bool:
-    """Equal to the last bit, however deeply nested."""
-    if isinstance(a, torch.Tensor):
-        return a.dtype == b.dtype and torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(equal, a, b))
-    return a == b
-
-
-@pytest.fixture
-def uninterrupted(tmp_path) -> dict:
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> dict:
     """The checkpoint of a run that was never stopped."""
-    train(tmp_path / "uninterrupted")
-    return saved(tmp_path / "uninterrupted")
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    train(folder)
+    return saved(folder)
 
 
 def test_a_stage_takes_every_step_once_and_saves_weights_optimizer_and_rows(tmp_path):
@@ -90,8 +74,8 @@ def test_a_stage_takes_every_step_once_and_saves_weights_optimizer_and_rows(tmp_
 
 
 @pytest.mark.parametrize("place", ["before", "after"])
-@pytest.mark.parametrize("k", [0, 1, 6, 7])
-@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, GeneratorExit])
+@pytest.mark.parametrize("k", [0, 1, 7])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_a_stopped_run_resumes_to_the_same_end(tmp_path, uninterrupted, k, place, error):
     """Stopped in step k, before or after its weights have changed: step k is taken again, from the weights before it."""
 
@@ -102,9 +86,8 @@ def test_a_stopped_run_resumes_to_the_same_end(tmp_path, uninterrupted, k, place
     with pytest.raises(error):
         train(tmp_path, **{place: stop})
     assert make_stage(tmp_path).step == k
-    stage = train(tmp_path)
+    train(tmp_path)
     assert equal(saved(tmp_path), uninterrupted)
-    assert stage.seconds == load_tensors(stage.path)["seconds"] > 0
 
 
 def test_a_stop_loses_the_steps_since_the_last_checkpoint_and_no_more(tmp_path, uninterrupted):
@@ -138,7 +121,7 @@ def test_an_evaluation_resumes_after_its_last_batch_with_any_batch_size(tmp_path
 
     def evaluate(by: int, stop: int | None = None) -> list[dict]:
         stage = Stage("task-8", tmp_path, 10, settings={"shape": (8, 8)}, save_every=0.0)
-        for start in stage.steps(by=by, show=False):
+        for start in stage.steps(by=by):
             if start == stop:
                 break
             stage.rows.extend({"key": str(i), "scores": [0.1 * i]} for i in range(start, min(start + by, 10)))
@@ -171,7 +154,7 @@ def test_a_process_that_does_not_write_only_reads(tmp_path):
 
 def test_two_stages_in_parallel_processes_both_finish(tmp_path, uninterrupted):
     """Not compared bit for bit: each process has half of the threads, so its sums may be rounded differently."""
-    run_in_parallel([train_in_process, train_other], tmp_path)
+    run_in_parallel([train, partial(train, name="language", total=3)], tmp_path)
     assert saved(tmp_path)["step"] == uninterrupted["step"] and saved(tmp_path, "language")["step"] == 3
 
 

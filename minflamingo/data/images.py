@@ -13,7 +13,7 @@ A published vision encoder needs images exactly as in its training. There are tw
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -41,20 +41,9 @@ def read_image(file: str | Path | bytes, name: str | None = None, formats: Seque
         raise ValueError(f"{str(name or file)!r:.200}: not {expected}, or damaged: {error}"[:600]) from None
 
 
-@dataclass(frozen=True)
-class LazyImage:
-    """An image that is read when its pixels are needed. A document may have hundreds; its window shows five."""
-
-    name: str
-    read: Callable[[], bytes]
-
-    def pixels(self) -> np.ndarray:
-        """uint8 (1, H, W, 3). Raises ValueError with the name if the file is missing, damaged or not an image."""
-        try:
-            content = self.read()
-        except ValueError as error:
-            raise ValueError(f"{self.name!r:.200}: {error}") from None
-        return as_frames(read_image(content, self.name, FORMATS), self.name)
+def read_pixels(file: Path | bytes, name: str) -> np.ndarray:
+    """An image of training data -> uint8 (1, H, W, 3). Raises errors as `read_image`."""
+    return as_frames(read_image(file, name, FORMATS), name)
 
 
 def as_frames(media: object, where: str = "image") -> np.ndarray:
@@ -68,7 +57,10 @@ def as_frames(media: object, where: str = "image") -> np.ndarray:
             raise ValueError(f"{where}: a video needs one or more frames of equal size, got {[f.shape for f in frames]}"[:600])
         return np.concatenate(frames)
     if isinstance(media, Image.Image):
-        media = _pil_as_array(media, where)
+        try:
+            media = _pil_as_array(media)
+        except (OSError, SyntaxError) as error:  # Pillow decodes lazily
+            raise ValueError(f"{where}: the image file is damaged: {error}") from None
     if isinstance(media, Tensor):
         media = media.detach().cpu()
         media = (media.float() if media.is_floating_point() else media).numpy()  # numpy has no bfloat16
@@ -84,31 +76,22 @@ def as_frames(media: object, where: str = "image") -> np.ndarray:
         array = np.round(array * 255).astype(np.uint8)
     if array.dtype != np.uint8:
         raise ValueError(f"{where}: pixels must be uint8 (0...255) or float (0...1), got {array.dtype}")
-    if array.shape[-1] == 4:  # alpha: on white, as for PIL images
+    if array.shape[-1] == 4:  # transparent pixels become white
         alpha = array[..., 3:] / 255.0
         array = np.round(array[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
     return array if array.shape[-1] == 3 else array.repeat(3, axis=-1)
 
 
-def _pil_as_array(image: Image.Image, where: str) -> np.ndarray:
-    try:
-        image = ImageOps.exif_transpose(image)
-        pixels = np.array(image)  # Pillow decodes lazily, so a damaged file raises only here
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"{where}: the image file is damaged ({error})") from None
-    if 0 in image.size:
-        return pixels  # `as_frames` raises
+def _pil_as_array(image: Image.Image) -> np.ndarray:
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bit grey: PIL's own conversion would clip it to 255
-        return pixels.astype(np.float64) / max(pixels.max(), 65535 if image.mode.startswith("I") else 1)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)  # transparent pixels become white
-    return np.array(image.convert("RGB"))
+        pixels = np.array(image, dtype=np.float64)
+        return pixels / max(pixels.max(), 65535 if image.mode.startswith("I") else 1)
+    return np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the 400 million images that CLIP was trained on
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-MAX_ASPECT = 100  # the ends of longer strips are cut off before "crop" resizes them: the whole would need too much memory
 
 
 @dataclass(frozen=True)
@@ -156,17 +139,9 @@ def shrink_and_crop(image: Image.Image, size: int) -> Image.Image:
     (transformers rounds the margin down: 1 row at the top of 224 x 227, so all pixels are shifted by one.)
     """
     short, long = sorted(image.size)
-    if long > MAX_ASPECT * short:
-        long = MAX_ASPECT * short
-        image = center(image, [min(side, long) for side in image.size])
     image = image.resize([size if side == short else int(size * long / short) for side in image.size], Image.Resampling.BICUBIC)
-    return center(image, (size, size))
-
-
-def center(image: Image.Image, size: Sequence[int]) -> Image.Image:
-    """The center (width, height) pixels of a larger image."""
-    left, top = (round((have - want) / 2) for have, want in zip(image.size, size))
-    return image.crop((left, top, left + size[0], top + size[1]))
+    left, top = (round((side - size) / 2) for side in image.size)
+    return image.crop((left, top, left + size, top + size))
 
 
 def clip_preprocessor(size: int = 224) -> ImagePreprocessor:

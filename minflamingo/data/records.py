@@ -1,167 +1,148 @@
-"""Readers: which files of a shard form one sample, and how it is read.
+"""How the files of a shard become samples: image-text pairs, videos, and interleaved documents (paper section 2.4).
 
-    Pairs       cats/7.jpg + cats/7.txt                      (or 7.json with a "caption")     [N=1, T=1]
-    Videos      run/0.jpg ... run/9.jpg + run.txt            (or run/text.txt, run.0.jpg, ...)   [N=1, T>1]
-                run.json {"caption": ..., "frames": ["a.jpg", ...]}
-                run.mp4 + run.txt                            (or run.json; one frame per second; needs PyAV)
-    Documents   7.json in the format MMC4 or OBELICS         (images inside as base64, or as files next to it)  [N>1, T=1]
+    pair_sample        cats/7.jpg + cats/7.txt                 (or 7.json with a "caption")                 [N=1, T=1]
+    video_sample       run.mp4 + run.txt                       (needs PyAV)                                 [N=1, T>1]
+                       run/0.jpg ... run/9.jpg + run.txt       one frame per second
+    document_sample    7.json in the format MMC4 or OBELICS    (images as base64, or as files 7/dog.jpg)    [N>1, T=1]
 
-`reader.group(names)` returns the files of each record: key -> {extension: name}. `reader(record, rng)` returns a `Sample`, or
-None if it is not useful for training (an empty caption, a document without images). A broken record raises ValueError.
+A reader has the arguments record, such as {"jpg": content, "txt": content}, and random number generator. For others, use
+`functools.partial`. It raises an error, of any type, for a broken record, an empty caption, or a document without images.
+
+    MMC4       text_list ["Cats purr.", "Dogs bark."], image_info [{image_name: "dog.jpg", matched_text_index: 1, ...}]
+    OBELICS    texts [null, "Dogs bark."], images ["dog.jpg", null]              exactly one of each pair is not null
+
+    pieces     "Cats purr."  EOC  dog.jpg  "Dogs bark."  EOC     an image comes BEFORE the sentence that it matches
+
+`window` takes L = 256 tokens at a random position and keeps the first N = 5 images. In half of the windows, text attends to the
+next image (p_next). Images are in the order of the text. (OpenFlamingo sorts images by their index but `<image>` tokens by
+sentence, so a text can get the image of another one.)
+
+    tokens     <BOS> Cats ␣purr . <EOC> <image> Dogs ␣bark . <EOC>
+    L = 6                        └─────────────────────────┘      Sample([[.], EOC, dog, [Dogs], [␣bark], [.]], bos=False)
 """
 
+import base64
 import io
 import json
-import posixpath
 import random
-import re
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 
 from ..tokenizer import Tokenizer
-from .documents import THRESHOLD, cut_text, document_pieces, lazy_image, valid_text, window
-from .images import LazyImage, as_frames
+from .images import as_frames, read_pixels
 from .sample import EOC, Sample
 from .videos import IMAGES, VIDEOS, by_number, decode_video, spread
 
-NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # key and extension, separated by the first dot as in WebDataset
-Groups = dict[str, dict[str, str]]  # key -> {extension: name}
+Record = dict[str, bytes]
 
 
-@dataclass(frozen=True)
-class Record:
-    """The files of one sample. `files`: extension -> name in the shard. `shard`: has `name in shard` and `shard.read(name)`."""
-
-    key: str
-    files: dict[str, str]
-    shard: object
-
-    def read(self, extension: str) -> bytes:
-        return self.shard.read(self.files[extension])
-
-    def find(self, name: str) -> bytes:
-        """A file that the JSON names. For record cats/7, dog.jpg is cats/7/dog.jpg, cats/dog.jpg, cats/7.dog.jpg or dog.jpg."""
-        folder = posixpath.dirname(self.key)
-        for path in (f"{self.key}/{name}", posixpath.join(folder, name), f"{self.key}.{name}", name):
-            if posixpath.normpath(path) in self.shard:
-                return self.shard.read(posixpath.normpath(path))
-        raise ValueError("there is no such file in the shard; for a failed download, write null instead of the name")
-
-    def json(self) -> dict:
-        try:
-            content = json.loads(self.read("json"))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"the json is not valid: {error}") from None
-        if not isinstance(content, dict):
-            raise ValueError(f"the json must be one object, found {content!r:.60}")
-        return content
-
-    def caption(self) -> str:
-        """The text of the txt file, or "caption" in the json."""
-        if not {"txt", "json"} & set(self.files):
-            raise ValueError(f"neither a txt nor a json next to {', '.join(sorted(self.files))[:100]}")
-        text = self.read("txt").decode("utf-8") if "txt" in self.files else self.json().get("caption")
-        return valid_text(text, "caption").strip()
+def pair_sample(record: Record, rng: random.Random, **options) -> Sample:
+    """`<BOS><image>text<EOC>`. `options`: those of `caption`."""
+    text = caption(record, **options)  # before the image, which costs more to decode
+    images = with_ending(record, IMAGES)
+    if len(images) != 1:
+        raise ValueError(f"a pair needs one image ({', '.join(IMAGES)}), found {', '.join(record)[:100]}")
+    return Sample([read_pixels(record[images[0]], images[0]), text, EOC])
 
 
-@dataclass(frozen=True)
-class Captioned:
-    """The common part of `Pairs` and `Videos`. `max_tokens` includes `<BOS>`, `<image>`, `<EOC>` and needs the tokenizer."""
-
-    tokenizer: Tokenizer | None = None
-    max_tokens: int | None = None
-
-    def __post_init__(self):
-        if self.max_tokens is not None and (self.tokenizer is None or self.max_tokens < 4):
-            raise ValueError(f"{type(self).__name__}: max_tokens needs a tokenizer and must be at least 4")
-
-    def __call__(self, record: Record, rng: random.Random) -> Sample | None:
-        """`<BOS><image>text<EOC>`. A long text is cut but keeps its EOC (OpenFlamingo's captions of 32 tokens lose it)."""
-        if not (text := record.caption()):  # before the media, which cost more to read
-            return None
-        media = self.media(record)
-        if self.max_tokens is not None and len(ids := self.tokenizer.encode(text)) > self.max_tokens - 3:
-            text = cut_text(ids, 0, self.max_tokens - 3, self.tokenizer).rstrip()
-        return Sample([media, text, EOC]) if text else None
+def video_sample(record: Record, rng: random.Random, *, frames: int = 8, **options) -> Sample:
+    """The same with a video. Of more than `frames` frames, `frames` evenly spaced ones are used."""
+    text = caption(record, **options)
+    if files := with_ending(record, VIDEOS):
+        images = decode_video(io.BytesIO(record[files[0]]), files[0], max_frames=frames)
+    else:
+        names = sorted(with_ending(record, IMAGES), key=by_number)  # 2.jpg before 10.jpg
+        images = [read_pixels(record[name], name) for name in spread(names, frames)]
+    return Sample([as_frames(images, "video"), text, EOC])
 
 
-@dataclass(frozen=True)
-class Pairs(Captioned):
-    """Image-text pairs."""
-
-    def group(self, names: Iterable[str]) -> Groups:
-        groups: Groups = {}
-        for match in filter(None, map(NAME.fullmatch, names)):  # hidden files and files without extension do not match
-            groups.setdefault(match[1], {})[match[2].lower()] = match[0]
-        return groups
-
-    def media(self, record: Record) -> np.ndarray:
-        images = [extension for extension in record.files if f".{extension}" in IMAGES]
-        if len(images) != 1:
-            raise ValueError(f"a pair needs one image ({', '.join(IMAGES)}), found {', '.join(sorted(record.files))[:100]}")
-        return LazyImage(record.files[images[0]], lambda: record.read(images[0])).pixels()
+def document_sample(record: Record, rng: random.Random, *, tokenizer: Tokenizer, threshold: float = 0.24, **options) -> Sample:
+    """A random window of an interleaved document. `options`: those of `window`. The threshold is that of OpenFlamingo."""
+    return window(document_pieces(record, threshold), tokenizer, rng, **options)
 
 
-@dataclass(frozen=True)
-class Videos(Captioned):
-    """Video-text pairs: a text and a video file, or a text and frames. Of more than `frames` frames, `frames` are used."""
+def with_ending(record: Record, endings: tuple[str, ...]) -> list[str]:
+    return [name for name in record if f".{name}".lower().endswith(endings)]
 
-    frames: int = 8
 
-    def group(self, names: Iterable[str]) -> Groups:
-        groups: Groups = {}
-        texts = []
-        for match in filter(None, map(NAME.fullmatch, names)):
-            name, key, extension = match[0], match[1], match[2].lower()
-            if f".{extension.split('.')[-1]}" in IMAGES:  # run.0.jpg belongs to run, and so does run/0.jpg
-                groups.setdefault(key if "." in extension else posixpath.dirname(name) or key, {})[name] = name
-            elif f".{extension}" in VIDEOS:
-                groups.setdefault(key, {})[extension] = name
-            elif extension in ("txt", "json"):
-                texts.append((key, extension, name))
-        with_frames = set(groups)
-        for key, extension, name in texts:
-            inside = key not in with_frames and posixpath.dirname(name) in with_frames  # run/text.txt
-            groups.setdefault(posixpath.dirname(name) if inside else key, {})[extension] = name
-        return groups
+def caption(record: Record, tokenizer: Tokenizer | None = None, max_tokens: int | None = None) -> str | list[int]:
+    """The text of the txt file, or "caption" in the json. `max_tokens`: a longer text is cut; this needs the tokenizer."""
+    text = clean(record["txt"].decode("utf-8") if "txt" in record else json.loads(record["json"])["caption"])
+    if not text:
+        raise ValueError("the caption is empty")
+    return text if max_tokens is None else tokenizer.encode(text)[:max_tokens]
 
-    def media(self, record: Record) -> np.ndarray:
-        files = [f for f in record.files if f".{f}" in VIDEOS]
-        if len(files) > 1:
-            raise ValueError(f"one video in several files: {', '.join(files)}")
-        if files:
-            return as_frames(decode_video(io.BytesIO(record.read(files[0])), record.files[files[0]], max_frames=self.frames))
-        listed = record.json().get("frames") if "json" in record.files else None
-        if listed is None:  # sorted by number: 2.jpg before 10.jpg
-            names = sorted((f for f in record.files if f not in ("txt", "json")), key=by_number)
-            images = [LazyImage(name, lambda name=name: record.read(name)) for name in names]
+
+def clean(text: str) -> str:
+    """Without space around it. Half a character ("\\ud83d"), possible in JSON but not in UTF-8, becomes U+FFFD."""
+    return text.strip().encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+
+
+def document_pieces(record: Record, threshold: float) -> list:
+    """A document in one of the two formats -> `str`, EOC and images (content of a PNG, JPEG or WebP file).
+
+    In MMC4, an image is left out if its similarity to its sentence is below the threshold.
+    """
+    document, items = json.loads(record["json"]), []
+    if "text_list" in document:  # MMC4
+        images_before = defaultdict(list)
+        for info in document["image_info"]:
+            if info["matched_sim"] >= threshold:
+                images_before[info["matched_text_index"]].append(_image(info, record))
+        for s, sentence in enumerate(document["text_list"]):
+            items += [*images_before[s], sentence]
+    else:  # OBELICS
+        for text, image in zip(document["texts"], document["images"], strict=True):
+            items.append(text if image is None else _image(image, record))
+    pieces = chunks(items, separator=" " if "text_list" in document else "\n\n")
+    if EOC not in pieces or not any(isinstance(piece, bytes) for piece in pieces):
+        raise ValueError("the document has no text or no image")
+    return pieces
+
+
+def _image(entry: str | dict, record: Record) -> bytes | None:
+    """A file name, {"image_name": name} or {"image_base64": content} -> the image. None: name is null, the download failed."""
+    if isinstance(entry, dict) and "image_base64" in entry:
+        return base64.b64decode(entry["image_base64"])
+    name = entry["image_name"] if isinstance(entry, dict) else entry
+    return None if name is None else record[name]
+
+
+def chunks(items: Iterable[str | bytes | None], separator: str) -> list:
+    """Join neighbouring texts to chunks, each followed by EOC: ["Cats.", "Dogs."] -> ["Cats. Dogs.", EOC]."""
+    pieces = []
+    items = (item if isinstance(item, bytes) else clean(item) for item in items if item is not None)
+    for kind, run in groupby(filter(None, items), key=type):
+        pieces += [separator.join(run), EOC] if kind is str else run  # noqa: B031
+    return pieces
+
+
+def window(
+    pieces: list, tokenizer: Tokenizer, rng: random.Random, *, length: int = 256, max_images: int = 5, p_next: float = 0.5
+) -> Sample:
+    """`length` tokens of a document at a random position, with at most `max_images` images (paper, appendix).
+
+    All windows that contain an image are equally likely. `<BOS>` is the document's first token, so a window from its middle has
+    none (`bos=False`), and a window that ends in the middle of a chunk has no EOC there. Each token of a text is one piece,
+    because a cut can be inside a word or a character.
+    """
+    tokens = ["<BOS>"]  # followed by token ids, EOCs and images
+    for piece in pieces:
+        tokens += tokenizer.encode(piece) if isinstance(piece, str) else [piece]
+    images_before = np.cumsum([0] + [isinstance(token, bytes) for token in tokens])
+    starts = np.arange(max(len(tokens) - length, 0) + 1)
+    has_image = images_before[np.minimum(starts + length, len(tokens))] > images_before[starts]
+    start = int(rng.choice(starts[has_image]))
+
+    kept, n_images = [], 0
+    for token in tokens[max(start, 1) : start + length]:
+        if isinstance(token, bytes):
+            n_images += 1
+            if n_images <= max_images:
+                kept.append(read_pixels(token, f"image {n_images}"))
         else:
-            listed = listed if isinstance(listed, list) else [None]
-            images = [lazy_image(frame, record.find, f"frames[{t}]") for t, frame in enumerate(listed)]
-        if not images or None in images:
-            raise ValueError(f"a video needs image files or a list of frames without null, found {listed!r:.60}")
-        return as_frames([image.pixels() for image in spread(images, self.frames)])
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Interleaved documents in the format MMC4 or OBELICS: each json is one, with a new random window each time it is read."""
-
-    tokenizer: Tokenizer
-    length: int = 256
-    max_images: int = 5
-    p_next: float = 0.5
-    threshold: float = THRESHOLD
-
-    def group(self, names: Iterable[str]) -> Groups:
-        """All json files; `Record.find` finds the images next to them."""
-        found = [name for name in names if name.lower().endswith(".json") and NAME.fullmatch(name)]
-        return {name[: -len(".json")]: {"json": name} for name in found}
-
-    def __call__(self, record: Record, rng: random.Random) -> Sample | None:
-        pieces = document_pieces(record.json(), record.find, self.threshold)
-        if all(isinstance(piece, str) or piece is EOC for piece in pieces) or EOC not in pieces:
-            return None  # no image, or no text
-        return window(pieces, self.tokenizer, rng, length=self.length, max_images=self.max_images, p_next=self.p_next)
+            kept.append(EOC if token is EOC else [token])
+    return Sample(kept, attend_next=rng.random() < p_next, bos=start == 0)

@@ -39,7 +39,7 @@ class NoLoss:
 
 @dataclass(frozen=True)
 class Sample:
-    """An interleaved list of `str`, `NoLoss`, `EOC` and media (arrays or tensors: uint8 pixels or float features).
+    """An interleaved list of `str` or its token ids, `NoLoss`, `EOC` and media (uint8 pixels or float features).
 
     `attend_next`: text attends to the NEXT image instead of the last one (the paper's p_next; training only).
     `bos=False`: the sequence starts in the middle of a document.
@@ -89,6 +89,8 @@ def tokenize_sample(
         piece = piece if loss else piece.text
         if isinstance(piece, str):
             row.add(tokenizer.encode(piece), loss)
+        elif isinstance(piece, list) and all(isinstance(token, int) for token in piece):
+            row.add(piece, loss)
         elif piece is EOC:
             row.add([tokenizer.eoc_id], loss)
         elif is_medium(piece):

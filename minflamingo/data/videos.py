@@ -34,12 +34,12 @@ def read_video(path: Path, *, start: float = 0.0, end: float = float("inf"), max
 def decode_video(
     file: Path | BinaryIO, name: str, *, start: float = 0.0, end: float = float("inf"), max_frames: int = 30
 ) -> list[Image.Image]:
-    """One frame per second of a video file: the first at or after `start`, `start` + 1, ..., before `end`. Errors as above."""
+    """One frame per second of a video file: the first at or after `start`, `start` + 1, ..., before `end`."""
     try:
         import av
     except ImportError:
         raise ImportError(f"{name} is a video file. Reading it needs PyAV: pip install 'minflamingo[video]'") from None
-    chosen, next_time = [], start
+    seconds = {}  # since `start` -> first frame of this second
     try:
         with av.open(str(file) if isinstance(file, Path) else file) as container:
             stream = container.streams.video[0]
@@ -50,16 +50,15 @@ def decode_video(
                 now = frame.time - offset
                 if now >= end:
                     break
-                if now >= next_time - 1e-3:
-                    chosen.append(frame)
-                    next_time = max(next_time + 1, start + int(now - start) + 1)
+                if now >= start - 1e-3:  # time stamps are rounded
+                    seconds.setdefault(int(now - start + 1e-3), frame)
     except FileNotFoundError:
         raise
     except (av.error.FFmpegError, IndexError, TypeError) as error:
         raise ValueError(f"{name}: not a video, or damaged: {error}") from None
-    if not chosen:
+    if not seconds:
         raise ValueError(f"{name}: no frame could be decoded from second {start:g} on")
-    return [frame.to_image() for frame in spread(chosen, max_frames)]
+    return [frame.to_image() for frame in spread(list(seconds.values()), max_frames)]
 
 
 def spread(frames: Sequence, most: int) -> list:

@@ -16,8 +16,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import torch
+from torch import Tensor
+
 from ..data.sample import EOC, Sample, collate
-from ..flamingo import Flamingo
+from ..flamingo import Batch, Flamingo
 from ..generate import beam_search, generate, score_answers
 from ..tokenizer import Tokenizer
 
@@ -35,6 +38,9 @@ class Query:
     answer: str
     choices: Sequence[str] | None = None  # close-ended: the possible answers. None: open-ended
     between: str = ""  # text after each <EOC>; OpenFlamingo's prompts have a line break there
+
+
+# ---------------------------------------------------------------------------------------------------------- the prompt
 
 
 def count_shots(shots: str) -> int:
@@ -55,7 +61,9 @@ def few_shot_prompt(query: Query, shots: str, order: Sequence[int] | None = None
         raise ValueError(f"{shots} shots need {n} support examples, but this query has {len(query.support)}")
     for i in range(n) if order is None else order:
         medium, text = query.support[i]
+        # The image is before its text, because text attends to the last image before it.
         image = [] if shots == "0_text" else [medium]
+        # <EOC> ends each example, as in training. So the model also ends its own answer with <EOC>.
         pieces += [*image, text, EOC, query.between]
     # The query has the same form as an example, but its answer and <EOC> are left to the model.
     pieces += [query.medium, query.prompt]
@@ -65,80 +73,101 @@ def few_shot_prompt(query: Query, shots: str, order: Sequence[int] | None = None
 def shot_orders(n: int, most: int, seed: int) -> list[tuple[int, ...]]:
     """min(most, n!) different orders of n shots, for prompt ensembling. The first is 0, 1, ..., n - 1."""
     rng, orders = random.Random(f"orders {seed} {n}"), [tuple(range(n))]
-    while len(orders) < min(most, math.factorial(n)):
-        order = tuple(rng.sample(range(n), n))
-        orders += [order] if order not in orders else []
+    while len(orders) < min(most, math.factorial(n)):  # 2 shots have only 2 orders
+        order = tuple(rng.sample(range(n), n))  # a random permutation
+        if order not in orders:
+            orders.append(order)
     return orders
 
 
+# ---------------------------------------------------------------------------------------------------------- the answers
+
+
+def prompt_batch(
+    flamingo: Flamingo, tokenizer: Tokenizer, queries: Sequence[Query], shots: str, order: Sequence[int] | None = None
+) -> Batch:
+    """The prompts of B queries as one batch, on the model's device."""
+    prompts = [few_shot_prompt(query, shots, order) for query in queries]
+    # Padding on the left: all prompts end at the same position, where the answers start.
+    return collate(prompts, tokenizer, pad="left").to(next(flamingo.parameters()).device)
+
+
 def generate_answers(
-    flamingo: Flamingo, tokenizer: Tokenizer, prompts: Sequence[Sample], *, beams: int = 1, max_new_tokens: int = 24
+    flamingo: Flamingo, tokenizer: Tokenizer, queries: Sequence[Query], shots: str, *, beams: int = 1, max_new_tokens: int = 24
 ) -> list[str]:
     """Open-ended: the text that the model generates after each prompt. beams: 3 in the paper, 1 is greedy."""
-    # Padding on the left: all prompts end at the same position, where the answers start.
-    batch = collate(prompts, tokenizer, pad="left").to(next(flamingo.parameters()).device)
+    batch = prompt_batch(flamingo, tokenizer, queries, shots)
     search = generate if beams == 1 else partial(beam_search, beams=beams)
-    return [tokenizer.decode(ids) for ids in search(flamingo, batch, tokenizer.eoc_id, max_new_tokens=max_new_tokens)]
+    # Both stop at the first <EOC>, which is not part of the answer.
+    answers = search(flamingo, batch, tokenizer.eoc_id, max_new_tokens=max_new_tokens)  # B lists of token ids
+    return [tokenizer.decode(ids) for ids in answers]
 
 
 def score_choices(
-    flamingo: Flamingo, tokenizer: Tokenizer, prompts: Sequence[Sample], choices: Sequence[Sequence[str]], scoring: str = "sum"
-) -> list[list[float]]:
-    """Close-ended: the log-likelihood of each choice after its prompt. Prompts may have different numbers of choices.
+    flamingo: Flamingo, tokenizer: Tokenizer, queries: Sequence[Query], shots: str, *,
+    scoring: str = "sum", n_orders: int = 1, seed: int = 0,
+) -> Tensor:  # fmt: skip
+    """Close-ended: (B, A), the log-likelihood of each choice after its prompt. Rows with fewer than A choices end with -inf.
 
-    scoring: "sum" over the tokens of a choice, or "mean". A long choice has a low sum because it is long.
+    Example: the log-likelihoods of the tokens are -1.2 for " bus", and -0.7, -0.9 for " red taxi".
+    "sum" -> -1.2 and -1.6: " bus" is the best choice. "mean" -> -1.2 and -0.8: " red taxi" is the best one.
+
+    Args:
+        scoring: "sum" over the tokens of a choice, or "mean". A long choice has a low sum because it is long.
+        n_orders: above 1 for prompt ensembling (appendix). The order of the shots changes a language model's answer, so the
+            score is the mean over P orders: 1/P * sum_p log p(choice | shots in order p, query).
     """
     if scoring not in ("sum", "mean"):
         raise ValueError(f"scoring is {scoring!r}; choose 'sum' or 'mean'")
-    batch = collate(prompts, tokenizer, pad="left").to(next(flamingo.parameters()).device)
-    ids = [[tokenizer.encode(choice) for choice in of_prompt] for of_prompt in choices]
-    # score_answers needs equally many choices per prompt: repeat the first one. zip() below drops the repetitions.
-    most = max(map(len, ids))
-    rows = score_answers(flamingo, batch, [of_prompt + of_prompt[:1] * (most - len(of_prompt)) for of_prompt in ids]).tolist()
-    return [[s / (len(c) if scoring == "mean" else 1) for s, c in zip(row, of_prompt)] for row, of_prompt in zip(rows, ids)]
-
-
-def answer_queries(
-    flamingo: Flamingo, tokenizer: Tokenizer, queries: Sequence[Query], shots: str, *,
-    beams: int = 1, max_new_tokens: int = 24, scoring: str = "sum", orders: Sequence[Sequence[int] | None] = (None,),
-) -> list[dict]:  # fmt: skip
-    """One batch of queries, all open-ended or all close-ended -> {"prediction": text} each; close-ended also "scores".
-
-    orders: for prompt ensembling (appendix). The order of the shots changes a language model's answer, so the score of a choice
-        is its mean log-likelihood over several orders: 1/P * sum_p log p(choice | shots in order p, query).
-    """
-    if queries[0].choices is None:
-        prompts = [few_shot_prompt(query, shots) for query in queries]
-        texts = generate_answers(flamingo, tokenizer, prompts, beams=beams, max_new_tokens=max_new_tokens)
-        return [{"prediction": text} for text in texts]
-    per_order, answers, choices = [], [], [query.choices for query in queries]
+    ids = [[tokenizer.encode(choice) for choice in query.choices] for query in queries]  # lists of token ids
+    numbers = torch.tensor([[len(choices)] for choices in ids])  # (B, 1) of choices
+    A = int(numbers.max())
+    ids = [choices + choices[:1] * (A - len(choices)) for choices in ids]  # equally many: repeat the first choice
+    orders = shot_orders(count_shots(shots), n_orders, seed)  # without ensembling only the given order
+    total = 0
     for order in orders:
-        prompts = [few_shot_prompt(query, shots, order) for query in queries]
-        per_order.append(score_choices(flamingo, tokenizer, prompts, choices, scoring))
-    for query, rows in zip(queries, zip(*per_order)):  # rows: the scores of one query, a row per order
-        scores = [sum(column) / len(orders) for column in zip(*rows)]
-        answers.append({"prediction": query.choices[scores.index(max(scores))], "scores": scores})
-    return answers
+        batch = prompt_batch(flamingo, tokenizer, queries, shots, order)
+        # The prompt is processed once for all its choices. float64, because averages are compared.
+        total = total + score_answers(flamingo, batch, ids).cpu().double()  # (B, A)
+    scores = total / len(orders)
+    if scoring == "mean":
+        scores = scores / torch.tensor([[len(choice) for choice in of_query] for of_query in ids])  # (B, A) numbers of tokens
+    return scores.masked_fill(torch.arange(A) >= numbers, -math.inf)
 
 
 def predict(
     flamingo: Flamingo, tokenizer: Tokenizer, queries: Sequence[Query], shots: str, *, max_new_tokens: int = 24,
     batch_size: int = 64,
 ) -> list[str]:  # fmt: skip
-    """The model's answer to each query: greedy, or the choice with the highest summed log-likelihood."""
-    parts = [queries[start : start + batch_size] for start in range(0, len(queries), batch_size)]
-    answers = [answer_queries(flamingo, tokenizer, part, shots, max_new_tokens=max_new_tokens) for part in parts]
-    return [answer["prediction"] for of_part in answers for answer in of_part]
+    """The model's answer to each query: greedy, or the choice with the highest summed log-likelihood.
+
+    The queries are all open-ended, or all close-ended.
+    """
+    predictions = []
+    for start in range(0, len(queries), batch_size):
+        part = queries[start : start + batch_size]  # B queries
+        if part[0].choices is None:
+            predictions += generate_answers(flamingo, tokenizer, part, shots, max_new_tokens=max_new_tokens)
+        else:
+            best = score_choices(flamingo, tokenizer, part, shots).argmax(1)  # (B,) of equal scores the first
+            predictions += [query.choices[i] for query, i in zip(part, best.tolist())]
+    return predictions
 
 
-def wilson_interval(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """Wilson's 95% interval of a rate, when `right` of `n` cases are right. It stays inside 0 ... 1, also for 0 of n."""
+# ------------------------------------------------------------------------------------------------------------ the score
+
+
+def wilson_interval(right: int, n: int) -> tuple[float, float]:
+    """Wilson's 95% interval of a rate, when `right` of `n` cases are right. It stays inside 0 ... 1, also for 0 of n.
+
+    Its ends are the solutions q of |right / n - q| = z * sqrt(q * (1 - q) / n), with z = 1.96.
+    """
     if n < 1:
         raise ValueError("an interval needs at least one case")
-    p, zz = right / n, z * z
-    centre = (p + zz / (2 * n)) / (1 + zz / n)
-    half = z / (1 + zz / n) * math.sqrt(p * (1 - p) / n + zz / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    p, z = right / n, 1.96  # 95% of a normal distribution are within 1.96 standard deviations of its mean
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)  # between p and 1/2
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)  # without rounding errors below 0 or above 1
 
 
 def accuracy(correct: Sequence[bool]) -> dict:

@@ -7,7 +7,6 @@
     vqa           VQA accuracy, percent                                              VQAv2, OK-VQA, VizWiz, TextVQA, toy tasks
     cider         CIDEr-D times 100; pycocoevalcap                                   COCO, Flickr30K, VATEX, YouCook2
     roc_auc       area under the ROC curve, percent; scikit-learn                    Hateful Memes
-    ndcg          normalised discounted cumulative gain, percent; scikit-learn       VisDial
 
 The two libraries are in the [eval] extra. The toy tasks do not need it.
 """
@@ -41,9 +40,8 @@ class Metric:
     total: Callable[[np.ndarray], float] = lambda rows: 100 * float(rows.mean())
 
     def __call__(self, outcomes: Sequence[Outcome]) -> float:
-        """Raises ValueError if there are no outcomes, or if an outcome lacks references, scores or relevances."""
-        if not outcomes:
-            raise ValueError("a metric needs at least one outcome")
+        """Raises ValueError if there are no outcomes, or if an outcome lacks references or scores."""
+        check_outcomes(outcomes)
         return self.total(np.asarray(self.rows(outcomes)))
 
 
@@ -62,25 +60,23 @@ def library(module: str, package: str):
         raise ImportError(f"this metric needs {package}: pip install 'minflamingo[eval]' ({error})") from None
 
 
-def references(outcome: Outcome) -> tuple[str, ...]:
-    if not outcome.example.answers:
-        raise ValueError(f"example {outcome.example.key} has no references (a hidden test set?)")
-    return outcome.example.answers
-
-
-def choice_scores(outcome: Outcome) -> np.ndarray:
-    key, choices, scores = outcome.example.key, outcome.example.choices or (), np.array(outcome.scores or (), dtype=float)
-    if not len(choices) or len(scores) != len(choices) or np.isnan(scores).any():
-        raise ValueError(f"example {key}: expected one score per choice and no NaN; {len(choices)} choices, scores {scores}")
-    return scores
+def check_outcomes(outcomes: Sequence[Outcome]) -> None:
+    if not outcomes:
+        raise ValueError("a metric needs at least one outcome")
+    for o in outcomes:
+        n, scores = len(o.example.choices or ()), o.scores or ()
+        if not o.example.answers:
+            raise ValueError(f"example {o.example.key} has no references (a hidden test set?)")
+        if len(scores) != n or np.isnan(scores).any():
+            raise ValueError(f"example {o.example.key}: expected one score per choice and no NaN; {n} choices, scores {scores}")
 
 
 def exact_match(outcomes: Sequence[Outcome]) -> list[bool]:
-    return [o.prediction.strip() in {r.strip() for r in references(o)} for o in outcomes]
+    return [o.prediction.strip() in {r.strip() for r in o.example.answers} for o in outcomes]
 
 
 def accuracy(outcomes: Sequence[Outcome]) -> list[bool]:
-    return exact_match([Outcome(o.example, o.example.choices[choice_scores(o).argmax()]) for o in outcomes])
+    return exact_match([Outcome(o.example, o.example.choices[np.argmax(o.scores)]) for o in outcomes])
 
 
 # VQA accuracy. Rules and tables of the official evaluation, https://github.com/GT-Vision-Lab/VQA (vqaEval.py), errors included.
@@ -138,20 +134,18 @@ def caption_words(caption: str) -> str:
 def cider(outcomes: Sequence[Outcome]) -> np.ndarray:
     """CIDEr-D of each caption. It weights n-grams by their rarity in all references of the evaluated set."""
     scorer = library("pycocoevalcap.cider.cider", "pycocoevalcap").Cider()
-    answers = {i: [caption_words(r) for r in references(o)] for i, o in enumerate(outcomes)}
+    answers = {i: [caption_words(r) for r in o.example.answers] for i, o in enumerate(outcomes)}
     return scorer.compute_score(answers, {i: [caption_words(o.prediction)] for i, o in enumerate(outcomes)})[1]
 
 
-def log_odds(outcome: Outcome) -> float:
-    """Log-odds of "yes" against "no". They rank as the probability does, but do not saturate at 0 and 1."""
-    scores = dict(zip((c.strip().lower() for c in outcome.example.choices or ()), choice_scores(outcome)))
-    if set(scores) != {"yes", "no"}:
-        raise ValueError(f"example {outcome.example.key}: the choices must be 'yes' and 'no', found {sorted(scores)}")
-    return float(scores["yes"] - scores["no"])
-
-
 def labels_and_odds(outcomes: Sequence[Outcome]) -> list[tuple[bool, float]]:
-    rows = [(references(o)[0].strip().lower() == "yes", log_odds(o)) for o in outcomes]
+    """Label and log-odds of "yes" against "no". The odds rank as the probability does, but do not saturate at 0 and 1."""
+    rows = []
+    for o in outcomes:
+        scores = dict(zip((c.strip().lower() for c in o.example.choices or ()), o.scores or ()))
+        if set(scores) != {"yes", "no"}:
+            raise ValueError(f"example {o.example.key}: the choices must be 'yes' and 'no', found {sorted(scores)}")
+        rows.append((o.example.answers[0].strip().lower() == "yes", scores["yes"] - scores["no"]))
     if len({label for label, _ in rows}) < 2:
         raise ValueError("ROC AUC needs examples of both classes, 'yes' and 'no'; all examples are of one class")
     return rows
@@ -162,22 +156,10 @@ def roc_auc(rows: np.ndarray) -> float:
     return 100 * library("sklearn.metrics", "scikit-learn").roc_auc_score(labels, odds) if len(set(labels)) == 2 else np.nan
 
 
-def ndcg(outcomes: Sequence[Outcome]) -> list[float]:
-    """VisDial cuts the ranking after k candidates, where k is the number of candidates with a relevance above zero."""
-    score, values = library("sklearn.metrics", "scikit-learn").ndcg_score, []
-    for o in outcomes:
-        ranking, gains = choice_scores(o), np.array(o.example.gains or ())
-        if len(gains) != len(ranking):
-            raise ValueError(f"example {o.example.key}: NDCG needs a relevance (gains) for each of its {len(ranking)} choices")
-        values.append(score([gains], [ranking], k=(gains != 0).sum()) if gains.any() else 0.0)
-    return values
-
-
 METRICS: dict[str, Metric] = {
     "exact_match": Metric("exact match (%)", exact_match),
     "accuracy": Metric("accuracy (%)", accuracy),
-    "vqa": Metric("VQA accuracy (%)", lambda outcomes: [vqa_accuracy(o.prediction, references(o)) for o in outcomes]),
+    "vqa": Metric("VQA accuracy (%)", lambda outcomes: [vqa_accuracy(o.prediction, o.example.answers) for o in outcomes]),
     "cider": Metric("CIDEr", cider),
     "roc_auc": Metric("ROC AUC (%)", labels_and_odds, roc_auc),
-    "ndcg": Metric("NDCG (%)", ndcg),
 }

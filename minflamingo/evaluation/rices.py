@@ -13,9 +13,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 from tqdm import tqdm
 
-from ..training.checkpoint import load_tensors, save_tensors
-from .features import FeatureCache, fingerprint
-from .task import Task, task_fingerprint
+from .features import FeatureCache
+from .task import Example, Task
 
 
 def pool_features(features: Tensor) -> Tensor:
@@ -23,35 +22,25 @@ def pool_features(features: Tensor) -> Tensor:
     return normalize(features.float().mean((0, 1)), dim=0)
 
 
-def most_similar(queries: Tensor, support: Tensor, k: int) -> list[list[int]]:
-    """For each query (Q, D) the numbers of its k most similar support rows (n, D), the most similar FIRST.
+def most_similar(query: Tensor, support: Tensor) -> list[int]:
+    """The numbers of the rows of `support` (n, D), the most similar to the query (D,) FIRST. All rows have length 1.
 
-    All rows have length 1. Of equally similar rows the earlier one comes first. Rows of NaN, broken images, come last.
+    Of equally similar rows the earlier one comes first.
     """
-    similarity = (queries @ support.T).nan_to_num(nan=-torch.inf)  # (Q, n) cosines
-    return similarity.sort(dim=1, descending=True, stable=True).indices[:, :k].tolist()
+    similarity = support @ query  # (n,) cosines
+    return similarity.sort(descending=True, stable=True).indices.tolist()
 
 
-def support_features(cache: FeatureCache, task: Task) -> Tensor:
-    """(n, D), a row for each support example. Stored in memory, and in `cache.folder` for later runs."""
-    vision, size, support = cache.pipeline.model.vision, cache.pipeline.preprocess.size, task.support
-    name = f"rices-{task.name}-{task_fingerprint(task)['support']:08x}-{fingerprint(vision)}-{size}"
-    path = cache.folder and cache.folder / f"{name}.pt"
-    if name not in cache.support_features and path and path.is_file():
-        cache.support_features[name] = load_tensors(path)["features"]
-    if name in cache.support_features:
-        return cache.support_features[name]
-    pooled: dict[int, Tensor] = {}
-    for start in tqdm(range(0, len(support), 256), desc="RICES: encoding", disable=len(support) < 2000, leave=False):
-        numbers = range(start, min(start + 256, len(support)))
-        cache.encode(support[i] for i in numbers)  # one call: large batches are faster
-        pooled |= {i: pool_features(f) for i in numbers if (f := cache.get(support[i])) is not None}
-    if not pooled:
-        why = next((cache.broken[example.media] for example in support), "it is empty")
-        raise ValueError(f"{task.name}: RICES cannot open any of the {len(support)} support examples ({why})")
-    broken = torch.full_like(next(iter(pooled.values())), torch.nan)
-    cache.support_features[name] = torch.stack([pooled.get(i, broken) for i in range(len(support))])
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_tensors({"features": cache.support_features[name]}, path)
-    return cache.support_features[name]
+def support_features(cache: FeatureCache, task: Task) -> tuple[list[Example], Tensor]:
+    """The support examples that can be opened, and their pooled features (n, D). Computed once; the cache stores them."""
+    if cache.rices is None or cache.rices[0] is not task.support:
+        usable, rows, n = [], [], len(task.support)
+        for example in tqdm(task.support, desc="RICES: encoding", disable=n < 2000, leave=False):
+            if (features := cache.get(example)) is not None:
+                usable.append(example)
+                rows.append(pool_features(features))
+        if not usable:
+            why = next((cache.broken[example.media] for example in task.support), "it is empty")
+            raise ValueError(f"{task.name}: RICES cannot open any of the {n} support examples ({why})")
+        cache.rices = (task.support, usable, torch.stack(rows))
+    return cache.rices[1:]

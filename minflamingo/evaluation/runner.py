@@ -11,22 +11,18 @@ same shots. The 8 shots of a query begin with its 4 shots.
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain, islice
 from pathlib import Path
-
-import torch
 
 from .. import __version__
 from ..pipeline import Pipeline
 from ..training.stage import Stage
 from .features import FeatureCache, fingerprint
-from .fewshot import Query, answer_queries, count_shots, shot_orders
+from .fewshot import Query, count_shots, generate_answers, score_choices
 from .metrics import METRICS, Outcome, interval
 from .rices import most_similar, pool_features, support_features
 from .task import Example, Task, task_fingerprint
 
 N_ORDERS = 6  # of the shots, in prompt ensembling
-N_SPARE = 8  # RICES finds more candidates than shots: some may be broken, or the query itself
 
 
 @dataclass(frozen=True)
@@ -52,34 +48,28 @@ def random_order(n: int, *words: object) -> Iterator[int]:
 
 
 def select_shots(
-    task: Task, queries: Sequence[Example], shots: str, trial: int, protocol: Protocol, features: FeatureCache
-) -> list[tuple[list[Example], list[str]]]:
-    """For each query its shots in the order of the prompt, and the keys of broken examples that were replaced."""
-    n, with_images, selected = count_shots(shots), shots != "0_text", []
+    task: Task, query: Example, shots: str, trial: int, protocol: Protocol, features: FeatureCache
+) -> tuple[list[Example], list[str]]:
+    """The shots of a query in the order of the prompt, and the keys of broken examples that were replaced."""
+    n, with_images = count_shots(shots), shots != "0_text"
     rices = protocol.rices and with_images and n > 0
     if rices:
-        pooled = torch.stack([pool_features(features.get(query)) for query in queries])  # (Q, D)
-        numbers = map(iter, most_similar(pooled, support_features(features, task), n + N_SPARE))
+        support, pooled = support_features(features, task)
+        order = most_similar(pool_features(features.get(query)), pooled)
     else:
-        numbers = (random_order(len(task.support), protocol.seed, task.name, trial, query.key) for query in queries)
-    sources = [(task.support[i] for i in of_query) for of_query in numbers]  # examples, the preferred ones first
-    preferred = [list(islice(source, n)) for source in sources]
-    if with_images:
-        features.encode(chain(*preferred))  # one call: large batches are faster
-    for query, first, others in zip(queries, preferred, sources):
-        chosen, broken = [], []
-        for example in chain(first, others):
-            if len(chosen) == n:
-                break
-            if example.key != query.key:  # the query is never one of its shots
-                usable = not with_images or features.get(example) is not None
-                (chosen if usable else broken).append(example)
-        if len(chosen) < n:
-            counts = f"query {query.key} can use only {len(chosen)}; {len(broken)} are broken"
-            raise ValueError(f"{task.name}: {shots} shots need {n} support examples, but {counts}")
-        # RICES prefers the most similar example. In the prompt it is last, next to the query.
-        selected.append((chosen[::-1] if rices else chosen, [example.key for example in broken]))
-    return selected
+        support, order = task.support, random_order(len(task.support), protocol.seed, task.name, trial, query.key)
+    chosen, broken = [], []
+    for i in order:  # the preferred examples first
+        if len(chosen) == n:
+            break
+        if support[i].key != query.key:  # the query is never one of its shots
+            usable = not with_images or features.get(support[i]) is not None
+            (chosen if usable else broken).append(support[i])
+    if len(chosen) < n:
+        counts = f"query {query.key} can use only {len(chosen)}; {len(broken)} are broken"
+        raise ValueError(f"{task.name}: {shots} shots need {n} support examples, but {counts}")
+    # RICES prefers the most similar example. In the prompt it is last, next to the query.
+    return (chosen[::-1] if rices else chosen), [example.key for example in broken]
 
 
 def make_query(
@@ -100,29 +90,30 @@ def answer_examples(
 
     A broken example has {"key", "broken": error message}. "replaced", if any, are keys of its broken shots.
     """
-    features.encode(examples)
-    records = {e.key: {"key": e.key, "broken": features.broken[e.media]} for e in examples if e.media in features.broken}
-    usable = [example for example in examples if example.key not in records]
-    if usable:
-        selected = select_shots(task, usable, shots, trial, protocol, features)
-        queries = [make_query(task, e, row, features, text_only=shots == "0_text") for e, (row, _) in zip(usable, selected)]
-        answers = answer_queries(
-            features.pipeline.model, features.pipeline.tokenizer, queries, shots, beams=protocol.beams,
-            max_new_tokens=task.max_new_tokens, scoring=task.scoring,
-            orders=shot_orders(count_shots(shots), N_ORDERS if protocol.ensemble else 1, protocol.seed),
-        )  # fmt: skip
-        for example, query, answer, (_, replaced) in zip(usable, queries, answers, selected):
-            text = answer["prediction"]  # for a choice: remove the template around it
-            text = task.clean(text) if query.choices is None else example.choices[query.choices.index(text)]
-            more = {"replaced": replaced} if replaced else {}
-            records[example.key] = {"key": example.key, **answer, "prediction": text, **more}
-    return [records[example.key] for example in examples]
-
-
-def outcomes_of(task: Task, records: Sequence[dict]) -> list[Outcome]:
-    """The input of the metrics: each record with its example, without the broken ones."""
-    pairs = [(example, record) for example, record in zip(task.queries, records) if "broken" not in record]
-    return [Outcome(example, r["prediction"], tuple(r["scores"]) if "scores" in r else None) for example, r in pairs]
+    pipeline, records, asked = features.pipeline, [], []  # asked: (record, example, query) without the broken examples
+    for example in examples:
+        record = {"key": example.key}
+        records.append(record)
+        if features.get(example) is None:
+            record["broken"] = features.broken[example.media]
+            continue
+        chosen, replaced = select_shots(task, example, shots, trial, protocol, features)
+        if replaced:
+            record["replaced"] = replaced
+        asked.append((record, example, make_query(task, example, chosen, features, text_only=shots == "0_text")))
+    queries = [query for _, _, query in asked]
+    if queries and queries[0].choices is None:
+        how = {"beams": protocol.beams, "max_new_tokens": task.max_new_tokens}
+        texts = generate_answers(pipeline.model, pipeline.tokenizer, queries, shots, **how)
+        for (record, _, _), text in zip(asked, texts):
+            record["prediction"] = task.clean(text)
+    elif queries:
+        how = {"scoring": task.scoring, "n_orders": N_ORDERS if protocol.ensemble else 1, "seed": protocol.seed}
+        rows = score_choices(pipeline.model, pipeline.tokenizer, queries, shots, **how).tolist()
+        for (record, example, _), scores in zip(asked, rows):
+            scores = scores[: len(example.choices)]
+            record.update(prediction=example.choices[scores.index(max(scores))], scores=scores)
+    return records
 
 
 def score_records(task: Task, records: Sequence[dict], seed: int = 0) -> dict:
@@ -130,7 +121,8 @@ def score_records(task: Task, records: Sequence[dict], seed: int = 0) -> dict:
 
     If there can be no score (hidden references, ROC AUC of one class), "problem" says why.
     """
-    outcomes = outcomes_of(task, records)
+    pairs = [(example, record) for example, record in zip(task.queries, records) if "broken" not in record]
+    outcomes = [Outcome(example, record["prediction"], record.get("scores")) for example, record in pairs]
     broken = {record["key"]: record["broken"] for record in records if "broken" in record}
     replaced = sorted({key for record in records for key in record.get("replaced", ())})
     result: dict = {"n": len(outcomes), "broken": broken, "replaced": replaced}

@@ -6,7 +6,7 @@
 
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -16,9 +16,8 @@ class Example:
     key: str  # its name in the benchmark
     media: Callable[[], object]  # returns the image (PIL, array) or the video (list of frames)
     answers: tuple[str, ...]  # references. The first one is shown when the example is in the support
-    fields: Mapping[str, object] = field(default_factory=dict)  # for the template, {"question": ...}, and the benchmark's ids
+    fields: Mapping[str, object] = field(default_factory=dict)  # for the template, {"question": ...}
     choices: tuple[str, ...] | None = None  # close-ended: the possible answers
-    gains: tuple[float, ...] | None = None  # how relevant each choice is (NDCG of VisDial)
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,10 @@ class Task:
     clean: Callable[[str], str] = str.strip  # the benchmark's usual clean-up of a generated answer
     max_new_tokens: int = 20
     scoring: str = "mean"  # of choices: log-likelihood per token, or "sum"
-    problems: tuple[str, ...] = ()  # records that could not be read
 
 
-def task_fingerprint(task: Task) -> dict:
+def task_fingerprint(task: Task) -> str:
     """Changes with the texts, examples and options of a task. An interrupted evaluation resumes if it is equal."""
-
-    def checksum(examples: Sequence[Example]) -> int:
-        return zlib.crc32("\n".join(f"{e.key} {e.answers} {sorted(e.fields.items())} {e.choices}" for e in examples).encode())
-
-    options = {"name": task.name, "metric": task.metric, "max_new_tokens": task.max_new_tokens, "scoring": task.scoring}
-    return options | asdict(task.template) | {"support": checksum(task.support), "queries": checksum(task.queries)}
+    options = (task.name, task.metric, task.max_new_tokens, task.scoring, task.template, len(task.support))
+    examples = [(e.key, e.answers, sorted(e.fields.items()), e.choices) for e in (*task.support, *task.queries)]
+    return f"{zlib.crc32(repr((options, examples)).encode()):08x}"

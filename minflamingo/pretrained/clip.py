@@ -14,7 +14,6 @@ from .files import Tensors, renamed
 from .tables import Table, activation, thirds
 
 CLIP_L14 = VisionConfig(224, 14, 1024, 24, 16, activation="quick_gelu", keep_class_token=False)
-IGNORED = (r"proj", r"(ln_post|post_layernorm)\..*", r"attn_mask", r"embeddings\.position_ids")
 OPEN_CLIP = {
     "class_token": "class_embedding", "positions": "positional_embedding", "patches": "conv1",
     "pre_norm": "ln_pre", "post_norm": "ln_post",
@@ -51,6 +50,6 @@ def vision_tensors(tensors: Tensors) -> Tensors:
     return renamed(tensors, lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None)
 
 
-def table(names: Tensors) -> Table:
-    """The table for the layout of `vision_tensors`."""
-    return OPEN_CLIP if "conv1.weight" in names else HUGGING_FACE
+def table(names: Tensors, prefix: str = "") -> Table:
+    """The table for the layout with these names."""
+    return OPEN_CLIP if f"{prefix}conv1.weight" in names else HUGGING_FACE

@@ -12,26 +12,19 @@ from collections.abc import Mapping
 
 import torch
 
-from ..config import FlamingoConfig, ResamplerConfig, VisionConfig
-from .clip import HUGGING_FACE
+from ..config import FlamingoConfig, ResamplerConfig
+from . import clip
 from .language_models import LLAMA_TABLE, llama_config
-from .tables import Table, activation, expect, joined, prefixed
-
-IGNORED = (r"model\.vision_model\.(post_layernorm\..*|embeddings\.position_ids)", r"model\..*rotary_emb\.inv_freq")
+from .tables import Table, expect, joined, prefixed
 
 
 def config(theirs: Mapping) -> FlamingoConfig:
     """From the content of its config.json."""
     v, perceiver, lm = theirs["vision_config"], theirs["perceiver_config"], llama_config(theirs)
     expect({"use_resampler": theirs.get("use_resampler") or perceiver.get("use_resampler", False)}, use_resampler=True)
-    d = v.get("embed_dim", v.get("hidden_size"))
-    vision = VisionConfig(
-        image_size=v["image_size"], patch_size=v["patch_size"], d=d, n_layers=v["num_hidden_layers"],
-        n_heads=v["num_attention_heads"], d_ff=v["intermediate_size"], activation=activation(v, "hidden_act", "gelu"),
-        norm_eps=v.get("layer_norm_eps", 1e-5),
-    )  # fmt: skip
+    vision = clip.config({"hidden_size": v.get("embed_dim"), "hidden_act": "gelu", **v}, keep_class_token=True)
     resampler = ResamplerConfig(
-        d, perceiver["resampler_n_latents"], perceiver["resampler_depth"], perceiver["resampler_n_heads"],
+        vision.d, perceiver["resampler_n_latents"], perceiver["resampler_depth"], perceiver["resampler_n_heads"],
         perceiver["resampler_head_dim"], n_time_embeddings=0, activation="relu",
         qk_norm=perceiver.get("qk_layer_norms_perceiver", False),
     )  # fmt: skip
@@ -61,7 +54,7 @@ RESAMPLER_LAYER = {
 def table(c: FlamingoConfig) -> Table:
     """The table for a whole IDEFICS."""
     whole = {
-        **prefixed(HUGGING_FACE, "vision.", "model.vision_model."),
+        **prefixed(clip.HUGGING_FACE, "vision.", "model.vision_model."),
         **prefixed(LLAMA_TABLE, "lm.", "model."),
         **prefixed({"latents": "latents", "final_norm": "layer_norm"}, "resampler.", "model.perceiver_resampler."),
         **prefixed(RESAMPLER_LAYER, "resampler.layers.*.", "model.perceiver_resampler.blocks.*."),

@@ -22,11 +22,8 @@ from .tables import Table, activation, expect, thirds, transposed
 
 class Family(NamedTuple):
     config: Callable[[Mapping], LMConfig]  # the content of their config.json -> our config
-    table: Callable[[LMConfig], Table]
-    prefix: str  # of their names, if they have one (a regular expression)
-    blocks: str  # their name for the list of blocks
+    table: Callable[[LMConfig], Table]  # for the names of `canonical_name`
     sign: str  # a part of a name that no other family has
-    ignored: tuple[str, ...] = ()  # their names that are not weights: masks, and frequencies of rotary positions
 
 
 GPT2_TABLE = {
@@ -52,22 +49,13 @@ LLAMA_TABLE = {
 }  # fmt: skip
 
 
-def lm_config(theirs: Mapping, *, tied_head: bool, **settings) -> LMConfig:
-    """The sizes, which each family calls otherwise, and the settings of the family."""
-    sizes = {
-        "d": ("hidden_size", "n_embd", "d_model"), "n_layers": ("num_hidden_layers", "n_layer", "n_layers"),
-        "n_heads": ("num_attention_heads", "n_head", "n_heads"),
-    }  # fmt: skip
-    found = {ours: theirs[next((n for n in names if n in theirs), names[0])] for ours, names in sizes.items()}
-    return LMConfig(theirs["vocab_size"], **found, **settings, tied_head=theirs.get("tie_word_embeddings", tied_head))
-
-
 def gpt2_config(theirs: Mapping) -> LMConfig:
     expect(theirs, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    return lm_config(
-        theirs, d_ff=theirs.get("n_inner"), max_length=theirs["n_positions"], norm_eps=theirs.get("layer_norm_epsilon", 1e-5),
-        position="learned", attention_bias=True, output_bias=True, mlp_bias=True, tied_head=True,
-        activation=activation(theirs, "activation_function", "gelu_new"),
+    return LMConfig(
+        theirs["vocab_size"], theirs["n_embd"], theirs["n_layer"], theirs["n_head"], d_ff=theirs.get("n_inner"),
+        max_length=theirs["n_positions"], norm_eps=theirs.get("layer_norm_epsilon", 1e-5), position="learned",
+        attention_bias=True, output_bias=True, mlp_bias=True, activation=activation(theirs, "activation_function", "gelu_new"),
+        tied_head=theirs.get("tie_word_embeddings", True),
     )  # fmt: skip
 
 
@@ -75,10 +63,11 @@ def opt_config(theirs: Mapping) -> LMConfig:
     # OPT-350m is refused: its norms come after the layers, and its embeddings are narrower.
     expect(theirs, do_layer_norm_before=True, word_embed_proj_dim=theirs["hidden_size"], _remove_final_layer_norm=False)
     expect(theirs, enable_bias=True, layer_norm_elementwise_affine=True)
-    return lm_config(
-        theirs, d_ff=theirs["ffn_dim"], max_length=theirs["max_position_embeddings"], position="learned", position_offset=2,
+    return LMConfig(
+        theirs["vocab_size"], theirs["hidden_size"], theirs["num_hidden_layers"], theirs["num_attention_heads"],
+        d_ff=theirs["ffn_dim"], max_length=theirs["max_position_embeddings"], position="learned", position_offset=2,
         attention_bias=True, output_bias=True, mlp_bias=True, activation=activation(theirs, "activation_function", "relu"),
-        tied_head=True,
+        tied_head=theirs.get("tie_word_embeddings", True),
     )  # fmt: skip
 
 
@@ -86,12 +75,13 @@ def neox_config(theirs: Mapping) -> LMConfig:
     rope, bias = theirs.get("rope_parameters") or {}, theirs.get("attention_bias", True)
     expect(theirs, rope_scaling=None)
     expect(rope, rope_type="default")
-    return lm_config(
-        theirs, d_ff=theirs["intermediate_size"], max_length=None, norm_eps=theirs.get("layer_norm_eps", 1e-5),
+    return LMConfig(
+        theirs["vocab_size"], theirs["hidden_size"], theirs["num_hidden_layers"], theirs["num_attention_heads"],
+        d_ff=theirs["intermediate_size"], max_length=None, norm_eps=theirs.get("layer_norm_eps", 1e-5),
         position="rotary", rotary_pct=rope.get("partial_rotary_factor", theirs.get("rotary_pct", 0.25)),
         rotary_theta=rope.get("rope_theta", theirs.get("rotary_emb_base", 10_000)),
         parallel_residual=theirs.get("use_parallel_residual", True), attention_bias=bias, output_bias=bias, mlp_bias=True,
-        activation=activation(theirs, "hidden_act", "gelu"), tied_head=False,
+        activation=activation(theirs, "hidden_act", "gelu"), tied_head=theirs.get("tie_word_embeddings", False),
     )  # fmt: skip
 
 
@@ -110,17 +100,16 @@ def neox_table(c: LMConfig) -> Table:
 
 
 def mpt_config(theirs: Mapping) -> LMConfig:
-    attn = theirs.get("attn_config") or {}
-    attn = dict(attn) if isinstance(attn, Mapping) else attn.to_dict()
     # MosaicGPT has the settings of the attention in the config itself, with or without the prefix "attn_".
-    older = ("attn_qk_ln", "attn_clip_qkv", "attn_softmax_scale", "alibi", "alibi_bias_max", "prefix_lm")
-    attn |= {key.removeprefix("attn_"): theirs[key] for key in older if key in theirs}
+    attn = {key.removeprefix("attn_"): value for key, value in theirs.items()} | (theirs.get("attn_config") or {})
     expect(attn, alibi=True, clip_qkv=None, softmax_scale=None, prefix_lm=False)
     expect(theirs, logit_scale=None, no_bias=True, embedding_fraction=1.0)
-    return lm_config(
-        theirs, d_ff=int(theirs.get("expansion_ratio", theirs.get("mlp_ratio", 4)) * theirs["d_model"]), max_length=None,
+    return LMConfig(
+        theirs["vocab_size"], theirs["d_model"], theirs["n_layers"], theirs["n_heads"],
+        d_ff=int(theirs.get("expansion_ratio", theirs.get("mlp_ratio", 4)) * theirs["d_model"]), max_length=None,
         norm_bias=False, norm_eps=theirs.get("layer_norm_epsilon", 1e-5), position="alibi",
-        alibi_max=float(attn.get("alibi_bias_max", 8)), qk_norm="full" if attn.get("qk_ln") else None, tied_head=True,
+        alibi_max=float(attn.get("alibi_bias_max", 8)), qk_norm="full" if attn.get("qk_ln") else None,
+        tied_head=theirs.get("tie_word_embeddings", True),
     )  # fmt: skip
 
 
@@ -140,61 +129,26 @@ def llama_config(theirs: Mapping) -> LMConfig:
     rope, bias = theirs.get("rope_parameters") or {}, theirs.get("attention_bias", False)
     expect(rope, rope_type="default")
     expect(theirs, rope_scaling=None, head_dim=theirs["hidden_size"] // theirs["num_attention_heads"], pretraining_tp=1)
-    return lm_config(
-        theirs, n_kv_heads=theirs.get("num_key_value_heads"), d_ff=theirs["intermediate_size"], max_length=None, norm="rmsnorm",
+    return LMConfig(
+        theirs["vocab_size"], theirs["hidden_size"], theirs["num_hidden_layers"], theirs["num_attention_heads"],
+        n_kv_heads=theirs.get("num_key_value_heads"), d_ff=theirs["intermediate_size"], max_length=None, norm="rmsnorm",
         norm_eps=theirs.get("rms_norm_eps", 1e-6), position="rotary",
         rotary_theta=rope.get("rope_theta", theirs.get("rope_theta", 10_000.0)), attention_bias=bias, output_bias=bias,
         mlp_bias=theirs.get("mlp_bias", False), activation=activation(theirs, "hidden_act", "silu"), gated_mlp=True,
-        tied_head=False,
+        tied_head=theirs.get("tie_word_embeddings", False),
     )  # fmt: skip
 
 
-MASKS = r"(bias|masked_bias|rotary_emb\.inv_freq)"
-MPT = Family(mpt_config, mpt_table, r"transformer\.", "blocks", ".Wqkv.")
-FAMILIES = {  # by the model_type in their config.json
-    "gpt2": Family(gpt2_config, lambda c: GPT2_TABLE, r"transformer\.", "h", "attn.c_attn.", (rf"h\.\d+\.attn\.{MASKS}",)),
-    "opt": Family(opt_config, lambda c: OPT_TABLE, r"(model\.)?decoder\.", "layers", ".fc1."),
-    "gpt_neox": Family(neox_config, neox_table, r"gpt_neox\.", "layers", ".query_key_value.", (rf".*\.attention\.{MASKS}",)),
-    "mpt": MPT,
-    "mosaic_gpt": MPT,
-    "llama": Family(llama_config, lambda c: LLAMA_TABLE, r"model\.", "layers", "mlp.gate_proj.", (rf".*\.self_attn\.{MASKS}",)),
-}
-
-
-def recognise(names: Iterable[str]) -> str:
-    """The family that has these names of weights. Raises ValueError if none has."""
-    names = list(names)
-    for family, entry in FAMILIES.items():
-        if any(entry.sign in name for name in names):
-            return family
-    raise ValueError(f"no known family of language models has these names: {', '.join(sorted(names)[:5])} ...")
-
-
-def read_lm_config(family: str | None, theirs: Mapping) -> LMConfig:
-    """Our config from the content of their config.json. Raises ValueError if a field is missing or not implemented."""
-    if family not in FAMILIES:
-        raise ValueError(f"unknown family of language models {family!r}; choose one of {', '.join(FAMILIES)}")
-    try:
-        return FAMILIES[family].config(theirs)
-    except KeyError as error:
-        raise ValueError(f"the config of this {family} has no field {error}") from None
-
-
-def canonical_name(name: str, family: str) -> str:
-    """Their name without the optional prefix. The output layer of GPT-NeoX was renamed from embed_out to lm_head."""
-    return re.sub(r"^embed_out\.", "lm_head.", re.sub(f"^{FAMILIES[family].prefix}", "", name))
-
-
-def gguf_config(metadata: Mapping, vocab_size: int, *, tied_head: bool) -> LMConfig:
-    """From the metadata of a GGUF file of the architecture "llama". Raises ValueError for settings that are not implemented."""
-    own = {key.removeprefix("llama."): value for key, value in metadata.items() if key.startswith("llama.")}
-    d, n_heads = own["embedding_length"], own["attention.head_count"]
-    expect(own, **{"rope.dimension_count": d // n_heads, "rope.scaling.type": "none"})
-    return LMConfig(
-        vocab_size, d, own["block_count"], n_heads, own["attention.head_count_kv"], own["feed_forward_length"],
-        max_length=None, norm="rmsnorm", norm_eps=own["attention.layer_norm_rms_epsilon"], position="rotary",
-        rotary_theta=own.get("rope.freq_base", 10_000.0), activation="silu", gated_mlp=True, tied_head=tied_head,
-    )  # fmt: skip
+def gguf_config(metadata: Mapping) -> LMConfig:
+    """From the metadata of a GGUF file of the architecture "llama", with `vocab_size` and `tie_word_embeddings`."""
+    expect(metadata, **{"llama.rope.scaling.type": "none"})
+    names = {
+        "hidden_size": "embedding_length", "num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count",
+        "num_key_value_heads": "attention.head_count_kv", "intermediate_size": "feed_forward_length",
+        "rms_norm_eps": "attention.layer_norm_rms_epsilon", "head_dim": "rope.dimension_count", "rope_theta": "rope.freq_base",
+    }  # fmt: skip
+    known = {theirs: metadata[f"llama.{key}"] for theirs, key in names.items() if f"llama.{key}" in metadata}
+    return llama_config({**metadata, **known})
 
 
 def gguf_table(c: LMConfig) -> Table:
@@ -209,3 +163,40 @@ def gguf_table(c: LMConfig) -> Table:
         "blocks.*.attn.to_v": "blk.*.attn_v", "blocks.*.attn.to_out": "blk.*.attn_output",
         "blocks.*.mlp.gate": "blk.*.ffn_gate", "blocks.*.mlp.up": "blk.*.ffn_up", "blocks.*.mlp.out": "blk.*.ffn_down",
     }  # fmt: skip
+
+
+FAMILIES = {  # by the model_type in their config.json
+    "gpt2": Family(gpt2_config, lambda c: GPT2_TABLE, "attn.c_attn."),
+    "opt": Family(opt_config, lambda c: OPT_TABLE, ".fc1."),
+    "gpt_neox": Family(neox_config, neox_table, ".query_key_value."),
+    "mpt": Family(mpt_config, mpt_table, ".Wqkv."),
+    "mosaic_gpt": Family(mpt_config, mpt_table, ".Wqkv."),
+    "llama": Family(llama_config, lambda c: LLAMA_TABLE, "mlp.gate_proj."),
+    "llama.gguf": Family(gguf_config, gguf_table, ".attn_q."),
+}
+
+
+def recognise(names: Iterable[str]) -> str:
+    """The family that has these names of weights. Raises ValueError if none has."""
+    names = list(names)
+    for family, entry in FAMILIES.items():
+        if any(entry.sign in name for name in names):
+            return family
+    raise ValueError(f"no known family of language models has these names: {', '.join(sorted(names)[:5])} ...")
+
+
+def read_lm_config(theirs: Mapping) -> LMConfig:
+    """Our config from the content of their config.json. Raises ValueError if a field is missing or not implemented."""
+    family = theirs.get("model_type")
+    if family not in FAMILIES:
+        raise ValueError(f"unknown family of language models {family!r}; choose one of {', '.join(FAMILIES)}")
+    try:
+        return FAMILIES[family].config(theirs)
+    except KeyError as error:
+        raise ValueError(f"the config of this {family} has no field {error}") from None
+
+
+def canonical_name(name: str) -> str:
+    """Their name without the optional prefix. The output layer of GPT-NeoX was renamed from embed_out to lm_head."""
+    name = re.sub(r"^(transformer|gpt_neox|(model\.)?decoder|model)\.", "", name)
+    return re.sub(r"^embed_out\.", "lm_head.", name)

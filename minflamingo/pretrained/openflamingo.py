@@ -37,41 +37,34 @@ def config(lm: LMConfig, every: int, vision: VisionConfig = clip.CLIP_L14, *, n_
     )  # fmt: skip
 
 
-def lm_family(names: Tensors) -> str:
-    """The family of the LM inside an OpenFlamingo. Raises ValueError if it is unknown."""
-    return recognise(name for name in names if "lang_encoder." in name)
-
-
-def canonical(tensors: Tensors, family: str) -> Tensors:
+def canonical(tensors: Tensors) -> Tensors:
     """One name for each tensor: vision_encoder.*, perceiver.*, lang_encoder.gated_cross_attn_layers.N.*, lang_encoder.*."""
-    blocks = FAMILIES[family].blocks
 
-    def rename(name: str) -> str:
+    def rename(name: str) -> str | None:
         name = re.sub(r"^vision_encoder\.(visual|vision_model)\.", "vision_encoder.", name.removeprefix("module."))
-        if name.startswith("lang_encoder."):
-            name = canonical_name(name.removeprefix("lang_encoder."), family)
-            name = re.sub(rf"^{blocks}\.(\d+)\.gated_cross_attn_layer\.", r"gated_cross_attn_layers.\1.", name)
-            name = re.sub(rf"^({blocks}\.\d+)\.decoder_layer\.", r"\1.", name)
-            name = "lang_encoder." + re.sub(r"^old_decoder_blocks\.", f"{blocks}.", name)
-        return name
+        if not name.startswith("lang_encoder."):
+            return name
+        name = canonical_name(name.removeprefix("lang_encoder."))
+        if name.startswith("old_decoder_blocks."):
+            return None  # the blocks of the LM, which also have their usual names
+        name = re.sub(r"^\w+\.(\d+)\.gated_cross_attn_layer\.", r"gated_cross_attn_layers.\1.", name)
+        return "lang_encoder." + re.sub(r"^(\w+\.\d+)\.decoder_layer\.", r"\1.", name)
 
     return renamed(tensors, rename)
 
 
-def with_stored_head(c: FlamingoConfig, tensors: Tensors) -> FlamingoConfig:
-    """Can the added tokens be generated? If the output layer is not tied, only if it has rows for them in this checkpoint."""
+def layout(c: FlamingoConfig, tensors: Tensors) -> tuple[FlamingoConfig, Tensors, Table]:
+    """The config, with the output layer that is stored; all tensors of an OpenFlamingo under one name each; their table."""
+    family = recognise(name for name in tensors if "lang_encoder." in name)
+    tensors, V = canonical(tensors), c.lm.vocab_size
+    # Can the added tokens be generated? If the output layer is not tied, only if it has rows for them in this checkpoint.
     head = tensors.get("lang_encoder.lm_head.weight")
-    stored = head is not None and head.shape[0] == c.lm.vocab_size + c.n_added_tokens
-    return c if stored or c.added_head != "own" else replace(c, added_head=None)
-
-
-def table(c: FlamingoConfig, tensors: Tensors, family: str) -> Table:
-    """The table for a whole OpenFlamingo with the names of `canonical`."""
-    vision = clip.OPEN_CLIP if "vision_encoder.conv1.weight" in tensors else clip.HUGGING_FACE
-    lm, V = prefixed(FAMILIES[family].table(c.lm), "lm.", "lang_encoder."), c.lm.vocab_size
+    if c.added_head == "own" and (head is None or head.shape[0] != V + c.n_added_tokens):
+        c = replace(c, added_head=None)
+    lm = prefixed(FAMILIES[family].table(c.lm), "lm.", "lang_encoder.")
     embed, head = lm["lm.embed"], lm["lm.head"]
-    return {
-        **prefixed(vision, "vision.", "vision_encoder."),
+    table = {
+        **prefixed(clip.table(tensors, "vision_encoder."), "vision.", "vision_encoder."),
         **lm,
         "resampler.latents": "perceiver.latents", "resampler.final_norm": "perceiver.norm",
         **prefixed(RESAMPLER_LAYER, "resampler.layers.*.", "perceiver.layers.*."),
@@ -79,3 +72,4 @@ def table(c: FlamingoConfig, tensors: Tensors, family: str) -> Table:
         "lm.embed": (embed, lambda rows: rows[:V]), "added_embed": (embed, lambda rows: rows[V:]),
         "lm.head": (head, lambda rows: rows[:V]), "added_head": (head, lambda rows: rows[V:]),
     }  # fmt: skip
+    return c, tensors, table

@@ -12,7 +12,7 @@ module with all its parameters. A tensor that is stored in another form has a fu
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,10 @@ from ..training.checkpoint import raise_if_any
 from .files import Tensors
 
 Table = dict[str, "str | tuple"]
+# Their tensors that no model here needs: the last norm and projection of CLIP, and what is computed here (masks, frequencies).
+IGNORED = re.compile(
+    r"(.*\.)?(proj|(ln_post|post_layernorm)\..*|attn_mask|position_ids|inv_freq|(attn|attention)\.(bias|masked_bias))"
+)
 
 
 def prefixed(table: Table, ours: str, theirs: str) -> Table:
@@ -29,11 +33,6 @@ def prefixed(table: Table, ours: str, theirs: str) -> Table:
         ours + name: theirs + entry if isinstance(entry, str) else (*(theirs + n for n in entry[:-1]), entry[-1])
         for name, entry in table.items()
     }
-
-
-def same_names(module: nn.Module, names: Iterable[str]) -> Table:
-    """The table of files with our own names. Only one name of a tied output layer needs to be in the file."""
-    return {name: name for name in module.state_dict() if name in names}
 
 
 def joined(*tensors: Tensor) -> Tensor:
@@ -73,7 +72,7 @@ def expect(theirs: Mapping, **only: object) -> None:
             raise ValueError(f"the config says {key}={theirs[key]!r}; only {value!r} is implemented")
 
 
-def source(name: str, table: Table) -> tuple[tuple[str, ...], Callable[..., Tensor]] | None:
+def source(name: str, table: Table) -> tuple[tuple[str, ...], Callable[..., Tensor]]:
     """Where our parameter comes from: their names, and the function that makes it from these tensors."""
     number = "".join(re.findall(r"\.(\d+)\.", name)[:1])
     for key in (name, re.sub(r"\.\d+\.", ".*.", name)):
@@ -83,56 +82,48 @@ def source(name: str, table: Table) -> tuple[tuple[str, ...], Callable[..., Tens
                 entry = table[pattern]
                 names, function = ((entry,), lambda tensor: tensor) if isinstance(entry, str) else (entry[:-1], entry[-1])
                 return tuple(theirs.replace("*", number) + suffix for theirs in names), function
-    return None
+    return (name,), lambda tensor: tensor  # the same name in both
 
 
 def fill(
-    module: nn.Module, tensors: Tensors, table: Table, where: str = "the checkpoint", *, ignored: Iterable[str] = (),
-    dtype: torch.dtype | None = None, device: torch.device | str = "cpu",
+    module: nn.Module, tensors: Tensors, table: Table, where: str, *, dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
 ) -> None:  # fmt: skip
-    """Replace the parameters (and buffers) of a module by tensors of a checkpoint. All names and shapes are compared first.
+    """Replace the parameters (and buffers) on the meta device by tensors of a checkpoint. Others keep their values.
 
     Args:
-        module: on the meta device, so that its weights are in memory only once. Parts that already have values keep them if the
-            table has no names for them.
-        ignored: regular expressions of their names that are deliberately not used; each must match a whole name.
+        module: made on the meta device, so that its weights are in memory only once.
         dtype, device: of the new parameters; dtype None: as stored.
     Raises:
-        ValueError: names are missing or left over, or shapes are wrong. The module is unchanged then. (OpenFlamingo's own
+        ValueError: names are missing or left over, or a shape is wrong. The module is unchanged then. (OpenFlamingo's own
         loader uses `strict=False`, which hides such mistakes.)
     """
     own = module.state_dict(keep_vars=True)
-    # A tied output layer is one parameter with two names. It may be stored under either of them, or under both.
-    aliases: dict[int, list[str]] = {}
+    # A tied output layer is one parameter with two names. It may be stored under either of them, or under both. So both
+    # dictionaries have the id of a parameter as the key: how it is made, and which names it lacks in the checkpoint.
+    plan, lacking, known = {}, {}, set()
     for name, parameter in own.items():
-        aliases.setdefault(id(parameter), []).append(name)
-    plan, known, missing = {}, set(), set()
-    for names in aliases.values():
-        sources = [found for name in names if (found := source(name, table))]
-        complete = [found for found in sources if all(name in tensors for name in found[0])]
-        known |= {name for theirs, _ in sources for name in theirs}
-        if complete:
-            plan[names[0]] = complete[0]
-        elif sources:
-            missing |= set(sources[0][0]) - tensors.keys()
-        elif own[names[0]].is_meta:
-            missing.add(names[0])
-    extra = {name for name in tensors.keys() - known if not any(re.fullmatch(pattern, name) for pattern in ignored)}
+        if parameter.is_meta:
+            theirs, function = source(name, table)
+            known.update(theirs)
+            if absent := set(theirs) - tensors.keys():
+                lacking.setdefault(id(parameter), absent)
+            else:
+                plan.setdefault(id(parameter), (parameter, theirs, function))
+    missing = {name for key, names in lacking.items() if key not in plan for name in names}
+    extra = {name for name in tensors.keys() - known if not IGNORED.fullmatch(name)}
     raise_if_any(where, {"missing": missing, "left over": extra})
-    wrong = [
-        f"{' + '.join(theirs)} {tuple(shape)} instead of {tuple(own[name].shape)}"
-        for name, (theirs, function) in plan.items()
-        if (shape := function(*(torch.empty(tensors[t].shape, device="meta") for t in theirs)).shape) != own[name].shape
-    ]
-    raise_if_any(where, {"wrong shape": wrong})
-    for name, (theirs, function) in plan.items():
-        tensor = function(*(tensors[t].read() for t in theirs))
+
+    new = {}
+    for key, (parameter, theirs, function) in plan.items():
+        parts = [tensors[name] for name in theirs]
+        tensor = function(*(part() if callable(part) else part for part in parts))  # reads it from the file
+        if tensor.shape != parameter.shape:
+            shapes = f"{tuple(tensor.shape)} instead of {tuple(parameter.shape)}"
+            raise ValueError(f"{where} does not fit this model. wrong shape: {' + '.join(theirs)} {shapes}")
         # A copy: the parameter must not share memory with the file, nor keep a whole fused matrix in memory.
         new_dtype = dtype if dtype and tensor.is_floating_point() else tensor.dtype
-        new = tensor.to(device, new_dtype, copy=True, memory_format=torch.contiguous_format)
-        if is_parameter := isinstance(own[name], nn.Parameter):
-            new = nn.Parameter(new, own[name].requires_grad)
-        for alias in aliases[id(own[name])]:
-            path, _, last = alias.rpartition(".")
-            part = module.get_submodule(path)
-            (part._parameters if is_parameter else part._buffers)[last] = new
+        tensor = tensor.to(device, new_dtype, copy=True, memory_format=torch.contiguous_format)
+        new[key] = nn.Parameter(tensor, requires_grad=False) if isinstance(parameter, nn.Parameter) else tensor
+    state = {name: new[id(parameter)] for name, parameter in own.items() if id(parameter) in new}
+    module.load_state_dict(state, strict=False, assign=True)  # `requires_grad` stays as it was

@@ -5,8 +5,8 @@
     OUT/results.json, OUT/ablations.png      all scores, next to those of the paper
     OUT/rows/mlp-0.pt                        row "mlp", seed 0: its result, or its training so far. The same command resumes.
 
-All rows of a seed have the vision encoder and LM of --model (of several folders in turn), the same data and the same number of
-steps. Data and evaluation are in the module --recipe.
+All rows have the vision encoder and the LM of --model. All rows of a seed have the same data and the same number of steps. Data
+and evaluation are in the module --recipe.
 
 A row's score is 100 times the mean accuracy over tasks, then over seeds. Example: 60.0 and 64.0 with two seeds are printed as
 "62.0 [60.0, 64.0]". If the baseline had 70.0 and 72.0 with the same seeds, the difference is -9.0.
@@ -15,73 +15,64 @@ A row's score is 100 times the mean accuracy over tasks, then over seeds. Exampl
 import argparse
 import importlib
 import random
+from collections.abc import Callable
+from concurrent.futures import Executor
 from functools import partial
-from itertools import product
 from pathlib import Path
 from statistics import mean
 
 import torch
 
 from .. import __version__
-from ..data.mixture import datasets_of_step
 from ..data.sample import collate
 from ..evaluation.features import fingerprint
 from ..flamingo import Flamingo
-from ..pipeline import load
+from ..pipeline import Pipeline
 from ..plots import plot_ablations
 from ..training.checkpoint import save_json
 from ..training.optim import accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate
-from ..training.parallel import run_in_parallel
+from ..training.parallel import worker_threads
 from ..training.stage import Stage
+from .benchmarks import text_table
 from .variants import BASELINE, VARIANTS, Variant, build
 
 
-def add_parser(commands, add_model_options) -> None:
+def add_parser(commands, add_model_options: Callable) -> None:
     rows = "\n".join(f"    {name:15} {variant.changed}: {variant.to}" for name, variant in VARIANTS.items())
-    parser = commands.add_parser(
-        "ablate", help="the paper's ablations on the toy world", formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=__doc__, epilog=f"rows:\n\n{rows}",
-    )  # fmt: skip
-    parser.add_argument("--model", nargs="+", default=["runs/tiny"], help="folders with a trained vision encoder and LM")
-    parser.add_argument("--rows", default=",".join(VARIANTS), help="separated by commas; default: all")
-    parser.add_argument("--seeds", type=int, default=2, help="number of seeds, from 0")
-    parser.add_argument("--steps", type=int, default=700)
-    parser.add_argument("--jobs", type=int, default=2, help="rows at a time; they share the cores")
-    parser.add_argument("--recipe", default="data_toy.ablations", help="module with the data and the evaluation")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    text = f"{__doc__}\nrows:\n{rows.replace('-: ', '')}"
+    parser = commands.add_parser("ablate", help="the paper's ablations on the toy world", description=text)
+    add = parser.add_argument
+    add("--rows", default=",".join(VARIANTS), help="rows to compute, separated by commas (list above); default: all")
+    add("--seeds", type=int, default=2, help="how often each row is trained, with seeds 0, 1, ...; default: %(default)s")
+    # Half of the steps that train_tiny.py takes with these modules, because there are many rows.
+    add("--steps", type=int, default=700, help="training steps of each row; default: %(default)s")
+    add("--recipe", default="data_toy.ablations", help="Python module with the data and the evaluation; default: %(default)s")
+    add("--out", type=Path, default=Path("runs/ablations"), help="folder for the results; default: %(default)s")
+    add_model_options(parser)
 
 
-def run(args: argparse.Namespace, load_model=None) -> dict:
-    """Train and evaluate all rows that are not finished, print the table.
-
-    Raises:
-        ValueError, OSError, ImportError: an option is invalid, or a folder or module is missing; the message says which.
-    """
+def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
+    """Train and evaluate all rows that are not finished, print the table. Raises ValueError if an option is invalid."""
     names = list(dict.fromkeys(args.rows.split(",")))
     if unknown := [name for name in names if name not in VARIANTS]:
         raise ValueError(f"--rows: unknown row {unknown[0]!r}; choose from {', '.join(VARIANTS)}")
-    if min(args.seeds, args.steps, args.jobs) < 1:
-        raise ValueError("--seeds, --steps and --jobs must be at least 1")
-    jobs = list(product(range(args.seeds), names))  # the table of the first seed is complete before the second begins
-    if args.jobs > 1:
-        run_in_parallel([partial(run_rows, args, jobs[i :: args.jobs]) for i in range(args.jobs)])
-    found = run_rows(args, jobs)  # reads the results of finished rows
-    results = {"rows": summarize({name: [found[seed, name] for seed in range(args.seeds)] for name in names})}
+    if min(args.seeds, args.steps) < 1:
+        raise ValueError("--seeds and --steps must be at least 1")
+    pipeline, accuracies = load(), {name: [] for name in names}
+    with worker_threads(args.device) as threads:
+        for seed in range(args.seeds):  # the table of the first seed is complete before the second begins
+            for name in names:
+                accuracies[name].append(run_row(args, pipeline, seed, name, threads))
+    results = {"rows": summarize(accuracies)}
     save_json(results, args.out / "results.json")
     plot_ablations(results, args.out / "ablations.png")
-    print(f"{table(results)}\n\nresults.json and the figure are in {args.out}/")
+    print(f"\n{table(results)}\n\nresults.json and the figure are in {args.out}/")
     return results
 
 
-def run_rows(args: argparse.Namespace, jobs: list[tuple[int, str]], line: int | None = None) -> dict[tuple[int, str], dict]:
-    return {job: run_row(args, *job, line) for job in jobs}
-
-
-def run_row(args: argparse.Namespace, seed: int, name: str, line: int | None) -> dict[str, dict[str, float]]:
+def run_row(args: argparse.Namespace, pipeline: Pipeline, seed: int, name: str, threads: Executor) -> dict[str, dict]:
     """Build, train and evaluate one row with one seed -> {shots: {task: accuracy}}."""
     variant, recipe = VARIANTS[name], importlib.import_module(args.recipe)
-    pipeline = load(args.model[seed % len(args.model)], device=args.device)
     settings = {"version": __version__, "model": fingerprint(pipeline.model), "seed": seed, "steps": args.steps,
                 "variant": repr(variant), "recipe": repr(recipe.RECIPE)}  # fmt: skip
     torch.manual_seed(seed)
@@ -99,23 +90,24 @@ def run_row(args: argparse.Namespace, seed: int, name: str, line: int | None) ->
         return stage.result
     media = recipe.media_pool(flamingo.eval(), seed)
     flamingo.train()
-    for update in stage.steps(line=line):
+    for update in stage.steps():
         samples = recipe.draw_batches(media, random.Random(f"ablation {seed} {update // per_step}"), variant.p_next)
-        batches = {
-            kind: collate(samples[kind], pipeline.tokenizer).to(args.device)
-            for kind in datasets_of_step(datasets, update, variant.accumulate)
-        }
+        used = datasets if variant.accumulate else [datasets[update % per_step]]
+        batches = {kind: collate(samples[kind], pipeline.tokenizer).to(args.device) for kind in used}
         losses = {kind: partial(flamingo.loss, batch) for kind, batch in batches.items()}
-        stage.log(update, **accumulate_gradients(losses, recipe.LAMBDAS, parameters))
+        losses = accumulate_gradients(losses, recipe.LAMBDAS, parameters, threads)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        # The shape of train_tiny.py's schedule: a short warm-up, and a linear fall during the last 40% of the updates.
         set_learning_rate(optimizer, learning_rate_factor(update, total // 20, total, cooldown=0.4))
         optimizer.step()
+        if update % 10 == 0:
+            stage.log(update, **losses)
     flamingo.eval()
     return stage.finish({shots: recipe.evaluate(flamingo, seed, shots) for shots in variant.shots})
 
 
 def make_optimizer(flamingo: Flamingo, variant: Variant, recipe) -> torch.optim.AdamW:
-    """AdamW with the numbers of the recipe. An LM that is trained keeps the weight decay of its pretraining."""
+    """AdamW as in train_tiny.py, with the numbers of the recipe. An LM that is trained keeps its own weight decay."""
     trained = {n: p for n, p in flamingo.named_parameters() if p.requires_grad}
     lm = {n: p for n, p in trained.items() if n.startswith("lm.") and variant.lm != "frozen"}
     new = {n: p for n, p in trained.items() if n not in lm}
@@ -125,18 +117,19 @@ def make_optimizer(flamingo: Flamingo, variant: Variant, recipe) -> torch.optim.
 
 def summarize(accuracies: dict[str, list[dict]]) -> dict[str, dict]:
     """{row: one {shots: {task: accuracy}} per seed} -> the rows of results.json."""
-    scores = {
-        name: {shots: [100 * mean(of_seed[shots].values()) for of_seed in seeds] for shots in seeds[0]}
-        for name, seeds in accuracies.items()
-    }
+
+    def scores(name: str, shots: str) -> list[float]:
+        return [100 * mean(of_seed[shots].values()) for of_seed in accuracies[name]]
+
     rows = {}
-    for name, by_shots in scores.items():
+    for name, of_seeds in accuracies.items():
         v, other = VARIANTS[name], name != BASELINE
         paper_difference = round(v.paper - VARIANTS[BASELINE].paper, 1) if other and v.paper else None
         rows[name] = {"changed": v.changed, "to": v.to, "paper": v.paper, "paper_difference": paper_difference, "shots": {}}
-        for shots, seeds in by_shots.items():
-            difference = round(mean(seeds) - mean(scores[BASELINE][shots]), 2) if other and BASELINE in scores else None
-            tasks = {task: round(mean(one[shots][task] for one in accuracies[name]), 4) for task in accuracies[name][0][shots]}
+        for shots in v.shots:
+            seeds, compare = scores(name, shots), other and BASELINE in accuracies
+            difference = round(mean(seeds) - mean(scores(BASELINE, shots)), 2) if compare else None
+            tasks = {task: round(mean(one[shots][task] for one in of_seeds), 4) for task in of_seeds[0][shots]}
             rows[name]["shots"][shots] = {"score": round(mean(seeds), 2), "seeds": [round(score, 2) for score in seeds],
                                           "difference": difference, "tasks": tasks}  # fmt: skip
     return rows
@@ -144,11 +137,11 @@ def summarize(accuracies: dict[str, list[dict]]) -> dict[str, dict]:
 
 def table(results: dict) -> str:
     """The rows as text: score with 4 shots [lowest, highest seed], difference; the same of the paper; score with 32 shots."""
-    lines = ["", f"{'':18}{'':25}{'4 shots':>20}{'':>8}   {'paper (~)':>9}{'':>8}   32 shots"]
+    rows = [["", "4 shots", "difference", "paper (~)", "difference", "32 shots"]]
     for row in results["rows"].values():
         four, many = row["shots"]["4"], row["shots"].get("32")
         score = f"{four['score']:.1f} [{min(four['seeds']):.1f}, {max(four['seeds']):.1f}]"
         ours, paper = ("" if d is None else f"{d:+.1f}" for d in (four["difference"], row["paper_difference"]))
-        text = f"{row['changed']:18}{row['to']:25}{score:>20}{ours:>8}   {row['paper'] or '-':>9}{paper:>8}"
-        lines.append(text + (f"   {many['score']:8.1f}" if many else ""))
-    return "\n".join(lines)
+        name = f"{row['changed']}: {row['to']}".removeprefix("-: ")
+        rows.append([name, score, ours, str(row["paper"] or "-"), paper, f"{many['score']:.1f}" if many else ""])
+    return text_table(rows)

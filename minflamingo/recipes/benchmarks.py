@@ -5,7 +5,7 @@
 
     OUT/results.json                       scores with 95% intervals, number of queries, files that could not be opened
     OUT/shots.png                          score against shots, one panel per task
-    OUT/predictions/vqav2-8-0.json         the answers with 8 shots in trial 0, as a results file of the benchmark
+    OUT/predictions/vqav2-8-0.json         the answers with 8 shots in trial 0, by key (here the question_id)
     OUT/cells/                             the answers so far: the same command resumes after an interruption
 """
 
@@ -21,8 +21,8 @@ import numpy as np
 from ..evaluation.benchmarks import BENCHMARKS, TEMPLATES, load_benchmark
 from ..evaluation.features import FeatureCache
 from ..evaluation.fewshot import count_shots
-from ..evaluation.metrics import METRICS, Outcome, log_odds
-from ..evaluation.runner import Protocol, evaluate, outcomes_of
+from ..evaluation.metrics import METRICS
+from ..evaluation.runner import Protocol, evaluate
 from ..evaluation.task import Task
 from ..pipeline import Pipeline
 from ..plots import plot_shots
@@ -31,31 +31,33 @@ from ..training.checkpoint import save_json
 
 def add_task_options(parser: argparse.ArgumentParser) -> None:
     """Options of `load_tasks`, shared with finetune."""
-    parser.add_argument("--task", required=True, help=f"comma-separated: toy, names of toy tasks, {', '.join(BENCHMARKS)}")
-    parser.add_argument("--data", type=Path, help="folder of the benchmark, or folder that holds vqav2/, coco/, …")
-    parser.add_argument("--split", help="of the queries; default: the benchmark's usual one")
-    parser.add_argument("--template", choices=tuple(TEMPLATES), default="paper", help="wording of the prompts")
-    parser.add_argument("--suite", default="data_toy.suite", help="module of the toy tasks")
-    parser.add_argument("--limit", type=int, help="number of queries, drawn by the seed; default: all (toy: 128)")
-    parser.add_argument("--seed", type=int, default=0)
+    add = parser.add_argument
+    add("--task", required=True, help=f"tasks, separated by commas: toy (all toy tasks), one toy task, {', '.join(BENCHMARKS)}")
+    add("--data", type=Path, help="folder with the files of the benchmark, or a folder with one folder per benchmark")
+    add("--split", help="the part of the data that the queries are from; default: the usual one of each benchmark")
+    add("--template", choices=tuple(TEMPLATES), default="paper", help="wording of benchmark prompts; default: paper")
+    add("--suite", default="data_toy.suite", help="Python module that defines the toy tasks; default: %(default)s")
+    add("--limit", type=int, help="evaluate only this many queries per task, drawn at random; default: all (toy: 128)")
+    add("--seed", type=int, default=0, help="another seed gives other random choices, for example of shots; default: 0")
 
 
 def add_parser(commands, add_model_options: Callable[[argparse.ArgumentParser], None]) -> None:
-    style = argparse.RawDescriptionHelpFormatter
-    parser = commands.add_parser("eval", help="few-shot scores on benchmarks", description=__doc__, formatter_class=style)
+    parser = commands.add_parser("eval", help="few-shot scores on benchmarks", description=__doc__)
     add_task_options(parser)
-    parser.add_argument("--shots", default="0,0_text,4,8,16,32", help="0: the query alone; 0_text: two examples without images")
-    parser.add_argument("--trials", type=int, default=1, help="each trial draws other random shots; the score is the mean")
-    parser.add_argument("--rices", action="store_true", help="shots most similar to the query instead of random ones")
-    parser.add_argument("--ensemble", action="store_true", help="close-ended tasks: mean over 6 orders of the shots")
-    parser.add_argument("--beams", type=int, default=3, help="1: greedy")
-    parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=Path("runs/eval"))
+    add = parser.add_argument
+    add("--shots", default="0,0_text,4,8,16,32", help="numbers of examples in the prompt, separated by commas. 0: only the "
+        "query; 0_text: two examples without their images (the paper's zero-shot); default: %(default)s")  # fmt: skip
+    add("--trials", type=int, default=1, help="repeat with other random shots and report the mean score; default: 1")
+    add("--rices", action="store_true", help="use the examples most similar to the query as shots, instead of random ones")
+    add("--ensemble", action="store_true", help="if an answer is chosen from a list: average over 6 orders of the shots")
+    add("--beams", type=int, default=3, help="beams in the search for an answer; 1: greedy; default: 3, as in the paper")
+    add("--batch-size", type=int, default=16, help="queries that are processed together; default: 16")
+    add("--out", type=Path, default=Path("runs/eval"), help="folder for the results; default: %(default)s")
     add_model_options(parser)
 
 
-def load_tasks(args: argparse.Namespace, support: int | None = None) -> list[Task]:
-    """The tasks of `--task`, with `--limit` queries each. support: number of toy examples to draw shots from."""
+def load_tasks(args: argparse.Namespace) -> list[Task]:
+    """The tasks of `--task`, with `--limit` queries each."""
     tasks: list[Task] = []
     for name in args.task.split(","):
         if name in BENCHMARKS:
@@ -69,10 +71,9 @@ def load_tasks(args: argparse.Namespace, support: int | None = None) -> list[Tas
             tasks.append(replace(task, queries=[task.queries[i] for i in drawn]))
             continue
         try:
-            module = importlib.import_module(args.suite)
+            suite = importlib.import_module(args.suite).suite(args.split or "test", queries=args.limit or 128)
         except ImportError as error:
             raise ImportError(f"cannot import the toy tasks ({error}); pass another module with --suite") from None
-        suite = module.suite(args.split or "test", queries=args.limit or 128, **({"support": support} if support else {}))
         if name != "toy" and name not in suite:
             raise ValueError(f"unknown task {name!r}; choose toy, {', '.join(suite)}, or one of {', '.join(BENCHMARKS)}")
         tasks += suite.values() if name == "toy" else [suite[name]]
@@ -91,27 +92,11 @@ def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
     tasks, shots = load_tasks(args), args.shots.split(",")
     for n in shots:
         count_shots(n)  # raises ValueError for an invalid number
-    protocol = Protocol(args.seed, args.rices, args.ensemble, args.beams, args.batch_size)
-    pipeline, results = load(), {"tasks": {}, "mean": {}}
-    features, folder = FeatureCache(pipeline, folder=args.out / "cells"), args.out / "predictions"
-    folder.mkdir(parents=True, exist_ok=True)
+    (args.out / "predictions").mkdir(parents=True, exist_ok=True)
+    features, results = FeatureCache(load()), {"tasks": {}, "mean": {}}
     for task in tasks:
-        results["tasks"][task.name] = {"metric": task.metric, "unit": METRICS[task.metric].unit, "shots": (cells := {})}
-        for n in shots:
-            repeated = args.trials if n == "0_text" or (n != "0" and not args.rices) else 1  # 1: nothing is random
-            trials = []
-            for trial in range(repeated):
-                found = evaluate(
-                    pipeline, task, n, trial=trial, protocol=protocol, features=features, folder=args.out / "cells"
-                )  # fmt: skip
-                answers = submission(task.name, outcomes_of(task, found.pop("records")))
-                save_json(answers, folder / f"{task.name}-{n}-{trial}.json")
-                trials.append(found)
-            cells[n] = trials[0]
-            if "score" in trials[0]:
-                low_high = np.mean([t["interval"] for t in trials], axis=0).round(2).tolist()
-                scores = [t["score"] for t in trials]
-                cells[n] |= {"score": round(float(np.mean(scores)), 2), "interval": low_high, "trials": scores}
+        cells = {n: evaluate_trials(task, n, features, args) for n in shots}
+        results["tasks"][task.name] = {"metric": task.metric, "unit": METRICS[task.metric].unit, "shots": cells}
     for n in shots:  # the mean over tasks, if all scores are between 0 and 100
         scores = [task["shots"][n].get("score") for task in results["tasks"].values() if task["metric"] != "cider"]
         if len(scores) == len(tasks) > 1 and None not in scores:
@@ -119,40 +104,53 @@ def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
     save_json(results, args.out / "results.json")
     if any("score" in cell for task in results["tasks"].values() for cell in task["shots"].values()):
         plot_shots(results, args.out / "shots.png")
-    print(f"{table(results, shots)}\n\nresults.json, predictions and the figure are in {args.out}/")
+    print(f"\n{report(results, shots)}\n\nresults.json, predictions and the figure are in {args.out}/")
     return results
 
 
-def submission(name: str, outcomes: Sequence[Outcome]) -> list[dict]:
-    """Predictions as in the official results file (COCO, VQAv2, OK-VQA, VizWiz, TextVQA, VisDial), the others alike."""
-    ids, kind = (BENCHMARKS[name].ids, BENCHMARKS[name].kind) if name in BENCHMARKS else ((), "")
-    rows = []
-    for outcome in outcomes:
-        row = {field: outcome.example.fields[field] for field in ids} or {"key": outcome.example.key}
-        if kind == "dialogue":  # the rank of each candidate, counted from 1
-            row["ranks"] = (1 + np.argsort(np.argsort(-np.array(outcome.scores), kind="stable"))).tolist()
-        elif kind == "meme":  # the softmax over "yes" and "no"
-            row["proba"] = round(float(1 / (1 + np.exp(-log_odds(outcome)))), 6)
-        else:
-            row["caption" if kind == "caption" else "answer"] = outcome.prediction
-        rows.append(row)
-    return rows
+def evaluate_trials(task: Task, shots: str, features: FeatureCache, args: argparse.Namespace) -> dict:
+    """The result of the first trial, with the mean score and the mean interval of all trials. Writes the predictions."""
+    protocol = Protocol(args.seed, args.rices, args.ensemble, args.beams, args.batch_size)
+    # Without shots and with RICES nothing is random. RICES needs images, so the shots of 0_text are always random.
+    random_shots = shots == "0_text" or (shots != "0" and not args.rices)
+    trials = []
+    for trial in range(args.trials if random_shots else 1):
+        found = evaluate(
+            features.pipeline, task, shots, trial=trial, protocol=protocol, features=features, folder=args.out / "cells"
+        )
+        save_json(found.pop("records"), args.out / "predictions" / f"{task.name}-{shots}-{trial}.json")
+        trials.append(found)
+    if "score" not in trials[0]:
+        return trials[0]
+    scores, intervals = [found["score"] for found in trials], [found["interval"] for found in trials]
+    mean_interval = np.mean(intervals, axis=0).round(2).tolist()
+    return trials[0] | {"score": round(float(np.mean(scores)), 2), "interval": mean_interval, "trials": scores}
 
 
-def table(results: dict, shots: Sequence[str]) -> str:
-    """Tasks x shots, with intervals; then files that could not be opened."""
-    width = max(30, *(len(name) + 16 for name in results["tasks"]))
-    lines, notes = ["", " " * width + "".join(f"{n:>18}" for n in shots) + "   shots"], []
+def score_text(cell: dict) -> str:
+    """{"score": 62.04, "interval": [60.2, 64.1]} -> "62.0 [60, 64]"."""
+    return f"{cell['score']:.1f} [{cell['interval'][0]:.0f}, {cell['interval'][1]:.0f}]" if "score" in cell else "-"
+
+
+def text_table(rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their longest text: the first is left-aligned, the others are right-aligned."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    return "\n".join("   ".join(line) for line in lines)
+
+
+def report(results: dict, shots: Sequence[str]) -> str:
+    """The table of tasks x shots with intervals. Below it, what could not be opened or scored."""
+    rows, notes = [["task, metric   \\   shots", *shots]], []
     for name, task in results["tasks"].items():
         cells = [task["shots"][n] for n in shots]
-        texts = [f"{c['score']:.1f} [{c['interval'][0]:.0f}, {c['interval'][1]:.0f}]" if "score" in c else "-" for c in cells]
-        lines.append(f"{name + ', ' + task['metric']:{width}}" + "".join(f"{text:>18}" for text in texts))
-        broken = [f"{key}: {why}" for key, why in {key: why for c in cells for key, why in c["broken"].items()}.items()]
-        replaced = sorted({key for c in cells for key in c["replaced"]})
-        for listed, text in ((broken, "skipped {} queries"), (replaced, "replaced {} shots")):
-            if listed:
-                notes.append(f"{name}: {text.format(len(listed))} that could not be opened, for example {listed[0]}")
-        notes += dict.fromkeys(f"{name}: no score, {c['problem']}" for c in cells if "problem" in c)
+        rows.append([f"{name}, {task['metric']}", *map(score_text, cells)])
+        broken = {f"{key}: {why}" for cell in cells for key, why in cell["broken"].items()}
+        replaced = {key for cell in cells for key in cell["replaced"]}
+        for keys, text in ((broken, "skipped {} queries"), (replaced, "replaced {} shots")):
+            if keys:
+                notes.append(f"{name}: {text.format(len(keys))} that could not be opened, for example {min(keys)}")
+        notes += dict.fromkeys(f"{name}: no score, {cell['problem']}" for cell in cells if "problem" in cell)
     if results["mean"]:
-        lines.append(f"{'mean':{width}}" + "".join(f"{results['mean'].get(n, float('nan')):>18.1f}" for n in shots))
-    return "\n".join([*lines, *notes])
+        rows.append(["mean", *(f"{results['mean'][n]:.1f}" if n in results["mean"] else "-" for n in shots)])
+    return "\n".join([text_table(rows), *notes])

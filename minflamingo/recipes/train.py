@@ -6,21 +6,23 @@
 
 The vision encoder and the LM stay frozen. Weights, optimizer and the place in the data are saved together every few minutes,
 and the same command resumes at the exact sample. On CUDA the forward pass runs in bf16 with trained weights in fp32; elsewhere
-everything is fp32. The trained model is saved in the dtype that was loaded. Several GPUs: training/parallel.py.
+everything is fp32. The trained model is saved in the dtype that was loaded. Several GPUs, with the batch sizes per GPU:
+
+    torchrun --nproc-per-node 8 -m minflamingo train ...
 """
 
 import argparse
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ..data.mixture import Dataset, Mixture
-from ..data.records import Documents, Pairs, Videos
-from ..data.shards import ShardStream
+from ..data.mixture import Mixture
+from ..data.records import document_sample, pair_sample, video_sample
+from ..data.shards import Dataset
 from ..flamingo import Batch
 from ..pipeline import Pipeline
 from ..training import optim
@@ -31,34 +33,41 @@ DATASETS = {"documents": "interleaved documents", "pairs": "images with texts", 
 MAY_CHANGE = ("recompute", "workers", "save_every")  # when a run is resumed: these do not change the result
 
 
+def option(default, text: str):
+    """A field of `TrainConfig`. The command line has the same option, with this help."""
+    return field(default=default, metadata={"help": f"{text}; default: {default}"})
+
+
 @dataclass(frozen=True)
 class TrainConfig:
-    """Options. Batch sizes are per process; the lambdas are those of the paper."""
-
-    steps: int = 50_000
-    seed: int = 0
-    documents_batch: int = 8
-    pairs_batch: int = 16
-    videos_batch: int = 2
-    documents_lambda: float = 1.0
-    pairs_lambda: float = 0.2
-    videos_lambda: float = 0.03
-    lr: float = 1e-4
-    warmup: int = 5000
-    weight_decay: float = 0.1
-    clip: float = 1.0
-    recompute: bool = False  # activation checkpointing
-    workers: int = 0  # processes per dataset that read in advance
-    save_every: float = 300.0  # seconds
+    steps: int = option(50_000, "number of updates")
+    seed: int = option(0, "order of the data, and random choices in it")
+    documents_batch: int = option(8, "documents per update")
+    pairs_batch: int = option(16, "pairs per update")
+    videos_batch: int = option(2, "videos per update")
+    # The lambdas are those of the paper, the batch sizes are not: choose the largest that fit your GPU.
+    documents_lambda: float = option(1.0, "weight of the documents in the loss")
+    pairs_lambda: float = option(0.2, "weight of the pairs in the loss")
+    videos_lambda: float = option(0.03, "weight of the videos in the loss")
+    # Learning rate, warm-up and weight decay of the paper (appendix). The rate is constant after the warm-up.
+    lr: float = option(1e-4, "learning rate of AdamW")
+    warmup: int = option(5000, "updates in which the learning rate rises from 0")
+    weight_decay: float = option(0.1, "of matrices; gates, norms, biases and the resampler have none")
+    recompute: bool = option(False, "activation checkpointing: needs less memory and a third more time")
+    workers: int = option(0, "processes per dataset that read samples in advance: 1, 2 or 4; 0: none")
+    save_every: float = option(300.0, "seconds between checkpoints: the most that an interruption can lose")
 
 
 def open_mixture(shards: dict[str, str | None], pipeline: Pipeline, config: TrainConfig, processes: Processes) -> Mixture:
     """The datasets for which a pattern of shards is given."""
-    readers = {"documents": Documents(pipeline.tokenizer), "pairs": Pairs(), "videos": Videos()}
-    datasets = {}
-    for name in (name for name, pattern in shards.items() if pattern):
-        stream = ShardStream(shards[name], readers[name], seed=config.seed, rank=processes.rank, world=processes.world)
-        datasets[name] = Dataset(stream, getattr(config, f"{name}_batch"), getattr(config, f"{name}_lambda"))
+    documents = partial(document_sample, tokenizer=pipeline.tokenizer)
+    readers = {"documents": documents, "pairs": pair_sample, "videos": video_sample}
+    options = {"seed": config.seed, "rank": processes.rank, "world": processes.world}
+    datasets = {
+        name: Dataset(pattern, readers[name], getattr(config, f"{name}_batch"), getattr(config, f"{name}_lambda"), **options)
+        for name, pattern in shards.items()
+        if pattern
+    }
     if not datasets:
         raise ValueError("there is nothing to train on: give at least one of --documents, --pairs, --videos")
     return Mixture(datasets, pipeline.tokenizer, pipeline.preprocess, workers=config.workers)
@@ -97,6 +106,7 @@ def train(
     if config.recompute:
         optim.checkpoint_activations(flamingo)
     groups = optim.parameter_groups(named.items(), config.lr, config.weight_decay)
+    # 0.95 is usual for large models: after a large gradient, steps become normal sooner than with AdamW's default of 0.999.
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
     # Only what changes is saved every few minutes, without the frozen modules.
     state = {"trained": nn.ParameterList(parameters), "optimizer": optimizer, "data": places}
@@ -116,7 +126,7 @@ def train(
         losses = {name: partial(loss_of, batch) for name, batch in batches.items()}
         losses = optim.accumulate_gradients(losses, mixture.weights, parameters)
         processes.average(parameter.grad for parameter in parameters)
-        nn.utils.clip_grad_norm_(parameters, config.clip)
+        nn.utils.clip_grad_norm_(parameters, 1.0)  # as in the paper
         optim.set_learning_rate(optimizer, optim.learning_rate_factor(step, config.warmup))
         optimizer.step()
         places.update()
@@ -124,9 +134,9 @@ def train(
             processes.average(losses.values())
             total = sum(mixture.weights[name] * loss for name, loss in losses.items())
             stage.log(step, loss=total, **{f"loss_{name}": loss for name, loss in losses.items()})
-    for name, skipped in mixture.skipped.items():
-        if skipped.broken:
-            print(f"{name}: skipped {skipped.broken} broken samples, such as {'; '.join(skipped.first)}")
+    for name, n_skipped in mixture.n_skipped.items():
+        if n_skipped:
+            print(f"{name}: skipped {n_skipped} broken samples, such as {'; '.join(mixture.reasons[name])}")
     flamingo.to(stored_dtype).eval()
     if processes.rank == 0:
         pipeline.save(out)
@@ -134,17 +144,17 @@ def train(
 
 
 def add_parser(commands, add_model_options: Callable) -> None:
-    parser = commands.add_parser("train", help="train Flamingo on shards of documents, pairs and videos")
-    add_model_options(parser)
-    parser.add_argument("--out", type=Path, required=True, help="folder of the trained model and of the checkpoints")
+    parser = commands.add_parser("train", help="train Flamingo on shards of documents, pairs and videos", description=__doc__)
     for name, content in DATASETS.items():
         parser.add_argument(f"--{name}", help=f"shards of {content}: a pattern such as '{name}/{{000..099}}.tar'")
-    for name, value in asdict(TrainConfig()).items():
-        kind = {"action": "store_true"} if value is False else {"type": type(value), "default": value}
-        parser.add_argument(f"--{name.replace('_', '-')}", help=f"default: {value}", **kind)
+    for f in fields(TrainConfig):
+        kind = {"action": "store_true"} if f.type is bool else {"type": f.type, "default": f.default}
+        parser.add_argument(f"--{f.name.replace('_', '-')}", help=f.metadata["help"], **kind)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the trained model and the checkpoints")
+    add_model_options(parser)
 
 
 def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> None:
-    config = TrainConfig(**{name: getattr(args, name) for name in asdict(TrainConfig())})
+    config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
     with distributed_processes(args.device) as processes:
         train(load(), {name: getattr(args, name) for name in DATASETS}, args.out, config, processes)

@@ -5,22 +5,12 @@ never half of one. Weights are read with `weights_only=True`: a pickle that woul
 """
 
 import json
-import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 
-
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
-    """Call `write(temporary path)` and rename the result to `path`. After a failure nothing is left behind."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from ..data.readers import write_atomically
 
 
 def save_json(content: object, path: str | Path) -> None:
@@ -32,7 +22,7 @@ def load_json(path: str | Path) -> dict:
     """Raises ValueError, with the path, if the file is not a JSON object."""
     try:
         content = json.loads(Path(path).read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(content).__name__}")
@@ -45,26 +35,12 @@ def save_tensors(content: dict, path: str | Path) -> None:
 
 
 def load_tensors(path: str | Path) -> dict:
-    """What `save_tensors` wrote. Raises FileNotFoundError, or ValueError for any other kind of file; both name the path."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: this file does not exist")
+    """What `save_tensors` wrote, on the CPU. Raises ValueError, with the path, for any other file."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many types for damaged files
         reason = str(error).split("\n")[0][:200]
         raise ValueError(f"{path}: not a valid checkpoint (truncated, another format, or an unsafe pickle): {reason}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected a dict of tensors, found {type(content).__name__}")
-    return content
-
-
-def load_weights(module: torch.nn.Module, state: Mapping, where: str) -> None:
-    """Load all weights, or none and raise a ValueError that lists missing and unknown names and wrong shapes."""
-    own = module.state_dict()
-    shapes = {name: tuple(getattr(value, "shape", ())) for name, value in state.items()}
-    wrong = [f"{k} {shapes[k]} instead of {tuple(own[k].shape)}" for k in own if shapes.get(k, own[k].shape) != own[k].shape]
-    raise_if_any(where, {"missing": own.keys() - state.keys(), "unknown": state.keys() - own.keys(), "wrong shape": wrong})
-    module.load_state_dict(state)
 
 
 def raise_if_any(where: str, problems: Mapping[str, Collection[str]]) -> None:

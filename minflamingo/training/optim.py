@@ -15,7 +15,7 @@ from ..flamingo import Flamingo
 
 # Weight decay pulls weights towards zero. It must not close the gates (OpenFlamingo decays them) nor shrink norms, biases and
 # embeddings. The paper's appendix also leaves out the resampler.
-NO_DECAY = ("resampler", "embed", "latents", "positions", "conv.", "alpha_")
+NO_DECAY = ("resampler", "embed", "latents", "positions", "conv.")
 
 
 def parameter_groups(
@@ -25,24 +25,28 @@ def parameter_groups(
 
     Each group has `peak_lr`, which `set_learning_rate` scales.
     """
-    gate_lr = lr if gate_lr is None else gate_lr
-    groups: dict[tuple[float, float, bool], list[nn.Parameter]] = {(lr, weight_decay, False): [], (lr, 0.0, False): []}
+    decaying, others, gates = [], [], []
     for name, p in named:
-        decays = p.dim() >= 2 and not any(part in name for part in NO_DECAY)
-        gate = "alpha_" in name
-        if p.requires_grad:
-            groups.setdefault((gate_lr if gate else lr, weight_decay if decays else 0.0, gate), []).append(p)
-    return [{"params": ps, "lr": r, "peak_lr": r, "weight_decay": decay} for (r, decay, _), ps in groups.items() if ps]
+        if not p.requires_grad:
+            continue
+        if "alpha_" in name:
+            gates.append(p)
+        elif p.dim() >= 2 and not any(part in name for part in NO_DECAY):
+            decaying.append(p)
+        else:
+            others.append(p)
+    groups = (decaying, lr, weight_decay), (others, lr, 0.0), (gates, lr if gate_lr is None else gate_lr, 0.0)
+    return [{"params": ps, "lr": rate, "peak_lr": rate, "weight_decay": decay} for ps, rate, decay in groups if ps]
 
 
-def learning_rate_factor(step: int, warmup: int, total: int | None = None, cooldown: float = 0.0) -> float:
+def learning_rate_factor(step: int, warmup: int, total: int = 0, cooldown: float = 0.0) -> float:
     """Linear warm-up, then constant (the paper). With `cooldown`, linear to 1/20 during this last share of `total` steps.
 
     >>> [round(learning_rate_factor(s, 4, 20, cooldown=0.25), 2) for s in (0, 1, 3, 10, 15, 19)]
     [0.25, 0.5, 1.0, 1.0, 1.0, 0.2]
     """
     factor = min(1.0, (step + 1) / max(warmup, 1))
-    if total is not None and cooldown > 0:
+    if cooldown > 0:
         factor *= min(1.0, max(0.05, (total - step) / (cooldown * total)))
     return factor
 
@@ -58,10 +62,8 @@ def accumulate_gradients(
 ) -> dict[str, Tensor]:  # fmt: skip
     """Set every parameter's `.grad` to sum_m lambda_m * gradient of L_m, and return the losses.
 
-    Args:
-        losses: for each dataset m a function that computes its loss.
-        weights: lambda_m.
-        pool: threads that compute several losses at once. None: one after the other.
+    `losses` has for each dataset m a function that computes L_m, `weights` has lambda_m. The threads of `pool` compute several
+    losses at once. Without it they are computed one after the other.
     """
 
     def loss_and_gradients(name: str) -> tuple[Tensor, tuple[Tensor, ...]]:

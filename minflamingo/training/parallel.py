@@ -28,20 +28,16 @@ def worker_threads(device: str) -> ThreadPoolExecutor:
 
 
 def run_in_parallel(functions: Sequence[Callable], *arguments: object) -> None:
-    """Call `function(*arguments, line=0, 1, ...)` for each function, in processes that share the cores equally.
+    """Call `function(*arguments, line=0, 1, ...)` for each function, in up to one process per core.
 
-    `line` is for progress bars. Results are written to files. With too few cores: one after the other, with line=None.
+    `line` is for progress bars. Results are written to files.
     """
-    n = len(functions)
-    if n > CORES:
-        for function in functions:
-            function(*arguments, line=None)
-        return
+    n = min(len(functions), CORES)
     with ProcessPoolExecutor(n, get_context("spawn"), torch.set_num_threads, (CORES // n,)) as pool:
         jobs = [pool.submit(function, *arguments, line=i) for i, function in enumerate(functions)]
         for job in jobs:
             job.result()
-    print("\n" * (n - 1), file=sys.stderr)
+    print("\n" * (len(functions) - 1), file=sys.stderr)
 
 
 @dataclass(frozen=True)
@@ -53,9 +49,10 @@ class Processes:
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its mean over all processes, in place."""
-        for tensor in tensors if self.world > 1 else ():
-            dist.all_reduce(tensor)
-            tensor /= self.world
+        if self.world > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+                tensor /= self.world
 
     def gather(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Each CPU tensor (...) -> those of all processes, (world, ...)."""

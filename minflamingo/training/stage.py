@@ -46,15 +46,13 @@ class Stage:
         self.name, self.path, self.total, self.state = name, Path(folder) / f"{name}.pt", total, state or {}
         self.settings = json.loads(json.dumps({"total": total, **(settings or {})}))  # as they are read: lists, not tuples
         self.save_every, self.writes = save_every, writes
-        self.step, self.seconds, self.result = 0, 0.0, None
-        self._rows: list[dict] = []
+        self.step, self.seconds, self.rows, self.result = 0, 0.0, [], None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            self._resume(restart)
+            self._resume(load_tensors(self.path), restart)
 
-    def _resume(self, restart: bool) -> None:
-        saved = load_tensors(self.path)
-        old, new = saved.get("settings", {}), self.settings
+    def _resume(self, saved: dict, restart: bool) -> None:
+        old, new = saved["settings"], self.settings
         if old != new:
             different = [f"{k} {old.get(k)!r}, now {new.get(k)!r}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
             message = f"{self.path} was made with other settings: {'; '.join(different)}."
@@ -62,18 +60,19 @@ class Stage:
                 raise SettingsDiffer(f"{message} Use the same settings, or another folder.")
             print(f"{message} Starting again.", file=sys.stderr)
             return
-        self.step, self.seconds, self._rows, self.result = (saved[key] for key in ("step", "seconds", "rows", "result"))
+        self.step, self.seconds, self.rows, self.result = (saved[key] for key in ("step", "seconds", "rows", "result"))
         for key, item in self.state.items() if self.result is None else ():
             item.load_state_dict(saved["state"][key])
 
     def save(self) -> None:
-        state = {key: item.state_dict() for key, item in self.state.items()} if self.result is None else {}
-        content = {"settings": self.settings, "step": self.step, "seconds": self.seconds, "rows": self.rows}
-        save_tensors({**content, "state": state, "result": self.result}, self.path)
+        if self.writes:
+            content = {key: getattr(self, key) for key in ("settings", "step", "seconds", "rows", "result")}
+            content["state"] = {key: item.state_dict() for key, item in self.state.items()}
+            save_tensors(content, self.path)
 
     def finish(self, result: object) -> object:
         """Save a JSON-able result, and drop the state from the file. A later stage with these settings has `result` at once."""
-        self.result, self.step = json.loads(json.dumps(result)), self.total
+        self.result, self.step, self.state = json.loads(json.dumps(result)), self.total, {}
         self.save()
         return self.result
 
@@ -81,45 +80,30 @@ class Stage:
     def finished(self) -> bool:
         return self.step >= self.total
 
-    @property
-    def rows(self) -> list[dict]:
-        """One dict per `log`; an evaluation appends its own. Logged tensors become numbers here, where they are needed."""
-        for row in self._rows:
-            row.update({key: round(float(value), 5) for key, value in row.items() if isinstance(value, torch.Tensor)})
-        return self._rows
+    def log(self, step: int, **values: torch.Tensor) -> None:
+        """Append a row for metrics.csv. It waits for the GPU, so a training with short steps calls it in a few of them."""
+        self.rows.append({"stage": self.name, "step": step, **{key: round(value.item(), 5) for key, value in values.items()}})
 
-    def log(self, step: int, **values: float | torch.Tensor) -> None:
-        """Append a row for metrics.csv. It does not wait for the GPU: tensors are only stored."""
-        row = {"stage": self.name, "step": step}
-        for key, value in values.items():
-            # A copy, because a parameter changes in the next step.
-            row[key] = value.detach().clone() if isinstance(value, torch.Tensor) else round(float(value), 5)
-        self._rows.append(row)
-
-    def steps(self, by: int = 1, *, line: int | None = None, show: bool = True) -> Iterator[int]:
+    def steps(self, by: int = 1, *, line: int | None = None) -> Iterator[int]:
         """The first number of each group of `by` steps that remain. A step counts when the loop asks for the next one.
 
-        Args:
-            line: of the progress bar, if there are several. show=False: no bar.
+        `line`: the line of the progress bar on the screen, if there are several bars.
         """
         parent, before, start = multiprocessing.parent_process(), self.seconds, time.monotonic()
-        bar = tqdm(
+        saved = start
+        with tqdm(
             total=self.total, initial=self.step, desc=f"{self.name:>10}", position=line, leave=line is None, file=sys.stderr,
-            mininterval=0.5, dynamic_ncols=True, disable=self.finished or not (self.writes and show),
-        )  # fmt: skip
-        with bar:
-            saved = start
+            dynamic_ncols=True, disable=self.finished or not self.writes,
+        ) as bar:  # fmt: skip
             while not self.finished:
                 yield self.step
                 bar.update(min(by, self.total - self.step))
                 self.step = min(self.step + by, self.total)
                 self.seconds = before + time.monotonic() - start
-                if time.monotonic() - saved <= self.save_every and not self.finished:
-                    continue
-                last = self.rows[-1] if self._rows else {}
-                bar.set_postfix({key: f"{last[key]:.3g}" for key in ("loss", "accuracy") if key in last}, refresh=False)
-                if self.writes:
+                if self.finished or time.monotonic() - saved > self.save_every:
+                    last = self.rows[-1] if self.rows else {}
+                    bar.set_postfix({key: f"{last[key]:.3g}" for key in ("loss", "accuracy") if key in last}, refresh=False)
                     self.save()
-                saved = time.monotonic()
-                if parent is not None and not parent.is_alive():
-                    raise SystemExit(f"{self.name}: the process that started this stage has ended")
+                    saved = time.monotonic()
+                    if parent is not None and not parent.is_alive():
+                        raise SystemExit(f"{self.name}: the process that started this stage has ended")
