@@ -13,33 +13,32 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from PIL import Image
 
+from .data.images import read_image
 from .data.sample import EOC
+from .data.videos import IMAGES, VIDEOS, by_number, read_video
 from .pipeline import Pipeline, load
 from .recipes import ablate, bench, benchmarks, finetune, train
 
-IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+MEDIA = (*IMAGES, ".gif", ".bmp", ".tif", ".tiff", *VIDEOS)
 
 
 def read_piece(word: str) -> object:
-    """A word of the command line: an image file, a video (a folder of frames in the order of their names), or text."""
+    """A word of the command line: an image file, a video (a file, or a folder with its frames), or text."""
     path = Path(word)
-    if path.suffix.lower() in IMAGES:
-        if not path.is_file():
-            raise FileNotFoundError(f"{word} looks like an image, but this file does not exist")
-        return Image.open(path)
-    if len(word) < 256 and path.is_dir():
-        return [Image.open(frame) for frame in sorted(path.iterdir()) if frame.suffix.lower() in IMAGES]
-    return word
+    if path.suffix.lower() in MEDIA and not path.is_file():
+        raise FileNotFoundError(f"{word} looks like an image or a video, but this file does not exist")
+    if path.suffix.lower() in VIDEOS or (0 < len(word) < 256 and path.is_dir()):
+        return read_video(path)
+    return read_image(path) if path.suffix.lower() in MEDIA else word
 
 
 def read_shots(folder: Path) -> list[object]:
     """A folder of examples, in the order of their names: cat.png with cat.txt, or a folder of frames run/ with run.txt."""
     pieces: list[object] = []
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir(), key=lambda path: by_number(path.name)):
         text = path.with_suffix(".txt") if path.is_file() else path.parent / f"{path.name}.txt"
-        if path.is_dir() or path.suffix.lower() in IMAGES:
+        if path.is_dir() or path.suffix.lower() in MEDIA:
             if not text.is_file():
                 raise FileNotFoundError(f"{path} is an example without a text: write the text into {text}")
             pieces += [read_piece(str(path)), text.read_text(encoding="utf-8").strip()]
@@ -72,7 +71,7 @@ def complete(args: argparse.Namespace, load_model) -> None:
 def add_complete_parser(commands, add_model_options) -> None:
     parser = commands.add_parser("complete", help="continue a prompt of images and text", description=complete.__doc__)
     add = parser.add_argument
-    add("prompt", nargs="+", help="image files, folders with the frames of a video, and texts, in the order of the prompt")
+    add("prompt", nargs="+", help="images, videos (files, or folders with one frame per second) and texts, in this order")
     add("--shots", type=Path, help="folder with examples that come before the prompt: cat.png with its text in cat.txt, ...")
     add("--max-new-tokens", type=int, default=32, help="the most tokens to generate; default: 32")
     add("--beams", type=int, default=1, help="above 1: beam search; default: 1")

@@ -33,7 +33,6 @@ from .tokenizer import Tokenizer, ToyTokenizer
 from .training.checkpoint import load_json, save_json, save_tensors, write_atomically
 
 WEIGHTS = ("model.safetensors", "model.pt", "trainable.safetensors", "trainable.pt")  # one of them is in a folder
-READY_MODEL = Path(__file__).parent.parent / "tutorials" / "pretrained" / "tiny"  # in a checkout of the repository
 
 
 @dataclass
@@ -117,8 +116,7 @@ class Pipeline:
         if safetensors:
             # This format stores a tensor that has two names (a tied output layer) only once.
             unique = {tensor.data_ptr(): (name, tensor.contiguous()) for name, tensor in reversed(state.items())}
-            save_file = extra("safetensors.torch").save_file
-            write_atomically(path, lambda temporary: save_file(dict(unique.values()), temporary))
+            write_atomically(path, lambda temporary: extra("safetensors.torch").save_file(dict(unique.values()), temporary))
         else:
             save_tensors(state, path)
         for name in set(WEIGHTS) - {path.name}:  # weights of an earlier save to the same folder
@@ -159,8 +157,8 @@ def load(
     if not folder.is_dir() and str(folder_or_name) in REPOSITORIES:
         parts = {"vision": vision, "language": language, "flamingo": flamingo}
         return Pipeline(*load_published(str(folder_or_name), device=device, dtype=dtype, **parts))
-    if not folder.is_dir() and str(folder_or_name) == "tiny":
-        folder = READY_MODEL
+    if not folder.is_dir() and str(folder_or_name) == "tiny":  # the ready model, in a checkout of the repository
+        folder = Path(__file__).parent.parent / "tutorials" / "pretrained" / "tiny"
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), folder / "model.pt")
     for path in (folder / "config.json", folder / "tokenizer.json", weights):
         if not path.is_file():

@@ -149,6 +149,3 @@ def stopped_at(step: int) -> Iterator[None]:
 
     with mock.patch.object(Stage, "steps", stops):
         yield
-
-
-picture, prepare = image, preprocess

@@ -10,7 +10,7 @@ from conftest import equal, image, tiny_config, tiny_flamingo
 from PIL import Image
 
 from minflamingo import EOC, Pipeline, ToyTokenizer, load
-from minflamingo.__main__ import main, read_shots, with_chunk_ends
+from minflamingo.__main__ import main, read_piece, read_shots, with_chunk_ends
 from minflamingo.data.images import ImagePreprocessor
 from minflamingo.data.sample import stack_media
 from minflamingo.flamingo import Batch
@@ -270,6 +270,14 @@ def test_files_and_text_on_the_command_line_are_a_prompt(place, capsys, flamingo
     assert capsys.readouterr().out == flamingo.complete(prompt, max_new_tokens=5, beams=3) + "\n"
 
 
+def test_numbered_frames_are_in_the_order_of_their_numbers_and_empty_text_is_text(place):
+    for t in range(1, 12):
+        Image.new("L", (4, 4), t).save(place / f"video/{t}.png")
+    (place / "video" / "notes.txt").write_text("not a frame")
+    assert [frame.getpixel((0, 0)) for frame in read_piece("video")[1:]] == list(range(1, 12))
+    assert read_piece("") == "" and read_piece("a cat.") == "a cat."
+
+
 def test_a_folder_of_shots_comes_before_the_prompt(place):
     (place / "shots").mkdir()
     for name, text in (("cat.png", "Output: a cat\n"), ("video", "Output: a dog")):
@@ -285,7 +293,8 @@ def test_a_folder_of_shots_comes_before_the_prompt(place):
 
 @pytest.mark.parametrize(
     "words, message",
-    [(["--model", "nowhere", "cat.png"], "nowhere"), (["--model", "model", "cow.png"], "cow.png looks like an image")],
+    [(["--model", "nowhere", "cat.png"], "nowhere"), (["--model", "model", "cow.png"], "cow.png looks like an image"),
+     (["--model", "model", "run.mp4"], "run.mp4 looks like an image or a video")],
 )
 def test_bad_input_on_the_command_line_ends_with_one_sentence(place, words, message):
     with pytest.raises(SystemExit, match=message):

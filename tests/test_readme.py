@@ -61,6 +61,15 @@ def test_the_time_is_that_of_the_committed_runs():
     assert longest - 0.06 <= minutes < longest + 0.11
 
 
+def test_the_table_of_speed_is_that_of_the_committed_bench():
+    rows = json.loads((FIGURES / "bench.json").read_text())["rows"]
+    lines = [line.strip("| ").split(" | ", 1) for line in section("speed").split("\n") if re.match(r"\| [^|]*\d", line)]
+    assert len(lines) == 7
+    for label, numbers in lines:
+        expected = [rows[label][key] for key in ("fast", "plain", "plain / fast", "peer", "peer / fast") if key in rows[label]]
+        assert [float(number) for number in re.findall(r"[\d.]+", numbers)] == pytest.approx(expected, rel=0.01), label
+
+
 def test_the_ready_model_is_described_by_its_own_results():
     """The model card: the accuracies of the run that made it. And it is small."""
     folder = ROOT / "tutorials" / "pretrained" / "tiny"
