@@ -190,9 +190,9 @@ def beam_search(
         cache = cache.reorder(torch.tensor(rows, device=device))
         logits, cache = decode_step(flamingo, torch.tensor(next_tokens, device=device), cache)
         log_p = logits.float().log_softmax(-1)
-    for b in range(B):  # the token limit: a running hypothesis is an answer too if none has ended
-        if not finished[b]:
-            finished[b].append((float(score[b, 0]), tokens[b][0]))
+    # At the token limit, the running hypotheses are answers too. (If all prompts were settled before it, none of them wins.)
+    for b in range(B):
+        finished[b] += [(s / max(steps, 1) ** length_penalty, ids) for s, ids in zip(score[b].tolist(), tokens[b])]
     return [max(f, key=lambda entry: entry[0])[1] for f in finished]
 
 

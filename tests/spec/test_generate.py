@@ -50,7 +50,8 @@ def slow_beam_search(flamingo: Flamingo, pieces: list, beams: int, steps: int, l
         running = [c for c in candidates if c[1][-1] != END][:beams]
         if length_penalty == 0 and finished and max(finished)[0] >= running[0][0]:
             break
-    return max(finished or running[:1])[1]
+    finished += [(score / steps**length_penalty, ids) for score, ids in running]
+    return max(finished, key=lambda c: c[0])[1]
 
 
 def slow_score(flamingo: Flamingo, pieces: list, answer: list[int]) -> float:
@@ -92,15 +93,16 @@ def test_beam_search_keeps_the_most_likely_hypotheses(seed, beams, length_penalt
 
 @pytest.mark.parametrize("seed", range(2))
 def test_a_beam_as_wide_as_all_continuations_finds_the_most_likely_one(seed):
-    """Exhaustive search over all answers of at most three tokens with a vocabulary of 5."""
+    """Exhaustive search over all answers of at most three tokens, <EOC> included, with a vocabulary of 5."""
     flamingo, prompt = talker(seed, end=-1.0, lm=dict(vocab_size=5)), torch.tensor([[1, 3, 4]])
     answers = [[*t, END] for n in range(3) for t in itertools.product([0, 1, 3, 4], repeat=n)]
+    answers += [list(t) for t in itertools.product([0, 1, 3, 4], repeat=3)]  # the token limit ends these
     scores = []
     for answer in answers:
         ids = torch.cat([prompt, torch.tensor([answer])], dim=1)
         log_p = flamingo(Batch(ids, ids, torch.ones_like(ids, dtype=torch.bool)))[0][0, 2:-1].log_softmax(-1)
         scores.append(float(log_p.gather(1, ids[0, 3:, None]).sum().detach()))
-    best = answers[scores.index(max(scores))][:-1]
+    best = [token for token in answers[scores.index(max(scores))] if token != END]
     batch = Batch(prompt, prompt, torch.ones_like(prompt, dtype=torch.bool))
     assert beam_search(flamingo, batch, END, beams=125, max_new_tokens=3) == [best]
 
