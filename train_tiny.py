@@ -3,7 +3,7 @@
     1  data              synthetic images, videos and text, drawn when they are needed (data_toy/)
     2  vision encoder    a ViT, by contrastive pretraining on images with captions              then frozen
     3  language model    a small Transformer, on text alone                                     then frozen
-    4  Flamingo          Perceiver Resampler and gated cross-attention, on interleaved samples  the only part trained here
+    4  Flamingo          Perceiver Resampler and gated cross-attention, on interleaved samples  trained between both
     5  evaluation        few-shot tasks on held-out cases with 0 ... 32 shots, without any gradient
     6  figures           shots, losses, gates, prompts, attention
 
@@ -25,12 +25,12 @@ import torch
 from tqdm import tqdm
 
 import minflamingo
-from data_toy.ablations import initialize
+from data_toy.ablations import initialize_image_embedding
 from data_toy.contrastive_data import contrastive_batch
 from data_toy.evaluation_tasks import CHANCE, TASKS, correct, queries
 from data_toy.figures import draw_figures
 from data_toy.media_pool import PREPROCESS, draw_media_pool, encode_media_pool
-from data_toy.mixture import LAMBDAS, MICRO_BATCHES, StepSize, draw_step
+from data_toy.mixture import LAMBDAS, MICRO_BATCHES, StepData, draw_step
 from data_toy.text_corpus import corpus_text, lookup_practice
 from data_toy.words import toy_tokenizer
 from minflamingo import LM, Flamingo, Pipeline, Sample, ViT, preset
@@ -59,7 +59,7 @@ class Recipe:
     language_lr: float = 3e-3
     media: int = 24_000  # images and videos from which Flamingo's samples are made
     flamingo_steps: int = 1440
-    flamingo_data: StepSize = field(default_factory=StepSize)  # per step; also the lengths of the curriculum's phases
+    flamingo_data: StepData = field(default_factory=StepData)  # per step; also the lengths of the curriculum's phases
     flamingo_lr: float = 3e-3
     # The paper has 0.1. AdamW shrinks weights by lr * decay per step, and this run has few steps.
     flamingo_decay: float = 1.0
@@ -74,7 +74,7 @@ RECIPES = {
     # A smoke test: everything runs, nothing is learned.
     "quick": Recipe(
         vision_steps=6, vision_batch=32, language_steps=6, language_practice_steps=3, language_tokens=512, media=1200,
-        flamingo_steps=12, flamingo_data=StepSize(24, 4, 4, 3, 3), queries=4,
+        flamingo_steps=12, flamingo_data=StepData(24, 4, 4, 3, 3), queries=4,
     ),
 }  # fmt: skip
 
@@ -139,8 +139,8 @@ def train_vision_encoder(run: Run, *, line: int | None = None) -> Stage:
 def draw_text(rng: random.Random, step: int, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor, bool]:
     """Token ids and labels (rows, length) of one step, and whether they are lookup practice.
 
-    The first steps are only practice in looking up what followed the same word earlier. In-context learning needs this, and it
-    is learned fastest alone. Later 12% of the steps repeat it, so that the LM keeps it while it learns the text corpus.
+    The first steps are only lookup practice: find an earlier copy of this word, and predict what followed it there. In-context
+    learning needs this, and it is learned fastest alone. Later 12% of the steps repeat it, so that the LM does not lose it.
     """
     first = step < recipe.language_practice_steps
     practice = first or rng.random() < 0.12
@@ -184,7 +184,7 @@ def train_flamingo(run: Run, vision: ViT, lm: LM) -> tuple[Stage, Flamingo]:
     recipe = run.recipe
     torch.manual_seed(run.seed)
     flamingo = Flamingo(run.config, vision, lm).to(run.device)
-    initialize(flamingo)
+    initialize_image_embedding(flamingo)  # as the list marker "-", which the LM knows
     parameters = [parameter for _, parameter in flamingo.trainable_parameters()]
     # The gates have a higher learning rate: they start at 0, and nothing reaches the LM until they open.
     lr = recipe.flamingo_lr
@@ -290,7 +290,7 @@ def train_and_evaluate(run: Run) -> dict:
     results["device"] = torch.cuda.get_device_name() if gpu else f"{run.device}, {os.cpu_count()} cores"
     results["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
     save_json(results, run.out / "results.json")
-    draw_figures(flamingo, results, rows, run.out, run.seed)  # 6 figures
+    draw_figures(flamingo, results, rows, run.out, run.seed)  # stage 6
     return results
 
 

@@ -1,7 +1,7 @@
 """Data and hyperparameters of `python -m minflamingo ablate` on the toy world. The loop is in minflamingo/recipes/ablate.py.
 
-Flamingo trains as in the last phase of `train_tiny.py`, but with smaller steps and without the first two phases, so that all
-rows together take an hour. All rows of a seed train on the same samples. The score is the mean accuracy over six tasks:
+Flamingo trains as in the last phase of `train_tiny.py`, but with smaller steps and without the first two phases, so that the
+whole table takes only a few hours. All rows of a seed train on the same samples. The score is the mean accuracy over six tasks:
 `caption` (in the paper COCO), `vqa` (VQAv2), `naming_fact` (OKVQA), `video` (VATEX, MSVDQA), `task`, `binding_2way`.
 """
 
@@ -17,7 +17,7 @@ from minflamingo.flamingo import Flamingo
 from .evaluation_tasks import correct, queries
 from .media_pool import MediaPool, draw_media_pool, encode_media_pool
 from .mixture import LAMBDAS as LAMBDAS  # part of the interface, like RECIPE and the functions below
-from .mixture import P_NEXT, StepSize, draw_everything
+from .mixture import P_NEXT, StepData, draw_everything
 from .words import LIST_MARKER, toy_tokenizer
 
 TASKS = ("caption", "vqa", "naming", "video", "task", "binding_2way")
@@ -27,7 +27,6 @@ TASKS = ("caption", "vqa", "naming", "video", "task", "binding_2way")
 class Recipe:
     """Hyperparameters of every row."""
 
-    steps: int = 700
     lr: float = 3e-3  # this and the next two: as in train_tiny.py, which says why
     gate_lr: float = 9e-3
     weight_decay: float = 1.0
@@ -41,7 +40,7 @@ RECIPE = Recipe()
 
 
 @torch.no_grad()
-def initialize(flamingo: Flamingo) -> None:
+def initialize_image_embedding(flamingo: Flamingo) -> None:
     """Set the embedding of `<image>` to that of the list marker "-".
 
     In the LM's self-attention, `<image>` is one more token, and a 32-shot prompt has 32. The LM is pretrained on lists, so it
@@ -58,7 +57,7 @@ def media_pool(flamingo: Flamingo, seed: int) -> MediaPool:
 
 def draw_batches(pool: MediaPool, rng: random.Random, p_next: float | None = None) -> dict[str, list[Sample]]:
     """{"documents", "pairs", "videos"}: the samples of one step. p_next: share of documents with each text before its image."""
-    return draw_everything(pool, rng, StepSize(*RECIPE.step), P_NEXT if p_next is None else p_next)
+    return draw_everything(pool, rng, StepData(*RECIPE.step), P_NEXT if p_next is None else p_next)
 
 
 def evaluate(flamingo: Flamingo, seed: int, shots: str) -> dict[str, float]:

@@ -36,11 +36,11 @@ def queries(task: str, pool: MediaPool, n: int, seed: int, support: int = 32) ->
     """`n` queries of a task from a pool with `split="test"`. The same seed gives the same queries."""
     made = []
     for i in range(n):
-        rng = random.Random(f"exam {seed} {task} {i}")  # this string is part of the definition of the tasks
+        rng = random.Random(f"exam {seed} {task} {i}")  # do not change this string: it seeds the data
         *shots, query = TASKS[task](pool, rng, 2 * support + 1)  # twice as many shots: some are removed below
         if query.choices is None:  # the support never contains the image of the query; `binding_row` takes care of that itself
             shots = [shot for shot in shots if shot.medium != query.medium]
-        if task in ("ocr", "arithmetic"):  # so few held-out words and sums that the answer could often be copied
+        if task in ("ocr", "arithmetic"):  # 16 words, 32 held-out sums: a shot would often have the same answer
             shots = [shot for shot in shots if shot.answer != query.answer]
         shown = tuple((pool.media[shot.medium], shot.prompt + shot.answer + shot.fact) for shot in shots[:support])
         made.append(Query(shown, pool.media[query.medium], query.prompt, query.answer + query.fact, query.choices))

@@ -1,4 +1,4 @@
-"""Media pools: several thousand images and videos, rendered once. Training documents and prompts are composed from them.
+"""Media pools: thousands of images and videos, rendered once. Training documents and prompts are composed from them.
 
 The vision encoder is frozen while Flamingo trains, so the features of a pool are computed once and replace its pixels.
 
@@ -109,7 +109,7 @@ def keys_of(scene: Scene | Video) -> list[tuple]:
 
 def draw_media_pool(size: int, seed: int, split: str = "train") -> MediaPool:
     """A pool of `size` images and videos. The same seed gives the same pool."""
-    rng = random.Random(f"album {seed} {split}")  # this string is part of the definition of the data
+    rng = random.Random(f"album {seed} {split}")  # do not change this string: it seeds the data
     kinds = rng.choices(list(FREQUENCIES), weights=list(FREQUENCIES.values()), k=size)
     scenes = [random_scene(rng, kind, split) for kind in kinds]
     return MediaPool(scenes, [draw_video(s, rng) if isinstance(s, Video) else draw(s, rng)[None] for s in scenes])

@@ -1,7 +1,7 @@
 """What Flamingo trains on at each step: samples of the paper's three kinds of datasets (section 2.4), in a curriculum.
 
     samples = draw_step(pool, rng, step, size)
-    samples["documents"], samples["pairs"], samples["videos"]       # N > 1 and T = 1; N = 1 and T = 1; T > 1
+    samples["documents"], samples["pairs"], samples["videos"]       # N images > 1; N = 1; T frames > 1
 
 The curriculum divides this training stage into three phases (numbers for the size "tiny"):
 
@@ -12,8 +12,8 @@ The curriculum divides this training stage into three phases (numbers for the si
 Why not everything from the start? To answer "What colour is the star?" about two things, the model must find the colour of the
 thing with that shape. In a mixture of all datasets, some seeds never learn this and guess one of the two colours until the end.
 On single images Flamingo learns it soon, and does not forget it later. The second phase has the same reason: Flamingo learns to
-use images as keys for the LM's lookup circuit. Alone, this takes about a hundred steps; in a mixture, some seeds learn it late
-or never.
+use an image as a key, for which the LM looks up what followed the same key earlier (text_corpus.py). Alone, this takes about a
+hundred steps; in a mixture, some seeds learn it late or never.
 """
 
 import random
@@ -29,7 +29,7 @@ from .words import list_markers
 
 
 @dataclass(frozen=True)
-class StepSize:
+class StepData:
     """How much data one step has, and how long the first two phases are. Larger steps would take too long on a laptop."""
 
     shots: int = 160  # in all documents together
@@ -57,7 +57,7 @@ P_LONG = 0.35  # share of steps with long documents, and of steps with long vide
 P_NAMED_VIDEOS = 0.2  # share of steps whose videos name the moving thing, as `video_questions` asks; the others have captions
 
 
-def draw_step(pool: MediaPool, rng: random.Random, step: int, size: StepSize) -> dict[str, list[Sample]]:
+def draw_step(pool: MediaPool, rng: random.Random, step: int, size: StepData) -> dict[str, list[Sample]]:
     """The samples of training step `step`: {"documents": …, "pairs": …, "videos": …}, fewer keys in the first two phases."""
     if step < size.single_image_steps:
         return {"pairs": draw_single_images(pool, rng, size.pairs)}
@@ -75,8 +75,8 @@ def draw_single_images(pool: MediaPool, rng: random.Random, n: int) -> list[Samp
     return [to_sample(row, pool) for row in rows]
 
 
-def draw_everything(pool: MediaPool, rng: random.Random, size: StepSize, p_next: float = P_NEXT) -> dict[str, list[Sample]]:
-    """Samples of all three datasets. Rows are drawn first: the order of the calls defines the data."""
+def draw_everything(pool: MediaPool, rng: random.Random, size: StepData, p_next: float = P_NEXT) -> dict[str, list[Sample]]:
+    """Samples of all three datasets. Each call takes the next random numbers, so another order of them gives other data."""
     n_text, video_rows = draw_video_rows(pool, rng, size.videos)
     n_questions = size.pairs * 3 // 16  # 12 of 64 pairs are questions as in the first phase, so that they are not forgotten
     pair_rows = [caption_row(pool, rng, 1, PAIR_KINDS) for _ in range(size.pairs - n_questions)]
@@ -92,7 +92,7 @@ def draw_documents(pool: MediaPool, rng: random.Random, shots: int, p_next: floa
     """Documents with `shots` shots together: of 3 to 8 shots each, or long ones of 24 shots without images, then 8 with images.
 
     A long document has the length of a 32-shot prompt, but only 8 images to process. All documents of a step have the same
-    number of shots, so that they need little padding.
+    number of shots (rows of questions have more: up to three per image), so that they need little padding.
     """
     n_text, n = (24, 8) if rng.random() < P_LONG else (0, rng.randint(3, 8))
     weights = LONG_DOCUMENTS if n_text else DOCUMENTS

@@ -1,8 +1,8 @@
 """The text corpus of the language model. It contains no images and no `<image>` token. The LM trains on two parts:
 
-1. `lookup_practice`: random words. A few words are keys, and each has a random answer: " taxi" " two" <EOC> " red" "k" <EOC>
-   " taxi" -> " two". To lower the loss, the LM must look up the answer after the same key: the induction circuit (Olsson et al.
-   2022). In-context learning with images uses it later. Keys are in random order, so copying from a fixed distance fails.
+1. `lookup_practice`: random words. A few words are keys, and each has a random answer: in `taxi two <EOC> red k <EOC> taxi ?`
+   the answer is `two`. To lower the loss, the LM must look up the answer after the same key: the induction circuit (Olsson et
+   al. 2022). In-context learning with images uses it later. Keys are in random order, so copying from a fixed distance fails.
 2. `corpus_text`: texts about the toy world in the formats of the tasks, sometimes with a description where an image will be
    (" a red circle" "Output: red"); facts about animals; sums. Half of them are lists with a marker before each entry.
 

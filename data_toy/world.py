@@ -10,7 +10,7 @@ A `Scene` holds the content of one image as plain facts. draw.py renders it, wor
     number   Scene("number", colour="green", operands=(8, 3, 6), place="top")          836; only for the vision encoder
     animal   Scene("animal", name="flamingo")                                          an animal
 
-No training image shows a held-out scene. All images of the evaluation show held-out scenes, except images of animals.
+No training image shows a held-out scene. All queries of the evaluation show held-out scenes, except images of animals.
 """
 
 import zlib

@@ -112,7 +112,8 @@ def main(arguments: list[str] | None = None) -> None:
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise SystemExit(f"{error}") from None
     except KeyboardInterrupt:
-        raise SystemExit("\nstopped; the same command resumes here") from None
+        resumes = args.command not in ("complete", "bench")
+        raise SystemExit("\nstopped" + ("; the same command resumes here" if resumes else "")) from None
 
 
 if __name__ == "__main__":

@@ -254,7 +254,7 @@ class Recorded(dict):
         USED.append(kind)
         return super().__getitem__(kind)
 
-def initialize(flamingo):
+def initialize_image_embedding(flamingo):
     pass
 
 def media_pool(flamingo, seed):

@@ -342,7 +342,7 @@ def test_a_list_has_a_marker_without_loss_before_each_chunk(draw):
 
 def test_the_curriculum_trains_on_single_images_then_names_then_everything(pool):
     """Each step has all shots that its size states; p_next and long documents have their shares."""
-    size = mixture.StepSize(shots=40, pairs=16, videos=6, single_image_steps=5, name_steps=5)
+    size = mixture.StepData(shots=40, pairs=16, videos=6, single_image_steps=5, name_steps=5)
     next_, long = [], []
     for step in range(150):
         drawn = mixture.draw_step(pool, random.Random(step), step, size)

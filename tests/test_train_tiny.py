@@ -18,7 +18,7 @@ from PIL import Image
 
 import minflamingo
 import train_tiny
-from data_toy.ablations import initialize
+from data_toy.ablations import initialize_image_embedding
 from data_toy.evaluation_tasks import CHANCE, queries
 from data_toy.media_pool import draw_media_pool, encode_media_pool
 from data_toy.words import toy_tokenizer
@@ -117,7 +117,7 @@ def test_the_embedding_of_image_starts_as_that_of_the_list_marker():
     tokenizer = toy_tokenizer()
     flamingo = minflamingo.Flamingo(minflamingo.preset("tiny", tokenizer.vocab_size))
     table = flamingo.lm.embed.weight.clone()
-    initialize(flamingo)
+    initialize_image_embedding(flamingo)
     assert torch.equal(flamingo.added_embed.weight[0], table[tokenizer.encode("-")[0]])
     assert flamingo.added_embed.weight.requires_grad and torch.equal(flamingo.lm.embed.weight, table)
 

@@ -5,8 +5,8 @@
                        run/0.jpg ... run/9.jpg + run.txt       one frame per second
     document_sample    7.json in the format MMC4 or OBELICS    (images as base64, or as files 7/dog.jpg)    [N>1, T=1]
 
-A reader has the arguments record, such as {"jpg": content, "txt": content}, and random number generator. For others, use
-`functools.partial`. It raises an error, of any type, for a broken record, an empty caption, or a document without images.
+A reader is called as reader(record, rng), for example with record = {"jpg": content, "txt": content}; `functools.partial` sets
+its other arguments. It raises an error, of any type, for a broken record, an empty caption, or a document without images.
 
     MMC4       text_list ["Cats purr.", "Dogs bark."], image_info [{image_name: "dog.jpg", matched_text_index: 1, ...}]
     OBELICS    texts [null, "Dogs bark."], images ["dog.jpg", null]              exactly one of each pair is not null

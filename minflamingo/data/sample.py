@@ -32,7 +32,7 @@ EOC = _EndOfChunk()  # the end of a chunk in a sample or a prompt
 
 @dataclass(frozen=True)
 class NoLoss:
-    """Text (or EOC) that is input but carries no loss, for example a question."""
+    """Text (or EOC) that carries no loss: it is only input, and the model is not trained to predict it. Example: a question."""
 
     text: str | _EndOfChunk
 

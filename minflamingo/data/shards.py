@@ -15,7 +15,7 @@ A run resumes at the exact next sample. Broken samples, and what comes after dam
 missing shard is an error.
 
 Why no library (November 2026)? webdataset 1.0.2 reads a tar from front to back and does not store its position. torchdata 0.11
-only stores the state that a dataset gives it, so this file would stay.
+only stores the state that a dataset gives it, so we would still need this file.
 """
 
 import glob

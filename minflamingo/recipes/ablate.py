@@ -44,7 +44,7 @@ def add_parser(commands, add_model_options: Callable) -> None:
     add = parser.add_argument
     add("--rows", default=",".join(VARIANTS), help="rows to compute, separated by commas (list above); default: all")
     add("--seeds", type=int, default=2, help="how often each row is trained, with seeds 0, 1, ...; default: %(default)s")
-    # Half of the steps that train_tiny.py takes with these modules, because there are many rows.
+    # About half of the steps that train_tiny.py takes with these modules, because there are many rows.
     add("--steps", type=int, default=700, help="training steps of each row; default: %(default)s")
     add("--recipe", default="data_toy.ablations", help="Python module with the data and the evaluation; default: %(default)s")
     add("--out", type=Path, default=Path("runs/ablations"), help="folder for the results; default: %(default)s")
@@ -77,7 +77,7 @@ def run_row(args: argparse.Namespace, pipeline: Pipeline, seed: int, name: str, 
                 "variant": repr(variant), "recipe": repr(recipe.RECIPE)}  # fmt: skip
     torch.manual_seed(seed)
     flamingo = build(variant, pipeline.model.config, pipeline.model.vision, pipeline.model.lm)
-    recipe.initialize(flamingo)
+    recipe.initialize_image_embedding(flamingo)
     parameters = [p for p in flamingo.parameters() if p.requires_grad]
     optimizer = make_optimizer(flamingo, variant, recipe.RECIPE)
     datasets = [kind for kind in recipe.LAMBDAS if kind != variant.without]

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ..data.mixture import Mixture
 from ..data.records import document_sample, pair_sample, video_sample
 from ..data.shards import Dataset
+from ..evaluation.features import fingerprint
 from ..flamingo import Batch
 from ..pipeline import Pipeline
 from ..training import optim
@@ -111,7 +112,7 @@ def train(
     # Only what changes is saved every few minutes, without the frozen modules.
     state = {"trained": nn.ParameterList(parameters), "optimizer": optimizer, "data": places}
     settings = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
-    settings["processes"] = processes.world
+    settings |= {"processes": processes.world, "model": fingerprint(pipeline.model), "datasets": sorted(mixture.datasets)}
     stage = Stage(
         "flamingo", Path(out) / "stages", config.steps, state=state, settings=settings, save_every=config.save_every,
         writes=processes.rank == 0,

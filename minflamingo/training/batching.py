@@ -34,7 +34,7 @@ def micro_batches(
 ) -> list[tuple[float, Batch]]:  # fmt: skip
     """At most `parts` batches (more if one would have over `max_samples`), each with its share of all labels.
 
-    The mean loss over all samples is sum(share * loss), so the gradient is that of one large batch.
+    The mean loss over all labels is sum(share * loss), so the gradient is that of one large batch.
     """
     rows = [tokenize_sample(sample, tokenizer, preprocess, f"sample {i}") for i, sample in enumerate(samples)]
     rows.sort(key=lambda row: len(row.ids))

@@ -1,6 +1,8 @@
 """AdamW as in the paper: which weights decay, the learning rate, and one update from the losses of several datasets.
 
-    L = sum_m lambda_m * mean NLL of dataset m            gradients are ACCUMULATED over all m before one update (section 2.4)
+    L = sum_m lambda_m * L_m            L_m: mean negative log-likelihood of dataset m (section 2.4)
+
+Gradients are ACCUMULATED over all datasets before one update.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,7 +42,7 @@ def parameter_groups(
 
 
 def learning_rate_factor(step: int, warmup: int, total: int = 0, cooldown: float = 0.0) -> float:
-    """Linear warm-up, then constant (the paper). With `cooldown`, linear to 1/20 during this last share of `total` steps.
+    """Linear warm-up, then constant (the paper). With `cooldown`, the last share of `total` steps falls linearly towards 0.
 
     >>> [round(learning_rate_factor(s, 4, 20, cooldown=0.25), 2) for s in (0, 1, 3, 10, 15, 19)]
     [0.25, 0.5, 1.0, 1.0, 1.0, 0.2]

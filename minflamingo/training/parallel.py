@@ -42,7 +42,7 @@ def run_in_parallel(functions: Sequence[Callable], *arguments: object) -> None:
 
 @dataclass(frozen=True)
 class Processes:
-    """Which of `world` processes this is. A single process gets back what it passes in."""
+    """Which of `world` processes this is. With one process, `average` changes nothing."""
 
     rank: int = 0
     world: int = 1
