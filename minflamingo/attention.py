@@ -1,13 +1,13 @@
 """Scaled dot-product attention: one function for the vision encoder, the resampler, the gated layers and the LM.
 
-    attention(q, k, v)_l = sum_m softmax_m( q_l . k_m / sqrt(d) + bias_lm ) v_m        over the keys m that the mask allows
+    attention(q, k, v)_l = sum_m softmax_m( q_l . k_m / sqrt(d) + bias[l,m] ) v_m        over the keys m that the mask allows
 
 There are two versions. `attention_written_out` is the equation, for reading and for figures. `attention` calls PyTorch's
 `scaled_dot_product_attention`, which computes the same without storing the score matrix. A test compares the two.
 
 If the mask allows no key for a query, libraries return different results. Here it is **exactly zero**. The paper needs this
-for text before the first image (section 2.3). A softmax over minus infinity alone would be NaN. A softmax over large negative
-numbers would be the mean of all values, so the text would attend to images that it must not attend to.
+for text before the first image (section 2.3). A softmax over minus infinity alone would be NaN. With -1e9 instead of minus
+infinity, all weights of such a row would be equal, so the text would attend to all images.
 
 Example: 3 text tokens, 2 visual tokens; the first text token may attend to nothing.
     q (1, 1, 3, 4)   k, v (1, 1, 2, 4)   mask [[[[0, 0], [1, 0], [1, 1]]]]   ->   output (1, 1, 3, 4), first row zero
@@ -67,6 +67,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, bias:
 
     Same arguments. With a bias there must be no mask: the LM puts its causal mask into the bias, as minus infinity.
     """
+    if mask is not None and bias is not None:
+        raise ValueError("attention: got a mask and a bias; put the mask into the bias, as minus infinity")
     gqa = q.shape[1] != k.shape[1]  # grouped-query attention
     if mask is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, enable_gqa=gqa)

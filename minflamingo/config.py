@@ -9,6 +9,7 @@ field is explained again where it is used.
     >>> FlamingoConfig.from_dict(config.to_dict()) == config
     True
 
+OpenFlamingo and IDEFICS are public copies of Flamingo, with weights. Comments say where they differ from the paper.
 The presets of published models (the sizes in table 1 of the paper, OpenFlamingo) are in `pretrained/presets.py`.
 """
 
@@ -71,6 +72,7 @@ class LMConfig:
     | GPT-NeoX   | layernorm | rotary, pct .25 | yes      | yes   | -       | gelu        | no  |
     | MPT        | layernorm | alibi           | no       | no    | -       | gelu        | yes |
     | Llama      | rmsnorm   | rotary          | no       | no    | -       | silu, gated | no  |
+    | toy LM     | layernorm | rotary          | no       | no    | -       | gelu        | yes |
     """
 
     vocab_size: int  # V
@@ -97,7 +99,7 @@ class LMConfig:
     gated_mlp: bool = False  # act(gate(x)) * up(x); with silu this is SwiGLU
     tied_head: bool = True  # the output layer shares its matrix with the token embedding
     head_bias: bool = False
-    conv_width: int = 0  # causal convolution over this many tokens before each attention (toy LM only); 0: none
+    conv_width: int = 0  # width of a causal convolution before each attention (toy LM only); 0: none
     dropout: float = 0.0
 
     def __post_init__(self):
@@ -110,6 +112,8 @@ class LMConfig:
         require_choice("LMConfig", "activation", self.activation, ACTIVATION_NAMES)
         if self.max_length is None and self.position == "learned":
             raise ValueError("LMConfig.max_length is None, but learned positions need a limit: set max_length")
+        if self.position == "rotary" and int(self.d_head * self.rotary_pct) % 2:  # channels are rotated in pairs
+            raise ValueError(f"LMConfig: rotary_pct {self.rotary_pct} of d_head {self.d_head} must give an even number")
 
     @property
     def kv_heads(self) -> int:
@@ -145,8 +149,8 @@ class FlamingoConfig:
     vision: VisionConfig
     resampler: ResamplerConfig
     lm: LMConfig
-    xattn_every: int = 1  # gated layers before the LM blocks f, f + e, f + 2e, ... with e = xattn_every
-    xattn_first: int = 0  # and f = xattn_first; OpenFlamingo: e - 1
+    xattn_every: int = 1  # a gated layer (gated_xattn.py) before every n-th LM block
+    xattn_first: int = 0  # counted from this block on; in OpenFlamingo this is xattn_every - 1
     xattn_n_heads: int = 8
     xattn_d_head: int = 64
     xattn_d_ff: int | None = None  # None: 4 d of the LM
@@ -155,7 +159,7 @@ class FlamingoConfig:
     xattn_norm: str = "layernorm"
     xattn_norm_eps: float = 1e-5
     xattn_qk_norm: bool = False  # norm of each head's queries and keys (IDEFICS)
-    xattn_vector_gate: bool = False  # one alpha per channel instead of one per layer (some IDEFICS models)
+    xattn_vector_gate: bool = False  # each of a layer's two gates has one value per channel (some IDEFICS models)
     n_added_tokens: int = 1  # ids V, V+1, ... that the LM does not have; their embeddings are trained
     image_token: int = 0  # which of the added tokens is <image>
     # Can the model generate added tokens? None: no. "tied": with their embeddings as output rows. "own": with separate rows.
@@ -177,7 +181,7 @@ class FlamingoConfig:
 
     @property
     def xattn_layers(self) -> range:
-        """The indices of the LM blocks that have a GATED XATTN-DENSE before them."""
+        """The indices of the LM blocks that have a gated cross-attention layer before them."""
         return range(self.xattn_first, self.lm.n_layers, self.xattn_every)
 
     def to_dict(self) -> dict:

@@ -3,8 +3,9 @@
     logits_ij = scale * < image_i , text_j >         unit vectors; the scale is learned
     loss      = 1/2 CE(rows: which text belongs to image i?) + 1/2 CE(columns: which image belongs to text j?)
 
-This is the two-way InfoNCE loss. Afterwards the text encoder and both projections are thrown away; the vision encoder is frozen
-and becomes a part of Flamingo. The paper freezes it because training it with the rest made it forget what it had learned here.
+CE is the cross-entropy; this loss is called two-way InfoNCE. Afterwards the text encoder and both projections are thrown away.
+The vision encoder is frozen and becomes a part of Flamingo. The paper freezes it because training it with the rest made it
+forget what it had learned here.
 
 Example, 3 pairs. The diagonal holds the right answers:
     logits   image 0 [ 9.1  2.0  0.3 ]
@@ -64,7 +65,7 @@ class ContrastiveModel(nn.Module):
 
     def forward(self, pixels: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
         """pixels (B, C, H, W) and caption ids (B, L) -> the loss, and the share of images whose own caption wins (0 ... 1)."""
-        # Mean over the patches: (B, S, D) -> (B, D). Normalising turns the dot product into the cosine of the angle.
+        # Mean over the spatial tokens: (B, S, D) -> (B, D). Normalising turns the dot product into the cosine of the angle.
         image = F.normalize(self.image_projection(self.vision(pixels).mean(1)), dim=-1)  # (B, d_shared)
         text = F.normalize(self.text_projection(self.text(captions)), dim=-1)  # (B, d_shared)
         # Two images in a batch may have the same caption: compare every caption with every other, word by word.

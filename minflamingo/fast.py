@@ -1,13 +1,13 @@
 """Faster versions of core functions: same arguments, same results. `with fast.disabled():` runs the plain code everywhere.
 
 A core function with a faster version is marked with `@has_fast_version`; the version here has the same name. Tests compare each
-pair in values and gradients. Each version is here because it makes something that a user notices at least 10% faster or smaller
-(`python -m minflamingo bench`):
+pair in values and gradients. Each one makes a real use at least 10% faster (`python -m minflamingo bench`):
 
-    attend_to_media    each text token meets its own image only                 long prompts, training on many images
-    new_kv_cache       new tokens without copies, one copy of a shared prompt   each generated token, many queries, beams
+    function           how                                          what becomes faster
+    attend_to_media    scores with a token's own image only         long prompts, training on many images
+    new_kv_cache       no copies; a shared prompt is stored once    each generated token, many queries, beams
 
-Which version runs depends on shapes alone, never on measured time, so the same input always gives the same result.
+The choice depends on shapes, gradient mode and the cache, never on measured time: the same input gives the same result.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def attend_to_media(q: Tensor, k: Tensor, v: Tensor, phi: Tensor, n_latents: int
         number = torch.arange(1, N + 1, device=q.device).repeat_interleave(n_latents)
         return attention(q, k, v, (number == phi[..., None])[:, None])
     size = math.ceil(L / N)  # tokens per block: about the text of one image
-    M = (L + N * (size - 1)) // size  # blocks per sequence, about 2 N
+    n_max = (L + N * (size - 1)) // size  # the most blocks that a sequence can need, about 2 N
     # Where each token goes: after the blocks of earlier images, at its rank among the tokens of its own image.
     belongs = phi[..., None] == torch.arange(1, N + 1, device=q.device)  # (B, L, N) bool, all False where phi is 0
     image = (phi - 1).clamp(0, N - 1)  # (B, L)
@@ -86,18 +86,18 @@ def attend_to_media(q: Tensor, k: Tensor, v: Tensor, phi: Tensor, n_latents: int
     n_blocks = (belongs.sum(1) + size - 1) // size  # (B, N)
     end = n_blocks.cumsum(1)  # (B, N) the blocks of image n end before this number
     slot = (end - n_blocks).gather(1, image) * size + rank  # (B, L)
-    slot = slot.where(belongs.any(-1), M * size)  # tokens without an image share one extra slot, whose result is zero
+    slot = slot.where(belongs.any(-1), n_max * size)  # tokens without an image share one extra slot, whose result is zero
     # The inverse: which token is in each slot. Padding slots hold token 0; their results are not used.
     tokens = torch.arange(L, device=q.device).expand(B, L)
-    token = slot.new_zeros(B, M * size + 1).scatter(1, slot, tokens)[:, :-1]  # (B, M*size)
-    blocks = torch.arange(M, device=q.device).expand(B, M).contiguous()
-    block_image = torch.searchsorted(end, blocks, right=True).clamp_max(N - 1)  # (B, M) in 0 ... N - 1
+    token = slot.new_zeros(B, n_max * size + 1).scatter(1, slot, tokens)[:, :-1]  # (B, n_max*size)
+    blocks = torch.arange(n_max, device=q.device).expand(B, n_max).contiguous()
+    block_image = torch.searchsorted(end, blocks, right=True).clamp_max(N - 1)  # (B, n_max) in 0 ... N - 1
 
-    # (B, h, L, d) -> the tokens of each block (B*M, h, size, d)
-    q = gather_rows(q.transpose(1, 2), token).unflatten(0, (B * M, size)).transpose(1, 2)
-    # (B, h, N*R, d) -> (B, N, R, h, d) -> the image of each block (B*M, h, R, d)
+    # (B, h, L, d) -> the tokens of each block (B*n_max, h, size, d)
+    q = gather_rows(q.transpose(1, 2), token).unflatten(0, (B * n_max, size)).transpose(1, 2)
+    # (B, h, N*R, d) -> (B, N, R, h, d) -> the image of each block (B*n_max, h, R, d)
     k, v = (gather_rows(x.transpose(1, 2).unflatten(1, (N, n_latents)), block_image).transpose(1, 2) for x in (k, v))
-    out = attention(q, k, v).transpose(1, 2).reshape(B, M * size, h, d)
+    out = attention(q, k, v).transpose(1, 2).reshape(B, n_max * size, h, d)
     out = F.pad(out, (0, 0, 0, 0, 0, 1))  # the extra slot: zero
     return gather_rows(out, slot).unflatten(0, (B, L)).transpose(1, 2)  # (B, h, L, d)
 
@@ -124,7 +124,7 @@ def is_writable(x: Tensor) -> bool:
 
 @dataclass(frozen=True)
 class FastKVCache:
-    """`lm.KVCache`, with two differences. What can be seen of a cache never changes.
+    """`lm.KVCache`, with two differences. As there, k and v of an existing cache never change.
 
     A new token is written into spare memory after the earlier ones; `torch.cat` would copy all of them for every token. This
     happens only if this cache is the newest one in its memory. If the same cache is continued a second time, it copies.

@@ -4,9 +4,9 @@
     ids (B, L) -> embeddings -> [GATED XATTN-DENSE ->] LM block -> ... -> logits (B, L, V)
 
 It models p(y | x) = prod_l p(y_l | y_<l, x_<=l): each token y_l of the text depends on the tokens before it (y_<l) and on the
-images or videos before it (x_<=l). We train only the resampler, the gated layers and the embedding of the added `<image>`.
+images or videos before it (x_<=l). We train only the resampler, the gated layers and the rows of added tokens (`<image>`).
 
-**What is frozen.** The weights of the vision encoder and the LM never change. `freeze()` turns off their gradients, and
+**What is frozen.** The weights of the vision encoder and the LM do not change. `freeze()` turns off their gradients, and
 `train()` leaves both in evaluation mode, so dropout and batch statistics are off too. Gradients pass THROUGH the frozen LM to
 the gated layers between its blocks and on to the resampler; the LM's own weights receive none.
 
@@ -60,8 +60,8 @@ class Batch:
 def check_batch(batch: Batch, image_id: int) -> None:
     """Check that each sample has as many images as `<image>` tokens.
 
-    Called where a batch is built and where a prompt is read, but not in `forward`: there, looking at values would make the
-    program wait for the GPU in every step.
+    Called where a batch is built and where a prompt is read, but not in `forward`: `tolist()` waits until the GPU has computed
+    the values, and a training step should not wait.
 
     Raises:
         ValueError: names the first sample in which the two numbers differ.
@@ -168,8 +168,9 @@ class Flamingo(nn.Module):
             media: (B, N, T, C, H, W) preprocessed pixels, or (B, N, T, S, D_v) features that were computed before.
             frames: (B, N), how many of the T frames are real. None: all.
         """
-        media = media.to(self.resampler.final_norm.weight.dtype)  # pixels come in fp32; the model may be in half precision
-        (B, N), media = media.shape[:2], media.flatten(0, 1)  # M = B*N independent images or videos
+        B, N = media.shape[:2]
+        # M = B*N independent images or videos. Pixels come in fp32; the model may be in half precision.
+        media = media.flatten(0, 1).to(self.resampler.final_norm.weight.dtype)
         if media.dim() == 5:  # pixels
             # The vision encoder sees single images: frames become rows of the batch, (M, T, C, H, W) -> (M*T, C, H, W).
             # Frozen weights need no graph, and storing one would cost most of the memory. In fine-tuning they are trained.
@@ -187,7 +188,7 @@ class Flamingo(nn.Module):
             cache: from an earlier call; text and images of this batch come after it.
             head: what to apply to the final hidden states (B, L, D). None: `self.head`, which gives the logits.
         Returns:
-            logits (B, L, V), and the cache with which the sequences can be continued.
+            logits (B, L, V), or what `head` returns, and the cache with which the sequences can be continued.
         """
         # phi: which image each token attends to. <image> at padding is not an image.
         phi = media_index((batch.ids == self.image_id) & batch.attention_mask, batch.attend_next)  # (B, L)

@@ -68,7 +68,7 @@ def attend_to_media(q: Tensor, k: Tensor, v: Tensor, phi: Tensor, n_latents: int
     """Each text token attends to the visual tokens of its image phi.
 
     This computes the scores of every token with the visual tokens of ALL images and masks most of them: L * N*R scores. The
-    version in `fast.py` computes only those that the mask allows, about L * R.
+    version in `fast.py` computes only about 2 * L * R, if there are many images. Read this one first.
 
     Args:
         q: (B, h, L, d_head) from text.
@@ -106,9 +106,9 @@ class MaskedCrossAttention(nn.Module):
         k, v = self.to_kv(visual.flatten(1, 2)).chunk(2, dim=-1)  # (B, N*R, h*d_head) each
         return self.k_norm(split_heads(k, self.n_heads)), split_heads(v, self.n_heads)
 
-    def forward(self, y: Tensor, media: tuple[Tensor, Tensor], phi: Tensor, n_latents: int) -> Tensor:
-        """Text y (B, L, D) attends to `media` = (keys, values) from `project_media` -> (B, L, D)."""
-        k, v = media
+    def forward(self, y: Tensor, media_kv: tuple[Tensor, Tensor], phi: Tensor, n_latents: int) -> Tensor:
+        """Text y (B, L, D) attends to `media_kv` = (keys, values) from `project_media` -> (B, L, D)."""
+        k, v = media_kv
         q = self.q_norm(split_heads(self.to_q(self.norm(y)), self.n_heads))  # (B, h, L, d_head)
         # to_out has no bias, so a token with phi = 0 still gets exactly zero.
         return self.to_out(merge_heads(attend_to_media(q, k, v, phi, n_latents)))
@@ -125,15 +125,16 @@ class GatedCrossAttentionDense(nn.Module):
         self.ff_norm = make_norm(c.xattn_norm, d, c.xattn_norm_eps)
         self.ff = FeedForward(d, c.xattn_d_ff or 4 * d, c.xattn_activation, gated=c.xattn_gated_mlp)
         # The gates. Zero at the start: without them, random new layers would disturb the pretrained LM at the first step.
-        # At zero only the alphas have a gradient (tanh'(0) = 1). They move first, then the layers behind them learn too.
+        # At zero only the alphas have a gradient (tanh'(0) = 1). They move first. After that,
+        # the cross-attention, the feed-forward block and the resampler get gradients, too.
         n_alphas = d if c.xattn_vector_gate else 1
         self.alpha_xattn = nn.Parameter(torch.zeros(n_alphas))
         self.alpha_dense = nn.Parameter(torch.zeros(n_alphas))
 
-    def forward(self, y: Tensor, media: tuple[Tensor, Tensor] | None, phi: Tensor, n_latents: int) -> Tensor:
-        """media None: there is no image at all. Then the attention adds zero, as it does before the first image."""
-        if media is not None:
+    def forward(self, y: Tensor, media_kv: tuple[Tensor, Tensor] | None, phi: Tensor, n_latents: int) -> Tensor:
+        """media_kv None: there is no image at all. Then the attention adds zero, as it does before the first image."""
+        if media_kv is not None:
             # (1,) * (B, L, D), or (D,) * (B, L, D) with one alpha per channel
-            y = y + self.alpha_xattn.tanh() * self.xattn(y, media, phi, n_latents)
+            y = y + self.alpha_xattn.tanh() * self.xattn(y, media_kv, phi, n_latents)
         # The feed-forward block acts on every token, with or without an image before it.
         return y + self.alpha_dense.tanh() * self.ff(self.ff_norm(y))

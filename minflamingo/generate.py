@@ -8,8 +8,8 @@ scored: each given answer is appended to the prompt, and its log-likelihood is s
 
 Several queries can share the same examples ("shots", paper section 3). Then the shots are processed once:
 
-    _, shots = prefill(flamingo, support)                     one row: [cat, "Output: a cat", EOC, dog, ...]
-    generate(flamingo, queries, eoc_id, cache=shots)          any number of rows: [mouse, "Output:"], each without <BOS>
+    _, cache = prefill(flamingo, support)                     one row: [cat, "Output: a cat", EOC, dog, ...]
+    generate(flamingo, queries, eoc_id, cache=cache)          any number of rows: Sample([mouse, "Output:"], bos=False)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def prefill(flamingo: Flamingo, prompt: Batch, cache: Cache | None = None) -> tu
     Raises:
         ValueError: a prompt is empty, too long, has padding inside or a wrong number of images; the message names it.
     """
-    # A prompt is read here, so this is the place to look at its values. `forward` never does: it would wait for the GPU.
+    # A prompt is read here, so its values are checked here. `forward` never looks at values (see `check_batch`).
     check_batch(prompt, flamingo.image_id)
     mask = prompt.attention_mask
     B, L = mask.shape
@@ -43,10 +43,8 @@ def prefill(flamingo: Flamingo, prompt: Batch, cache: Cache | None = None) -> tu
             cache = cache.repeat(B)
         if len(cache.phi) != B:
             raise ValueError(f"{B} prompts, but the cache has {len(cache.phi)} rows: it needs 1 or {B}")
-    index = torch.arange(1, L + 1, device=mask.device)
-    end = (mask * index).amax(1)  # (B,) the index after the last real token
-    # the same from the right: index.flip(0) counts L ... 1
-    start = L - (mask * index.flip(0)).amax(1)  # (B,) the index of the first real token
+    end = (mask * torch.arange(1, L + 1, device=mask.device)).amax(1)  # (B,) the index after the last real token
+    start = mask.int().argmax(1)  # (B,) the index of the first real token: argmax returns the first maximum
     for b, (n_real, a, z) in enumerate(zip(mask.sum(1).tolist(), start.tolist(), end.tolist())):
         if n_real == 0 or n_real != z - a or (cache is not None and a > 0):
             # after a cache, padding on the left would be between the cached tokens and the prompt
@@ -129,7 +127,7 @@ def generate(
             break
         logits, cache = decode_step(flamingo, new[-1], cache)
     # (steps, B) -> (B, steps), then cut each row before its <EOC>
-    rows = torch.stack(new, dim=1).tolist() if new else [[]] * len(logits)
+    rows = torch.stack(new, dim=1).tolist() if new else [[] for _ in logits]
     return [row[: row.index(eoc_id)] if eoc_id in row else row for row in rows]
 
 
@@ -142,7 +140,7 @@ def beam_search(
 
     Greedy search cannot take back a token. Beam search keeps the best few hypotheses, extends each by every token, and keeps
     the best few again. A hypothesis ends with `<EOC>`; its score is its log-likelihood / length ** length_penalty (0: no
-    correction).
+    correction). The length counts the generated tokens, with `<EOC>`.
 
     Args:
         prompt, cache: as in `prefill`. All beams of a prompt share its cache.
@@ -167,7 +165,7 @@ def beam_search(
         top, index = total.flatten(1).topk(min(2 * beams, beams * V), dim=1)
         rows, next_tokens, score = [], [], torch.full((B, beams), -torch.inf, device=device)
         for b in range(B):
-            # candidates in falling order of their scores: those with <EOC> are finished, the best others continue
+            # Candidates, best first. <EOC> among the best `beams` ends a hypothesis (as in transformers); the others continue.
             kept = []  # (parent beam, token)
             for rank, (s, i) in enumerate(zip(top[b].tolist(), index[b].tolist())):
                 parent, token = divmod(i, V)  # index of (beam, token) in the flattened (beams * V)

@@ -42,7 +42,7 @@ def make_norm(kind: str, d: int, eps: float, bias: bool = True) -> nn.Module:
     return RMSNorm(d, eps) if kind == "rmsnorm" else nn.LayerNorm(d, eps=eps, bias=bias)
 
 
-# The feed-forward block has two thirds of a Transformer's weights. It is the "dense" in GATED XATTN-DENSE.
+# With hidden = 4 d this has two thirds of the weights of a Transformer block. It is the "dense" in GATED XATTN-DENSE.
 class FeedForward(nn.Module):
     """(B, L, d) -> (B, L, d) through `hidden` channels. It acts on each token alone. Only attention mixes tokens."""
 

@@ -7,7 +7,7 @@
 It is pretrained on text alone and then frozen. `Flamingo.forward` runs its blocks with gated layers before them, so this file
 knows nothing about images.
 
-The KV cache keeps the keys and values of earlier tokens, so that a new token costs one step and not the whole sequence again.
+The KV cache keeps the keys and values of earlier tokens, so that the LM processes each token only once.
 Example, two tokens and then one more:
     logits, cache = lm(lm.embed(ids[:, :2]))                   # (B, 2, V)
     logits, cache = lm(lm.embed(ids[:, 2:]), cache=cache)      # (B, 1, V), equal to the third position of lm(lm.embed(ids))
@@ -31,7 +31,7 @@ from .shapes import check_shape
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of one block, (B, h_kv, n, d_head) each, positions already applied. Never changed in place."""
+    """Keys and values of one block, (B, h_kv, n, d_head) each, k already rotated. Never changed in place."""
 
     k: Tensor
     v: Tensor
@@ -106,7 +106,7 @@ class SelfAttention(nn.Module):
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)  # (B, L, h*d_head)
         if c.qk_norm == "full":
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = split_heads(q, c.n_heads), split_heads(k, c.kv_heads), split_heads(v, c.kv_heads)  # (B, h, L, d_head)
+        q, k, v = split_heads(q, c.n_heads), split_heads(k, c.kv_heads), split_heads(v, c.kv_heads)  # (B, h or h_kv, L, d_head)
         if c.qk_norm == "head":
             q, k = self.q_norm(q), self.k_norm(k)
         if info.angles is not None:
@@ -201,7 +201,7 @@ class LM(nn.Module):
         real = new if cache is None else torch.cat([cache.mask, new], dim=1)  # (B, n + L): earlier tokens, then these
         total = real.shape[1]
         if c.max_length is not None and total > c.max_length:
-            raise ValueError(f"the sequence has {total} tokens, but the LM's context is {c.max_length}: use fewer shots")
+            raise ValueError(f"the sequence has {total} tokens, but the LM's context is {c.max_length}: use a shorter prompt")
 
         # A token's position is the number of real tokens before it. So padding shifts nothing, wherever it is.
         key_positions = (real.long().cumsum(1) - 1).clamp_min(0)  # (B, n + L)
@@ -214,7 +214,7 @@ class LM(nn.Module):
         allowed = (up_to_itself & real[:, None, None, :]) | itself  # (B, 1, L, n + L)
         bias = torch.zeros(allowed.shape, dtype=x.dtype, device=device).masked_fill(~allowed, -math.inf)
         if c.position == "alibi":
-            distance = (key_positions[:, None, :] - query_positions[:, :, None])[:, None]  # (B, 1, L, n + L), <= 0
+            distance = (key_positions[:, None, :] - query_positions[:, :, None])[:, None]  # (B, 1, L, n + L)
             bias = bias + (alibi_slopes(c.n_heads, c.alibi_max).to(device)[:, None, None] * distance).to(x.dtype)
 
         angles = None
@@ -242,6 +242,6 @@ class LM(nn.Module):
         return self.head(self.final_norm(x)), LMCache(tuple(blocks), info.mask)
 
     def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """The mean negative log-likelihood per labelled token of ids, labels (B, L). See `next_token_loss`."""
+        """The mean negative log-likelihood per labelled token of ids, labels (B, L). Padding must be on the right."""
         logits, _ = self(self.embed(ids))
         return next_token_loss(logits, labels)

@@ -74,7 +74,7 @@ class PerceiverResampler(nn.Module):
     def __init__(self, config: ResamplerConfig):
         super().__init__()
         self.config = config
-        # R vectors that are the same for every image at the start, and different for every image at the end
+        # Every image starts from these R vectors. The layers then fill them with what is in the image.
         self.latents = nn.Parameter(torch.randn(config.n_latents, config.d))
         # One embedding per FRAME, not per patch. Without it, reversing a video would change nothing, because attention ignores
         # the order of its keys.
@@ -87,8 +87,8 @@ class PerceiverResampler(nn.Module):
     def time_embedding(self, n_frames: Tensor, T: int) -> Tensor:
         """The embedding of each frame: n_frames (M,), of at most T frames -> (M, T, D).
 
-        With at most K frames (as in training) the first embeddings are used. If a video has more frames than embeddings, we
-        interpolate the embeddings linearly: the paper trains with 8 frames and evaluates with 30. With K = 4 and 7 frames:
+        A video with at most K frames (as in training) uses the first of the K embeddings. For longer videos we interpolate them
+        linearly: the paper trains with 8 frames and evaluates with 30. With K = 4 and 7 frames:
 
             frame        0    1    2    3    4    5    6
             position     0   0.5   1   1.5   2   2.5   3        frame 3 gets 0.5 * embedding 1 + 0.5 * embedding 2

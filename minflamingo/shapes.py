@@ -1,13 +1,14 @@
 """The letters that describe tensor shapes in this package, and one function that checks shapes.
 
-    B  batch size                        S  spatial tokens (patches) of one frame
+    B  batch size                        S  spatial tokens of one frame: patches, and the class token if it is kept
     N  images or videos in a sequence    R  latents = visual tokens of one image or video
     T  frames of a video (image: 1)      L  text tokens
     C, H, W  channels, height, width     D  width of a model       h  attention heads       V  vocabulary size
 
 A comment at the end of a line gives the shape of the result: `q = to_q(x)  # (B, L, h*d_head)`.
 M is a merged batch: M = B*N images are encoded as if they were one batch. D_v is the width of the vision features, n a number
-of earlier tokens, A a number of candidate answers. `d` is the width of a module, `d_head` that of one attention head.
+of earlier tokens, A a number of candidate answers. `d` is the width of a module, `d_head` that of one attention head (in
+attention.py and fast.py just d). `h_kv` is the number of heads of keys and values, if it differs from h.
 
 Example:
     >>> check_shape(torch.zeros(2, 8, 96), "B R D", "latents", D=96)

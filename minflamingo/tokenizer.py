@@ -29,7 +29,7 @@ class Tokenizer(Protocol):
 
     vocab_size: int  # of the LM, without <image>
     pad_id: int
-    bos_id: int
+    bos_id: int | None  # None: texts have no <BOS>
     eoc_id: int
     image_id: int
 
@@ -76,12 +76,12 @@ class ToyTokenizer:
         if not isinstance(text, str):
             raise TypeError(f"encode: expected str, got {type(text).__name__}")
         ids: list[int] = []
-        # greedy and unambiguous: the pieces are fixed by the text alone
+        # the division into pieces does not depend on the word list
         for piece in split_pieces(text):
             if piece in self.word_id:
                 ids.append(self.word_id[piece])
             else:
-                # "surrogatepass": half a character of broken input survives the round trip instead of raising an error
+                # "surrogatepass": half of a character (in broken input) survives the round trip instead of raising an error
                 ids += [self.N_SPECIAL + byte for byte in piece.encode("utf-8", "surrogatepass")]
         return ids
 

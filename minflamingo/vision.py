@@ -40,7 +40,7 @@ class EncoderBlock(nn.Module):
         # pre-norm residual block: x + attention(norm(x)), then x + mlp(norm(x))
         y = self.attn_norm(x)
         q, k, v = (split_heads(to(y), self.n_heads) for to in (self.to_q, self.to_k, self.to_v))  # (B, h, S, d_head)
-        x = x + self.to_out(merge_heads(attention(q, k, v)))  # no mask: an image has no order in time
+        x = x + self.to_out(merge_heads(attention(q, k, v)))  # no mask: each patch attends to all patches
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -57,8 +57,8 @@ def conv_stem(patch_size: int, d: int) -> nn.Sequential:
     """Small convolutions whose strides multiply to `patch_size`: (B, 3, H, W) -> (B, d, H/patch, W/patch).
 
     One large convolution learns strokes and corners slowly; a few small ones learn them early (Xiao et al. 2021). For patch 12
-    = 3 * 2 * 2 the channels are 3 -> d/3 -> 2d/3 -> 2d/3 -> d. The third convolution has stride 1: it processes letters once
-    more before the grid becomes coarse. With BatchNorm this learns in hundreds of steps instead of thousands. The vision
+    = 3 * 2 * 2 the channels are 3 -> d/3 -> 2d/3 -> 2d/3 -> d. The third convolution has stride 1: it sees details, such as
+    letters, before the grid becomes coarse. With BatchNorm this learns in hundreds of steps instead of thousands. The vision
     encoder is frozen later and stays in evaluation mode, so its batch statistics are frozen too.
     """
     # The product of the strides is the patch size. The largest comes first, so later convolutions are cheap.
@@ -107,10 +107,10 @@ class ViT(nn.Module):
         # another size would have another number of patches than positions: use resize_vit first
         check_shape(pixels, "B C H W", "pixels", C=3, H=c.image_size, W=c.image_size)
         # The grid is flattened row by row: patch (row, column) becomes feature row * grid + column.
-        x = self.patches(pixels).flatten(2).transpose(1, 2)  # (B, D, H/p, W/p) -> (B, D, S) -> (B, S, D)
+        x = self.patches(pixels).flatten(2).transpose(1, 2)  # (B, D, H/p, W/p) -> (B, D, n_patches) -> (B, n_patches, D)
         if c.class_token:
             # an extra vector that belongs to no patch; CLIP summarises the whole image in it
-            x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], dim=1)  # (B, 1 + S, D)
+            x = torch.cat([self.class_token.expand(x.shape[0], 1, -1), x], dim=1)  # (B, 1 + n_patches, D)
         # added, not appended: the width stays D. (S, D) is broadcast over the batch.
         x = self.pre_norm(x + self.positions)
         for block in self.blocks:
@@ -128,7 +128,8 @@ def resize_positions(positions: Tensor, side: int) -> Tensor:
     old = round(len(positions) ** 0.5)
     if old * old != len(positions) or side < 1:
         # published ViTs have square grids; others would need both side lengths
-        raise ValueError(f"cannot resize {len(positions)} positions to a grid of side {side}: both must be squares, not empty")
+        needs = f"{len(positions)} must be a square number, and the side at least 1"
+        raise ValueError(f"cannot resize {len(positions)} positions to a grid of side {side}: {needs}")
     if side == old:
         return positions.clone()
     # interpolate() expects an image, so D takes the place of the colour channels

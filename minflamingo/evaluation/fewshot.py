@@ -30,7 +30,7 @@ N_TEXT_ONLY = 2  # examples in the prompt "0_text"
 
 @dataclass(frozen=True)
 class Query:
-    """One question, and examples that may be shown before it. A medium is a tensor of features (T, S, D), as in `Sample`."""
+    """One question, and examples that may be shown before it. A medium is a tensor of features (T, S, D)."""
 
     support: Sequence[tuple[object, str]]  # (medium, prompt + answer) of each example, in the order of the prompt
     medium: object
@@ -59,7 +59,7 @@ def few_shot_prompt(query: Query, shots: str, order: Sequence[int] | None = None
     n, pieces = count_shots(shots), []
     if n > len(query.support):
         raise ValueError(f"{shots} shots need {n} support examples, but this query has {len(query.support)}")
-    for i in range(n) if order is None else order:
+    for i in order or range(n):
         medium, text = query.support[i]
         # The image is before its text, because text attends to the last image before it.
         image = [] if shots == "0_text" else [medium]
@@ -115,13 +115,13 @@ def score_choices(
     Args:
         scoring: "sum" over the tokens of a choice, or "mean". A long choice has a low sum because it is long.
         n_orders: above 1 for prompt ensembling (appendix). The order of the shots changes a language model's answer, so the
-            score is the mean over P orders: 1/P * sum_p log p(choice | shots in order p, query).
+            score is the mean over P <= n_orders orders: 1/P * sum_p log p(choice | shots in order p, query).
     """
     if scoring not in ("sum", "mean"):
         raise ValueError(f"scoring is {scoring!r}; choose 'sum' or 'mean'")
     ids = [[tokenizer.encode(choice) for choice in query.choices] for query in queries]  # lists of token ids
-    numbers = torch.tensor([[len(choices)] for choices in ids])  # (B, 1) of choices
-    A = int(numbers.max())
+    n_choices = torch.tensor([[len(choices)] for choices in ids])  # (B, 1)
+    A = int(n_choices.max())
     ids = [choices + choices[:1] * (A - len(choices)) for choices in ids]  # equally many: repeat the first choice
     orders = shot_orders(count_shots(shots), n_orders, seed)  # without ensembling only the given order
     total = 0
@@ -132,7 +132,7 @@ def score_choices(
     scores = total / len(orders)
     if scoring == "mean":
         scores = scores / torch.tensor([[len(choice) for choice in of_query] for of_query in ids])  # (B, A) numbers of tokens
-    return scores.masked_fill(torch.arange(A) >= numbers, -math.inf)
+    return scores.masked_fill(torch.arange(A) >= n_choices, -math.inf)
 
 
 def predict(

@@ -53,8 +53,8 @@ class VanillaLayer(UngatedLayer):
 class AllImagesAttention(MaskedCrossAttention):
     """A token attends to image phi and to all images before it."""
 
-    def forward(self, y: Tensor, media: tuple[Tensor, Tensor], phi: Tensor, n_latents: int) -> Tensor:
-        k, v = media
+    def forward(self, y: Tensor, media_kv: tuple[Tensor, Tensor], phi: Tensor, n_latents: int) -> Tensor:
+        k, v = media_kv
         q = self.q_norm(split_heads(self.to_q(self.norm(y)), self.n_heads))  # (B, h, L, d_head)
         number = torch.arange(k.shape[2], device=y.device) // n_latents + 1  # (N*R,) the image of each visual token
         mask = (number <= phi[..., None])[:, None]  # (B, 1, L, N*R)
@@ -67,8 +67,8 @@ class AllImagesFlamingo(Flamingo):
         for layer in self.xattn_layers.values():
             layer.xattn = AllImagesAttention(config)
 
-    def last_image(self, media, phi: Tensor):
-        return media, phi  # the cache keeps every image, because later text attends to all of them
+    def last_image(self, media_kv, phi: Tensor):
+        return media_kv, phi  # the cache keeps every image, because later text attends to all of them
 
 
 class MLPHalf(nn.Module):

@@ -105,6 +105,12 @@ def test_the_attention_weights_are_a_distribution_over_the_allowed_keys():
     assert not weights[~mask.expand_as(weights)].any()
 
 
+def test_a_mask_next_to_a_bias_is_refused_and_not_ignored():
+    (q, k, v), mask = inputs(), example_mask()
+    with pytest.raises(ValueError, match="got a mask and a bias"):
+        attention(q, k, v, mask, torch.zeros(LQ, LK))
+
+
 def test_heads_are_blocks_of_channels():
     """Head 0 is the first d channels, as in published weights; `merge_heads` is the inverse."""
     x = random(2, 3, 8)

@@ -42,6 +42,7 @@ WRONG = {
     "LMConfig.position is 'sinus'; choose one of 'learned'": lambda: LMConfig(10, 32, 1, 4, position="sinus"),
     "LMConfig.qk_norm is 'yes'; choose one of None, 'full', 'head'": lambda: LMConfig(10, 32, 1, 4, qk_norm="yes"),
     "max_length is None, but learned": lambda: LMConfig(10, 32, 1, 4, position="learned", max_length=None),
+    "rotary_pct 0.3 of d_head 10 must give an even number": lambda: LMConfig(10, 40, 1, 4, rotary_pct=0.3),
     "FlamingoConfig.added_head is 'yes'": lambda: tiny_config(added_head="yes"),
     "image_token is 2; there are 2 added tokens": lambda: tiny_config(image_token=2, n_added_tokens=2),
     "xattn_every=0, but the LM has 3 layers": lambda: tiny_config(xattn_every=0),
