@@ -5,9 +5,9 @@ pair in values and gradients. Each one makes a real use at least 10% faster (`py
 
     function           how                                          what becomes faster
     attend_to_media    scores with a token's own image only         long prompts, training on many images
-    new_kv_cache       no copies; a shared prompt is stored once    each generated token, many queries, beams
+    new_kv_cache       a shared prompt is stored once               many queries after the same shots, beams
 
-The choice depends on shapes, gradient mode and the cache, never on measured time: the same input gives the same result.
+Which version runs depends on shapes alone, never on measured time, so the same input always gives the same result.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def disabled() -> Iterator[None]:
 
 # ------------------------------------------------------------------------------------ cross-attention per image
 
-MIN_IMAGES, MIN_KEYS = 4, 320  # with fewer images or visual tokens, sorting the text costs more than the masked scores
+MIN_IMAGES, MIN_KEYS = 4, 512  # with fewer images or visual tokens, sorting the text costs more than the masked scores
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
@@ -102,35 +102,14 @@ def attend_to_media(q: Tensor, k: Tensor, v: Tensor, phi: Tensor, n_latents: int
     return gather_rows(out, slot).unflatten(0, (B, L)).transpose(1, 2)  # (B, h, L, d)
 
 
-# ------------------------------------------------------------------- key-value cache: spare memory, shared prefixes
-
-SPARE = 32  # tokens: how much more memory than needed is reserved at a time
-
-
-class KVMemory:
-    """Memory for keys and values, (B, h_kv, capacity, d_head) each. `newest` is the view of k that was written last."""
-
-    def __init__(self, k: Tensor, v: Tensor, capacity: int):
-        B, h, n, d = k.shape
-        self.k, self.v = k.new_empty(B, h, capacity, d), v.new_empty(B, h, capacity, d)
-        self.k[:, :, :n], self.v[:, :, :n] = k, v
-        self.newest: Tensor | None = None
-
-
-def is_writable(x: Tensor) -> bool:
-    """PyTorch refuses to write to a tensor of `torch.inference_mode` outside of that mode."""
-    return torch.compiler.is_compiling() or x.is_inference() == torch.is_inference_mode_enabled()
+# ---------------------------------------------------------------------------------- key-value cache: shared prefixes
 
 
 @dataclass(frozen=True)
 class FastKVCache:
-    """`lm.KVCache`, with two differences. As there, k and v of an existing cache never change.
+    """`lm.KVCache`, but `repeat` stores the tokens so far only once, as a prefix for several rows.
 
-    A new token is written into spare memory after the earlier ones; `torch.cat` would copy all of them for every token. This
-    happens only if this cache is the newest one in its memory. If the same cache is continued a second time, it copies.
-
-    `repeat` stores the tokens so far only once, as a prefix for several rows. So 32 shots exist once for all queries, beams or
-    candidate answers that continue them.
+    So 32 shots exist once for all queries, beams or candidate answers that continue them.
 
     k, v: (B, h_kv, n, d_head), the rows' own tokens.
     prefix: keys and values (B0, h_kv, Lp, d_head) of the tokens before, each used by B / B0 consecutive rows; or None.
@@ -139,18 +118,9 @@ class FastKVCache:
     k: Tensor
     v: Tensor
     prefix: tuple[Tensor, Tensor] | None = None
-    memory: KVMemory | None = None
 
     def append(self, k: Tensor, v: Tensor) -> FastKVCache:
-        start, end = self.k.shape[2], self.k.shape[2] + k.shape[2]
-        if torch.is_grad_enabled():  # memory that the backward pass needs must not be written to
-            return FastKVCache(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2), self.prefix)
-        memory = self.memory
-        if memory is None or memory.newest is not self.k or memory.k.shape[2] < end or not is_writable(memory.k):
-            memory = KVMemory(self.k, self.v, end + SPARE)
-        memory.k[:, :, start:end], memory.v[:, :, start:end] = k, v
-        memory.newest = memory.k[:, :, :end]
-        return FastKVCache(memory.newest, memory.v[:, :, :end], self.prefix, memory)
+        return FastKVCache(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2), self.prefix)
 
     def repeat(self, times: int) -> FastKVCache:
         if self.prefix is None:

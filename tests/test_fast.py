@@ -25,8 +25,8 @@ VERSIONS = {"fast": contextlib.nullcontext, "plain": fast.disabled}
 
 @pytest.fixture
 def small_limits(monkeypatch):
-    """Small models use every faster version: 2 tokens of spare memory."""
-    for name, value in dict(MIN_IMAGES=1, MIN_KEYS=0, SPARE=2).items():
+    """Small models use every faster version."""
+    for name, value in dict(MIN_IMAGES=1, MIN_KEYS=0).items():
         monkeypatch.setattr(fast, name, value)
 
 
@@ -81,33 +81,15 @@ def holds(cache: fast.FastKVCache, *pieces: tuple[Tensor, Tensor]) -> bool:
     return torch.equal(cache.k, k) and torch.equal(cache.v, v)
 
 
-@pytest.mark.parametrize("mode", [torch.enable_grad, torch.no_grad, torch.inference_mode])
-def test_a_cache_that_is_continued_twice_gives_independent_results(mode, small_limits):
-    """Tokens are written into spare memory, but never into memory that another continuation has written."""
+def test_a_cache_that_is_continued_twice_gives_independent_results():
+    """Nothing changes an existing cache."""
     prompt, a, b, c, d = (tokens(n, seed=i) for i, n in enumerate((5, 1, 2, 1, 3)))
-    with mode():
-        start = fast.new_kv_cache(*prompt)
-        one, two = start.append(*a), start.append(*b)
-        further, other = one.append(*c), one.append(*d)
-        last = further.append(*a).append(*b).append(*a)
-        assert holds(start, prompt) and holds(one, prompt, a) and holds(two, prompt, b)
-        assert holds(further, prompt, a, c) and holds(other, prompt, a, d) and holds(last, prompt, a, c, a, b, a)
-        rows = last.reorder(torch.tensor([1, 1, 0])).append(*(x[:1].expand(3, -1, -1, -1) for x in b))
-        assert torch.equal(rows.k[:, :, :-2], last.k[[1, 1, 0]]) and holds(last, prompt, a, c, a, b, a)
-
-
-@pytest.mark.parametrize("second", [torch.inference_mode, torch.no_grad, torch.enable_grad])
-@pytest.mark.parametrize("first", [torch.inference_mode, torch.no_grad])
-def test_a_cache_can_be_continued_in_another_gradient_mode(first, second):
-    """PyTorch forbids writing to inference tensors outside of inference mode; memory for a gradient is not overwritten."""
-    prompt, a, b, c = (tokens(n, seed=n) for n in (5, 1, 2, 3))
-    with first():
-        one = fast.new_kv_cache(*prompt).append(*a)
-    with second():
-        two = one.append(*b)
-    with first():
-        three, four = one.append(*c), two.append(*c)
-    assert holds(one, prompt, a) and holds(two, prompt, a, b) and holds(three, prompt, a, c) and holds(four, prompt, a, b, c)
+    start = fast.new_kv_cache(*prompt)
+    one, two = start.append(*a), start.append(*b)
+    further, other = one.append(*c), one.append(*d)
+    rows = further.reorder(torch.tensor([1, 1, 0])).append(*(x[:1].expand(3, -1, -1, -1) for x in b))
+    assert holds(start, prompt) and holds(one, prompt, a) and holds(two, prompt, b)
+    assert holds(further, prompt, a, c) and holds(other, prompt, a, d) and torch.equal(rows.k[:, :, :-2], further.k[[1, 1, 0]])
 
 
 @pytest.mark.parametrize("n_rows, kv_heads, L", [(1, 4, 1), (3, 4, 1), (3, 2, 5), (2, 1, 40)])
@@ -214,13 +196,13 @@ def test_a_training_step_is_one_graph_without_synchronisation(version, small_lim
 
 @pytest.mark.parametrize("version, mode", [("fast", torch.inference_mode), ("plain", torch.no_grad)])
 def test_decoding_steps_are_one_graph_without_synchronisation(version, mode):
-    """40 compiled steps in a row, more than the spare memory holds, equal 40 steps without the compiler."""
+    """20 compiled steps in a row equal 20 steps without the compiler."""
     flamingo, batch = small_model_and_batch()
     step = torch.compile(lambda token, cache: decode_step(flamingo, token, cache), backend="eager", fullgraph=True)
     torch._dynamo.reset()
     with VERSIONS[version](), mode():
         compiled = expected = start = prefill(flamingo, batch)[1]
-        for n in range(40):
+        for n in range(20):
             token = torch.tensor([3 + n % 7, 4 + n % 5])
             (a, compiled), (b, expected) = step(token, compiled), decode_step(flamingo, token, expected)
             assert close(a, b)
