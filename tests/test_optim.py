@@ -87,7 +87,9 @@ def accumulated(flamingo, names=tuple(BATCHES), workers: int = 1) -> tuple[dict,
     """Losses and gradients of one step over the datasets `names`."""
     named = dict(flamingo.trainable_parameters())
     losses = {name: lambda name=name: flamingo.loss(BATCHES[name]) for name in names}
-    losses = accumulate_gradients(losses, WEIGHTS, list(named.values()), ThreadPoolExecutor(workers) if workers > 1 else None)
+    # Each worker thread computes with as many threads as this one: another number rounds differently.
+    pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
+    losses = accumulate_gradients(losses, WEIGHTS, list(named.values()), pool if workers > 1 else None)
     return losses, {name: p.grad for name, p in named.items()}
 
 

@@ -125,10 +125,11 @@ def test_the_embedding_of_image_starts_as_that_of_the_list_marker():
 # -------------------------------------------------------------------------------------------------------- stop, resume
 
 STOPPED = """
-import os, sys
+import os, signal, sys
 import train_tiny
 from minflamingo.training.stage import Stage
 all_steps, (name, at, number) = Stage.steps, sys.argv[1:4]
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores Ctrl-C in background jobs
 
 def steps(stage, *args, **kwargs):
     stage.save_every = 0.0  # a checkpoint after each step
