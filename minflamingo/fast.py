@@ -5,7 +5,7 @@ pair in values and gradients. Each one makes a real use at least 10% faster (`py
 
     function           how                                          what becomes faster
     attend_to_media    scores with a token's own image only         long prompts, training on many images
-    new_kv_cache       a shared prompt is stored once               many queries after the same shots, beams
+    KVCache.repeat     a shared prompt is stored once               many queries after the same shots, beams
 
 Which version runs depends on shapes alone, never on measured time, so the same input always gives the same result.
 """
@@ -17,12 +17,16 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import attention
+
+if TYPE_CHECKING:  # lm.py imports this file
+    from .lm import KVCache
 
 _enabled = True
 
@@ -106,35 +110,30 @@ def attend_to_media(q: Tensor, k: Tensor, v: Tensor, phi: Tensor, n_latents: int
 
 
 @dataclass(frozen=True)
-class FastKVCache:
-    """`lm.KVCache`, but `repeat` stores the tokens so far only once, as a prefix for several rows.
+class SharedKVCache:
+    """`lm.KVCache` of several rows that begin with the same tokens. These are stored once, as the prefix.
 
     So 32 shots exist once for all queries, beams or candidate answers that continue them.
 
-    k, v: (B, h_kv, n, d_head), the rows' own tokens.
-    prefix: keys and values (B0, h_kv, Lp, d_head) of the tokens before, each used by B / B0 consecutive rows; or None.
+    prefix: keys and values (B0, h_kv, Lp, d_head), each used by B / B0 consecutive rows.
+    k, v: (B, h_kv, n, d_head), the tokens after it, which each row has for itself.
     """
 
+    prefix: tuple[Tensor, Tensor]
     k: Tensor
     v: Tensor
-    prefix: tuple[Tensor, Tensor] | None = None
 
-    def append(self, k: Tensor, v: Tensor) -> FastKVCache:
-        return FastKVCache(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2), self.prefix)
+    def append(self, k: Tensor, v: Tensor) -> SharedKVCache:
+        return SharedKVCache(self.prefix, torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2))
 
-    def repeat(self, times: int) -> FastKVCache:
-        if self.prefix is None:
-            empty = self.k[:, :, :0].repeat_interleave(times, 0)
-            return FastKVCache(empty, empty, (self.k, self.v))
-        return FastKVCache(self.k.repeat_interleave(times, 0), self.v.repeat_interleave(times, 0), self.prefix)
+    def repeat(self, times: int) -> SharedKVCache:
+        return SharedKVCache(self.prefix, self.k.repeat_interleave(times, 0), self.v.repeat_interleave(times, 0))
 
-    def reorder(self, rows: Tensor) -> FastKVCache:
-        return FastKVCache(self.k[rows], self.v[rows], self.prefix)
+    def reorder(self, rows: Tensor) -> SharedKVCache:
+        return SharedKVCache(self.prefix, self.k[rows], self.v[rows])
 
     def attend(self, q: Tensor, bias: Tensor) -> Tensor:
         """q (B, h, L, d) attends to the prefix and to the row's own keys; bias (B, 1 or h, L, Lp + n) -> (B, h, L, d)."""
-        if self.prefix is None:
-            return attention(q, self.k, self.v, bias=bias)
         (B, h, L, d), (B0, h_kv, Lp, _) = q.shape, self.prefix[0].shape
         rows, groups = B // B0, h // h_kv  # rows that share a prefix; query heads that share a key head
 
@@ -154,9 +153,10 @@ class FastKVCache:
         return split(merge(weights[..., :Lp]) @ self.prefix[1]) + own.reshape(B, h, L, d)
 
 
-def new_kv_cache(k: Tensor, v: Tensor) -> FastKVCache:
-    """`lm.new_kv_cache`."""
-    return FastKVCache(k, v)
+def repeat(cache: KVCache, times: int) -> SharedKVCache:
+    """`lm.KVCache.repeat` without copies: the tokens so far become the prefix, and no row has tokens of its own yet."""
+    empty = cache.k[:, :, :0].repeat_interleave(times, 0)  # (B, h_kv, 0, d_head)
+    return SharedKVCache((cache.k, cache.v), empty, empty)
 
 
-FAST_VERSIONS = {f.__name__: f for f in (attend_to_media, new_kv_cache)}
+FAST_VERSIONS = {f.__name__: f for f in (attend_to_media, repeat)}

@@ -39,8 +39,9 @@ class KVCache:
     def append(self, k: Tensor, v: Tensor) -> KVCache:
         return KVCache(torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2))
 
+    @has_fast_version
     def repeat(self, times: int) -> KVCache:
-        """Each row `times` times, one after the other: a b -> a a a b b b."""
+        """Each row `times` times, one after the other: a b -> a a a b b b. The version in `fast.py` does not copy them."""
         return KVCache(self.k.repeat_interleave(times, 0), self.v.repeat_interleave(times, 0))
 
     def reorder(self, rows: Tensor) -> KVCache:
@@ -49,12 +50,6 @@ class KVCache:
     def attend(self, q: Tensor, bias: Tensor) -> Tensor:
         """q (B, h, L, d_head), bias (B, 1 or h, L, n) -> (B, h, L, d_head)."""
         return attention(q, self.k, self.v, bias=bias)
-
-
-@has_fast_version
-def new_kv_cache(k: Tensor, v: Tensor) -> KVCache:
-    """The cache of the first tokens of a sequence. The version in `fast.py` stores a common prompt once for several rows."""
-    return KVCache(k, v)
 
 
 @dataclass(frozen=True)
@@ -111,7 +106,7 @@ class SelfAttention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if info.angles is not None:
             q, k = rotate(q, *info.angles), rotate(k, *info.angles)
-        cache = new_kv_cache(k, v) if cache is None else cache.append(k, v)
+        cache = KVCache(k, v) if cache is None else cache.append(k, v)
         return self.to_out(merge_heads(cache.attend(q, info.bias))), cache
 
 

@@ -220,8 +220,8 @@ def plot_world(examples: list[tuple[np.ndarray, str]], path: str | Path) -> Path
 def plot_prompts(examples: list[dict], path: str | Path) -> Path:
     """One row per prompt: the shots, the query with a frame, and the completion of the model.
 
-    example = {"title": "binding", "pieces": [image, "This is a dax.", ..., image, "This is a"], "completion": " dax.",
-    "answer": " dax.", "correct": True}. Each image or video begins a shot or the query.
+    example = {"title": "binding", "pieces": [image, "This is a dak.", ..., image, "This is a"], "completion": " dak.",
+    "answer": " dak.", "correct": True}. Each image or video begins a shot or the query.
     """
     prompts = []  # the (media, text) pairs of each prompt
     for pieces in (example["pieces"] for example in examples):

@@ -18,7 +18,7 @@ from minflamingo import fast
 from minflamingo.flamingo import Batch, Flamingo
 from minflamingo.gated_xattn import attend_to_media, media_index
 from minflamingo.generate import beam_search, decode_step, generate, prefill, score_answers
-from minflamingo.lm import KVCache, new_kv_cache
+from minflamingo.lm import KVCache
 
 VERSIONS = {"fast": contextlib.nullcontext, "plain": fast.disabled}
 
@@ -36,9 +36,9 @@ def test_disabled_runs_the_plain_code_and_is_undone_at_the_end():
     with contextlib.suppress(ZeroDivisionError), fast.disabled():
         with fast.disabled():
             pass
-        assert type(new_kv_cache(k, k)) is KVCache
+        assert type(KVCache(k, k).repeat(2)) is KVCache
         raise ZeroDivisionError
-    assert type(new_kv_cache(k, k)) is fast.FastKVCache
+    assert type(KVCache(k, k).repeat(2)) is fast.SharedKVCache
 
 
 def compare_attention(phi: Tensor, n_media: int, R: int = 3) -> None:
@@ -75,16 +75,17 @@ def tokens(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     return random(2, 3, n, 4, seed=seed), random(2, 3, n, 4, seed=seed + 100)
 
 
-def holds(cache: fast.FastKVCache, *pieces: tuple[Tensor, Tensor]) -> bool:
+def holds(cache: KVCache | fast.SharedKVCache, *pieces: tuple[Tensor, Tensor]) -> bool:
     """Does the cache contain these keys and values, one piece after the other?"""
     k, v = (torch.cat(parts, dim=2) for parts in zip(*pieces))
     return torch.equal(cache.k, k) and torch.equal(cache.v, v)
 
 
-def test_a_cache_that_is_continued_twice_gives_independent_results():
-    """Nothing changes an existing cache."""
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_cache_that_is_continued_twice_gives_independent_results(shared):
+    """Nothing changes an existing cache, with or without a shared prefix."""
     prompt, a, b, c, d = (tokens(n, seed=i) for i, n in enumerate((5, 1, 2, 1, 3)))
-    start = fast.new_kv_cache(*prompt)
+    start = KVCache(*tokens(4, seed=9)).repeat(1).append(*prompt) if shared else KVCache(*prompt)
     one, two = start.append(*a), start.append(*b)
     further, other = one.append(*c), one.append(*d)
     rows = further.reorder(torch.tensor([1, 1, 0])).append(*(x[:1].expand(3, -1, -1, -1) for x in b))
@@ -99,12 +100,14 @@ def test_rows_that_share_a_prefix_attend_as_if_each_had_a_copy(n_rows, kv_heads,
     shapes = [(B, 4, L, 8), *[(B0, kv_heads, prefix, 8)] * 2, *[(B, kv_heads, L, 8)] * 2]
     q, k0, v0, k, v = leaves = [random(*shape, seed=s).double().requires_grad_() for s, shape in enumerate(shapes)]
     bias = random(B, 4, L, prefix + L, seed=8).double().masked_fill(random(B, 1, L, prefix + L, seed=9) > 1, -torch.inf)
-    for make in (KVCache, fast.new_kv_cache):
-        half = make(k0, v0).repeat(n_rows).append(k[:, :, : L // 2], v[:, :, : L // 2])
+    for version in VERSIONS.values():
+        with version():
+            half = KVCache(k0, v0).repeat(n_rows).append(k[:, :, : L // 2], v[:, :, : L // 2])
         early = half.attend(q, bias[..., : prefix + L // 2])
         whole = half.append(k[:, :, L // 2 :], v[:, :, L // 2 :])
         once = whole.attend(q, bias)
-        twice = whole.repeat(2).attend(q.repeat_interleave(2, 0), bias.repeat_interleave(2, 0))
+        with version():
+            twice = whole.repeat(2).attend(q.repeat_interleave(2, 0), bias.repeat_interleave(2, 0))
         assert close(twice, once.repeat_interleave(2, 0), 1e-12)
         found.append((once, *torch.autograd.grad(((once + early) * random(*once.shape, seed=7)).sum(), leaves)))
     assert all(close(a, b, 1e-12) for a, b in zip(*found))
