@@ -21,13 +21,14 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
 import minflamingo
-from data_toy.ablations import initialize_image_embedding
 from data_toy.contrastive_data import contrastive_batch
-from data_toy.evaluation_tasks import CHANCE, TASKS, correct, queries
+from data_toy.drawings import draw_views, view_bank
+from data_toy.evaluation_tasks import TASKS, correct, queries
 from data_toy.figures import draw_figures
 from data_toy.media_pool import PREPROCESS, draw_media_pool, encode_media_pool
 from data_toy.mixture import LAMBDAS, MICRO_BATCHES, StepData, draw_step
@@ -36,10 +37,10 @@ from data_toy.words import toy_tokenizer
 from minflamingo import LM, Flamingo, Pipeline, Sample, ViT, preset
 from minflamingo.contrastive import ContrastiveModel, TextEncoder
 from minflamingo.data.sample import pack
-from minflamingo.evaluation.fewshot import SHOTS, accuracy, predict
+from minflamingo.evaluation.fewshot import accuracy, count_shots, predict
 from minflamingo.training.batching import micro_batches
 from minflamingo.training.checkpoint import save_json, write_atomically
-from minflamingo.training.optim import accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate
+from minflamingo.training.optim import Muon, accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate
 from minflamingo.training.parallel import run_in_parallel, worker_threads
 from minflamingo.training.stage import SettingsDiffer, Stage
 
@@ -50,20 +51,21 @@ TOKENIZER = toy_tokenizer()
 class Recipe:
     """Length of the three training stages and amount of data per step."""
 
-    vision_steps: int = 750
-    vision_batch: int = 256
-    vision_lr: float = 2.5e-3
-    language_steps: int = 1400
-    language_practice_steps: int = 300  # the first of these steps: only lookup practice
+    vision_steps: int = 420
+    vision_batch: int = 224  # images with captions
+    vision_drawings: int = 96  # drawings of which the encoder compares two views
+    vision_bank: int = 4000  # different drawings
+    vision_lr: float = 6e-3
+    language_steps: int = 900
+    language_practice_steps: int = 150  # the first of these steps: only lookup practice
     language_tokens: int = 2048  # per step
-    language_lr: float = 3e-3
-    media: int = 24_000  # images and videos from which Flamingo's samples are made
-    flamingo_steps: int = 1440
-    flamingo_data: StepData = field(default_factory=StepData)  # per step; also the lengths of the curriculum's phases
-    flamingo_lr: float = 3e-3
-    # The paper has 0.1. AdamW shrinks weights by lr * decay per step, and this run has few steps.
-    flamingo_decay: float = 1.0
-    queries: int = 160  # per task and number of shots in the evaluation
+    language_lr: float = 4e-3
+    media: int = 20_000  # images and videos from which Flamingo's samples are made
+    flamingo_steps: int = 900
+    flamingo_data: StepData = field(default_factory=StepData)  # per step
+    flamingo_lr: float = 4e-3
+    flamingo_decay: float = 0.3  # the paper has 0.1 and many more steps
+    queries: int = 128  # per task and number of shots in the evaluation
 
 
 RECIPES = {
@@ -73,8 +75,8 @@ RECIPES = {
     ),
     # A smoke test: everything runs, nothing is learned.
     "quick": Recipe(
-        vision_steps=6, vision_batch=32, language_steps=6, language_practice_steps=3, language_tokens=512, media=1200,
-        flamingo_steps=12, flamingo_data=StepData(24, 4, 4, 3, 3), queries=4,
+        vision_steps=6, vision_batch=32, vision_drawings=8, vision_bank=20, language_steps=6, language_practice_steps=3,
+        language_tokens=512, media=2400, flamingo_steps=12, flamingo_data=StepData(24, 4, 4), queries=4,
     ),
 }  # fmt: skip
 
@@ -115,18 +117,19 @@ def train_vision_encoder(run: Run, *, line: int | None = None) -> Stage:
     torch.manual_seed(run.seed)
     text = TextEncoder(TOKENIZER.vocab_size, d=96)
     model = ContrastiveModel(ViT(run.config.vision), d, text, d_text=96).to(run.device)
-    groups = parameter_groups(model.named_parameters(), recipe.vision_lr, 0.05)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+    optimizer = Muon(parameter_groups(model.named_parameters(), recipe.vision_lr, 0.05), betas=(0.9, 0.98), fused=True)
     stage = run.stage("vision", recipe.vision_steps, model=model, optimizer=optimizer)
+    bank = None if stage.finished else view_bank(recipe.vision_bank, 4, run.seed)
     for step in stage.steps(line=line):
         # After a while most images are easy to tell apart. Then each batch contains pairs that differ in one detail.
-        hard = step > 0.2 * recipe.vision_steps
-        images, captions = contrastive_batch(run.rng("vision", step), recipe.vision_batch, TOKENIZER, hard)
-        loss, right = model(PREPROCESS(images).to(run.device), captions.to(run.device))
+        rng, hard = run.rng("vision", step), step > 0.2 * recipe.vision_steps
+        images, captions = contrastive_batch(rng, recipe.vision_batch, TOKENIZER, hard)
+        pixels = np.concatenate([images, draw_views(rng, recipe.vision_drawings, bank)])
+        loss, right = model(PREPROCESS(pixels).to(run.device), captions.to(run.device))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        set_learning_rate(optimizer, learning_rate_factor(step, 50, recipe.vision_steps, cooldown=0.4))
+        set_learning_rate(optimizer, learning_rate_factor(step, 50, recipe.vision_steps, cooldown=0.5))
         optimizer.step()
         if step % 10 == 0:
             stage.log(step, loss=loss, accuracy=right)
@@ -139,18 +142,15 @@ def train_vision_encoder(run: Run, *, line: int | None = None) -> Stage:
 def draw_text(rng: random.Random, step: int, recipe: Recipe) -> tuple[torch.Tensor, torch.Tensor, bool]:
     """Token ids and labels (rows, length) of one step, and whether they are lookup practice.
 
-    The first steps are only lookup practice: find an earlier copy of this word, and predict what followed it there. In-context
-    learning needs this, and it is learned fastest alone. Later 12% of the steps repeat it, so that the LM does not lose it.
+    Lookup practice: find an earlier copy of this word, and predict what followed it there. In-context learning needs this. It
+    is learned fastest alone, so the first steps have nothing else. Later a quarter of the steps repeat it.
     """
-    first = step < recipe.language_practice_steps
-    practice = first or rng.random() < 0.12
-    length = rng.choice((64, 128) if practice else (64, 128, 256, 512))
+    practice = step < recipe.language_practice_steps or rng.random() < 0.25
+    length = rng.choice((64, 128, 256) if practice else (64, 128, 256, 512))
     words = [*TOKENIZER.words, *"abcdefghijklmnopqrstuvwxyz "]
-    # At first each answer follows its key directly. Later there are filler words between them.
-    filler = 0 if step < recipe.language_practice_steps * 2 // 3 else 5
 
     def document() -> Sample:
-        return lookup_practice(rng, words, filler, length) if practice else corpus_text(rng, length // 5)
+        return lookup_practice(rng, words, length) if practice else corpus_text(rng, length // 5)
 
     return *pack(document, recipe.language_tokens // length, length, TOKENIZER), practice
 
@@ -160,8 +160,7 @@ def train_language_model(run: Run, *, line: int | None = None) -> Stage:
     recipe = run.recipe
     torch.manual_seed(run.seed)
     lm = LM(run.config.lm).to(run.device)
-    groups = parameter_groups(lm.named_parameters(), recipe.language_lr, 0.01)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+    optimizer = Muon(parameter_groups(lm.named_parameters(), recipe.language_lr, 0.01), betas=(0.9, 0.98), fused=True)
     stage = run.stage("language", recipe.language_steps, lm=lm, optimizer=optimizer)
     for step in stage.steps(line=line):
         ids, labels, practice = draw_text(run.rng("language", step), step, recipe)
@@ -184,12 +183,11 @@ def train_flamingo(run: Run, vision: ViT, lm: LM) -> tuple[Stage, Flamingo]:
     recipe = run.recipe
     torch.manual_seed(run.seed)
     flamingo = Flamingo(run.config, vision, lm).to(run.device)
-    initialize_image_embedding(flamingo)  # as the list marker "-", which the LM knows
     parameters = [parameter for _, parameter in flamingo.trainable_parameters()]
     # The gates have a higher learning rate: they start at 0, and nothing reaches the LM until they open.
     lr = recipe.flamingo_lr
     groups = parameter_groups(flamingo.trainable_parameters(), lr, recipe.flamingo_decay, gate_lr=3 * lr)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=True)
+    optimizer = Muon(groups, betas=(0.9, 0.98), fused=True)
     stage = run.stage("flamingo", recipe.flamingo_steps, flamingo=flamingo, optimizer=optimizer)
     if stage.finished:
         return stage, flamingo
@@ -199,7 +197,7 @@ def train_flamingo(run: Run, vision: ViT, lm: LM) -> tuple[Stage, Flamingo]:
     flamingo.train()
     for step in stage.steps():
         # One batch of each dataset, cut into smaller batches of samples of similar length: less padding, same gradient.
-        samples = draw_step(pool, run.rng("flamingo", step), step, recipe.flamingo_data)
+        samples = draw_step(pool, run.rng("flamingo", step), recipe.flamingo_data)
         parts = [
             (name, share, batch)
             for name in samples
@@ -240,15 +238,13 @@ def evaluate(run: Run, flamingo: Flamingo) -> dict[str, dict]:
     tasks: dict[str, dict] = {}
     with worker_threads(run.device) as threads:
         # The longest prompts first, so that no thread waits long at the end.
-        cells = [(task, shots) for shots in reversed(SHOTS) for task in TASKS]
+        cells = sorted(((task, shots) for task in TASKS for shots in TASKS[task].shots), key=lambda cell: -count_shots(cell[1]))
         answers = threads.map(lambda cell: predict(flamingo, TOKENIZER, cases[cell[0]], cell[1]), cells)
-        bar = tqdm(zip(cells, answers), total=len(cells), desc="evaluation", file=sys.stderr, dynamic_ncols=True)
-        found = {cell: predictions for cell, predictions in bar}
+        found = dict(tqdm(zip(cells, answers), total=len(cells), desc="evaluation", file=sys.stderr, dynamic_ncols=True))
     for task in TASKS:
-        for shots in SHOTS:
+        for shots in TASKS[task].shots:
             for name, right in correct(task, found[task, shots], cases[task]).items():
-                chance = None if CHANCE[name] is None else 100 * CHANCE[name]
-                tasks.setdefault(name, {"chance": chance, "shots": {}})["shots"][shots] = accuracy(right)
+                tasks.setdefault(name, {"chance": TASKS[task].chance, "shots": {}})["shots"][shots] = accuracy(right)
     return tasks
 
 
@@ -316,9 +312,11 @@ def main(arguments: list[str] | None = None) -> dict:
     except OSError as error:
         raise SystemExit(f"cannot write to {run.out}: {error}. Choose another folder with --out.") from None
 
-    print(f"\naccuracy (%)  {''.join(f'{shots:>8}' for shots in SHOTS)}    shots")
+    columns = sorted({s for task in TASKS.values() for s in task.shots}, key=lambda s: (int(s.split("_")[0]), s))
+    print(f"\naccuracy (%)        {''.join(f'{shots:>8}' for shots in columns)}    shots")
     for task, entry in results["tasks"].items():
-        print(f"{task:14}" + "".join(f"{entry['shots'][shots]['score']:8.1f}" for shots in SHOTS))
+        scores = {shots: f"{cell['score']:.1f}" for shots, cell in entry["shots"].items()}
+        print(f"{task:20}" + "".join(f"{scores.get(shots, ''):>8}" for shots in columns))
     print(f"\n{results['seconds']['total'] / 60:.1f} minutes. The model, results.json and the figures are in {run.out}/")
     return results
 

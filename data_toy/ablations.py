@@ -1,14 +1,12 @@
 """Data and hyperparameters of `python -m minflamingo ablate` on the toy world. The loop is in minflamingo/recipes/ablate.py.
 
-Flamingo trains as in the last phase of `train_tiny.py`, but with smaller steps and without the first two phases, so that the
-whole table takes only a few hours. All rows of a seed train on the same samples. The score is the mean accuracy over six tasks:
+Flamingo trains as in `train_tiny.py`, but with smaller steps, so that the whole table takes only a few hours. All rows of a
+seed train on the same samples. The score is the mean accuracy over six tasks:
 `caption` (in the paper COCO), `vqa` (VQAv2), `naming_fact` (OKVQA), `video` (VATEX, MSVDQA), `task`, `binding_2way`.
 """
 
 import random
 from dataclasses import dataclass
-
-import torch
 
 from minflamingo.data.sample import Sample
 from minflamingo.evaluation.fewshot import predict
@@ -17,8 +15,8 @@ from minflamingo.flamingo import Flamingo
 from .evaluation_tasks import correct, queries
 from .media_pool import MediaPool, draw_media_pool, encode_media_pool
 from .mixture import LAMBDAS as LAMBDAS  # part of the interface, like RECIPE and the functions below
-from .mixture import P_NEXT, StepData, draw_everything
-from .words import LIST_MARKER, toy_tokenizer
+from .mixture import P_NEXT, StepData, draw_step
+from .words import toy_tokenizer
 
 TASKS = ("caption", "vqa", "naming", "video", "task", "binding_2way")
 
@@ -39,17 +37,6 @@ class Recipe:
 RECIPE = Recipe()
 
 
-@torch.no_grad()
-def initialize_image_embedding(flamingo: Flamingo) -> None:
-    """Set the embedding of `<image>` to that of the list marker "-".
-
-    In the LM's self-attention, `<image>` is one more token, and a 32-shot prompt has 32. The LM is pretrained on lists, so it
-    ignores a marker at the start of an entry. Without this initialisation, many facts and sums were wrong at 32 shots.
-    """
-    (marker,) = toy_tokenizer().encode(LIST_MARKER)
-    flamingo.added_embed.weight.copy_(flamingo.lm.embed.weight[marker])
-
-
 def media_pool(flamingo: Flamingo, seed: int) -> MediaPool:
     """The training pool, encoded by the frozen vision encoder."""
     return encode_media_pool(flamingo, draw_media_pool(RECIPE.media, seed))
@@ -57,7 +44,7 @@ def media_pool(flamingo: Flamingo, seed: int) -> MediaPool:
 
 def draw_batches(pool: MediaPool, rng: random.Random, p_next: float | None = None) -> dict[str, list[Sample]]:
     """{"documents", "pairs", "videos"}: the samples of one step. p_next: share of documents with each text before its image."""
-    return draw_everything(pool, rng, StepData(*RECIPE.step), P_NEXT if p_next is None else p_next)
+    return draw_step(pool, rng, StepData(*RECIPE.step), P_NEXT if p_next is None else p_next)
 
 
 def evaluate(flamingo: Flamingo, seed: int, shots: str) -> dict[str, float]:

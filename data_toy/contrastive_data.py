@@ -49,7 +49,7 @@ def hard_negative(rng: random.Random, scene: Scene) -> Scene:
         return replace(scene, **{name: other_value(rng, values[name], getattr(scene, name))})
     if scene.kind in ("sum", "number"):
         operands = list(scene.operands)
-        if rng.random() < 0.3:
+        if rng.random() < 0.3 and operands != operands[::-1]:
             return replace(scene, operands=tuple(operands[::-1]))
         i = rng.randrange(len(operands))
         operands[i] = other_value(rng, OPERATORS if operands[i] in OPERATORS else DIGITS, operands[i])

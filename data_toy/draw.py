@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .world import COLOURS, DIRECTIONS, VALUES, Scene, Video
+from .world import COLOURS, DIRECTIONS, HALVES, VALUES, Scene, Video
 
 IMAGE_SIZE = 48
 N_FRAMES = 4  # of a video
@@ -48,8 +48,12 @@ def to_channels(colour) -> np.ndarray:
     return np.array(colour, dtype=np.float32).reshape(3, 1, 1)  # broadcasts over a canvas
 
 
-def paint(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, x: int, y: int) -> None:
-    """Blend `colour` (3, 1, 1) into the canvas where `mask` (h, w) covers it. (x, y) is the top left corner of the mask."""
+def paint(canvas: np.ndarray, mask: np.ndarray, colour: np.ndarray, along: int, across: int, horizontal: bool = True) -> None:
+    """Blend `colour` (3, 1, 1) into the canvas where `mask` (h, w) covers it, with its top left corner at (along, across).
+
+    These are x and y in a horizontal arrangement, and y and x in a vertical one.
+    """
+    x, y = (along, across) if horizontal else (across, along)
     region = canvas[:, y : y + mask.shape[0], x : x + mask.shape[1]]  # a view: the next line changes the canvas
     region += mask * (colour - region)
 
@@ -114,8 +118,7 @@ def large_text(text: str, stroke: int) -> Image.Image:
 def digit_mask(character: str, height: int) -> np.ndarray:
     """A digit of this height, or an operator that fits digits of this height."""
     image = large_text(character, stroke=5)
-    if not character.isdigit():
-        height = round(0.65 * height)
+    height = height if character.isdigit() else round(0.65 * height)
     return to_mask(image, round(height * image.width / image.height), height)
 
 
@@ -126,12 +129,8 @@ def word_mask(word: str) -> np.ndarray:
     widths = [10 * letter.width / letter.height for letter in letters]
     factor = min(1.0, (BOARD_SIZE[0] - 5 - len(word)) / sum(widths))
     widths = [max(1, int(factor * width + 0.5)) for width in widths]
-    mask = np.zeros((10, sum(widths) + len(word) - 1), dtype=np.float32)
-    x = 0
-    for letter, width in zip(letters, widths):
-        mask[:, x : x + width] = to_mask(letter, width, 10)
-        x += width + 1  # one empty column between letters
-    return mask
+    masks = [to_mask(letter, width, 10) for letter, width in zip(letters, widths)]
+    return np.hstack([np.pad(mask, ((0, 0), (0, 1))) for mask in masks])[:, :-1]  # one empty column between letters
 
 
 @cache
@@ -185,8 +184,7 @@ def draw_things(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
         across = edge + between(rng, -1, 1)
         if scene.place in ("right", "bottom"):
             across = IMAGE_SIZE - size - across
-        x, y = (across, along) if scene.place in ("left", "right") else (along, across)
-        paint(canvas, mask, colour, x, y)
+        paint(canvas, mask, colour, along, across, horizontal=scene.place in HALVES)
 
 
 def draw_pair_or_row(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
@@ -196,20 +194,18 @@ def draw_pair_or_row(canvas: np.ndarray, scene: Scene, rng: random.Random) -> No
     sizes = [between(rng, smallest, largest) for _ in scene.things]
     for (colour, shape), size, along in zip(scene.things, sizes, positions_in_line(sizes, gap, rng)):
         across = (IMAGE_SIZE - size) // 2 + between(rng, -7, 7)
-        x, y = (across, along) if scene.relation == "above" else (along, across)
-        paint(canvas, shape_mask(shape, size), random_brightness(colour, rng), x, y)
+        paint(canvas, shape_mask(shape, size), random_brightness(colour, rng), along, across, scene.relation != "above")
 
 
-def top_or_bottom(scene: Scene, height: int, most: int, rng: random.Random) -> int:
-    """The first row of something `height` pixels high, at the top or bottom, 1 to `most` pixels from the border."""
-    offset = between(rng, 1, most)
+def top_or_bottom(scene: Scene, height: int, offset: int) -> int:
+    """The first row of something `height` pixels high, `offset` pixels from the top or bottom."""
     return offset if scene.place == "top" else IMAGE_SIZE - height - offset
 
 
 def draw_sign(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
     """A coloured board with a dark word on it."""
     width, height = BOARD_SIZE
-    x, y = between(rng, 1, IMAGE_SIZE - width - 1), top_or_bottom(scene, height, 6, rng)
+    x, y = between(rng, 1, IMAGE_SIZE - width - 1), top_or_bottom(scene, height, between(rng, 1, 6))
     paint(canvas, board_mask(), random_brightness(scene.colour, rng), x, y)
     word = word_mask(scene.word)
     x += (width - word.shape[1]) // 2 + between(rng, -1, 1)
@@ -227,7 +223,7 @@ def draw_sum(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
     if scene.kind == "number" and not three_digits:  # a short number can be anywhere in its half of the image
         shift = between(rng, 1, IMAGE_SIZE - 1 - (xs[-1] + masks[-1].shape[1] - xs[0])) - xs[0]
         xs = [x + shift for x in xs]
-    middle = top_or_bottom(scene, height, 23 - height, rng) + height // 2  # operators are centred vertically
+    middle = top_or_bottom(scene, height, between(rng, 1, 23 - height)) + height // 2  # operators are centred vertically
     for mask, x in zip(masks, xs):
         paint(canvas, mask, colour, x, middle - mask.shape[0] // 2)
 
@@ -253,9 +249,8 @@ RENDERERS = {
 def draw_video(video: Video, rng: random.Random) -> np.ndarray:
     """Render a video: uint8 (4, 48, 48, 3), from the start of the path to its end.
 
-    The path of the mover is in one half of the image, the still thing in the other. Only the order of the frames distinguishes
-    a direction from its opposite: with the same seed, "left" is "right" played backwards. A model that ignores time can only
-    guess.
+    The path of the mover is in one half of the image, the still thing in the other. With the same seed, "left" is "right"
+    played backwards, so a model that ignores the order of the frames can only guess the direction.
     """
     if video.direction not in DIRECTIONS:
         raise ValueError(f"video: unknown direction {video.direction!r}; choose one of {', '.join(DIRECTIONS)}")
@@ -271,16 +266,12 @@ def draw_video(video: Video, rng: random.Random) -> np.ndarray:
     distance = between(rng, 27, 29)
     start = between(rng, 1, IMAGE_SIZE - size - distance - 1)
     path = [start + round(distance * t / (N_FRAMES - 1)) for t in range(N_FRAMES)]
-    if video.direction in ("left", "up"):  # the same positions in the opposite order
-        path = path[::-1]
+    path = path[::-1] if video.direction in ("left", "up") else path  # the same positions in the opposite order
 
-    x, y = (still_along, still_across) if horizontal else (still_across, still_along)
-    paint(canvas, shape_mask(video.still[1], still_size), random_brightness(video.still[0], rng), x, y)
+    still_mask, still_colour = shape_mask(video.still[1], still_size), random_brightness(video.still[0], rng)
+    paint(canvas, still_mask, still_colour, still_along, still_across, horizontal)
     mask, colour = shape_mask(video.mover[1], size), random_brightness(video.mover[0], rng)
-    pixels = np.empty((N_FRAMES, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
-    for t, along in enumerate(path):
-        frame = canvas.copy()
-        x, y = (along, across) if horizontal else (across, along)
-        paint(frame, mask, colour, x, y)
-        pixels[t] = frame.transpose(1, 2, 0)
-    return pixels
+    frames = np.stack([canvas] * N_FRAMES)
+    for frame, along in zip(frames, path):
+        paint(frame, mask, colour, along, across, horizontal)
+    return np.ascontiguousarray(frames.astype(np.uint8).transpose(0, 2, 3, 1))

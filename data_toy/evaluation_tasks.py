@@ -1,13 +1,14 @@
-"""The ten few-shot tasks that `train_tiny.py` evaluates. All images are held-out cases, those of the support too.
+"""The few-shot tasks that `train_tiny.py` evaluates. All images are held-out cases, those of the support too.
 
-`binding` needs shots with images: nothing else defines a name. `task`, `ocr` and `arithmetic` need the texts of two shots:
-they show the question. With 0 shots, the prompt is only "Output:". In training, the answer to this prompt is usually a caption.
-So the model writes a caption, and accuracy is about 0. The other tasks need no shots. `naming` asks about the four held-out
-animals; its support shows the other twelve.
+`binding`, `any_name`, `noisy` and `rule` need shots with images: nothing else defines a name. `task`, `ocr` and `arithmetic`
+need the texts of two shots, which show the question. With 0 shots, their prompt is only "Output:". In training, the answer to
+this prompt is usually a caption. So the model writes a caption, and accuracy is about 0. The other tasks need no shots.
+`naming` asks about the four held-out animals; its support shows the other twelve.
 """
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 from minflamingo.evaluation.fewshot import Query
@@ -16,20 +17,45 @@ from . import shot_rows
 from .media_pool import MediaPool
 from .world import ANIMALS, COLOURS, DIGITS, DIRECTIONS, OPERATORS, SHAPES, SIGN_WORDS
 
-# The generator of each task. naming and naming_fact have the same queries: one answer, judged twice.
+SHOTS = ("0", "0_text", "1", "2", "4", "8", "32")  # 0_text, 4, 8 and 32 are in the paper
+
+
+@dataclass(frozen=True)
+class FewShotTask:
+    draw_row: Callable[..., list[shot_rows.Shot]]
+    shots: tuple[str, ...] = SHOTS
+    # Accuracy (%) of guessing an answer of the right type without an image. None: there are too many answers to count.
+    chance: float | None = None
+    open_ended: bool = True  # generate the answer. False: choose among the names of the prompt
+
+
+def binding(ways: int, shots: tuple[str, ...] = SHOTS, open_ended: bool = False, **options) -> FewShotTask:
+    return FewShotTask(partial(shot_rows.binding_row, ways=ways, split="test", **options), shots, 100 / ways, open_ended)
+
+
+MANY = ("2", "4", "8", "16")  # tasks in which a few shots do not settle the answer
 TASKS = {
-    "task": shot_rows.task_row,
-    "binding_2way": partial(shot_rows.binding_row, ways=2, split="test"),
-    "binding_4way": partial(shot_rows.binding_row, ways=4, split="test"),
-    "naming": partial(shot_rows.naming_row, split="test"),
-    **{name: getattr(shot_rows, f"{name}_row") for name in ("vqa", "ocr", "arithmetic", "video", "caption")},
+    "task": FewShotTask(shot_rows.task_row),
+    "binding_2way": binding(2),
+    "binding_4way": binding(4),
+    # 1, 2 and 4 shots of each drawing
+    "binding_novel_2way": binding(2, ("0", "2", "4", "8"), shown="drawing"),
+    "binding_novel_5way": binding(5, ("0", "5", "10", "20"), shown="drawing"),
+    # The name must be generated, letter by letter.
+    "any_name_2way": binding(2, ("2", "4"), open_ended=True),
+    "any_name_4way": binding(4, ("4", "8"), open_ended=True),
+    "any_name_novel_2way": binding(2, ("2", "4"), open_ended=True, shown="drawing"),
+    "any_name_novel_4way": binding(4, ("4", "8"), open_ended=True, shown="drawing"),
+    "binding_random": binding(5, MANY, in_rounds=False),
+    "noisy": binding(2, MANY, noise=0.25),
+    "rule": FewShotTask(partial(shot_rows.rule_row, split="test"), MANY, 50, open_ended=False),
+    "naming": FewShotTask(partial(shot_rows.naming_row, split="test"), chance=100 / len(ANIMALS)),  # also gives naming_fact
+    "vqa": FewShotTask(shot_rows.vqa_row),
+    "ocr": FewShotTask(shot_rows.ocr_row, chance=100 / len(SIGN_WORDS)),
+    "arithmetic": FewShotTask(shot_rows.arithmetic_row, chance=100 / (len(DIGITS) ** 2 * len(OPERATORS))),
+    "video": FewShotTask(shot_rows.video_row, chance=100 / (len(COLOURS) * len(SHAPES) * len(DIRECTIONS))),
+    "caption": FewShotTask(shot_rows.caption_row),
 }
-# Accuracy (0 to 1) of guessing an answer of the right type without an image. None: there are too many answers to count.
-CHANCE = {
-    "task": None, "binding_2way": 1 / 2, "binding_4way": 1 / 4, "naming": 1 / len(ANIMALS), "naming_fact": 1 / len(ANIMALS),
-    "vqa": None, "ocr": 1 / len(SIGN_WORDS), "arithmetic": 1 / (len(DIGITS) ** 2 * len(OPERATORS)),
-    "video": 1 / (len(COLOURS) * len(SHAPES) * len(DIRECTIONS)), "caption": None,
-}  # fmt: skip
 
 
 def queries(task: str, pool: MediaPool, n: int, seed: int, support: int = 32) -> list[Query]:
@@ -37,13 +63,13 @@ def queries(task: str, pool: MediaPool, n: int, seed: int, support: int = 32) ->
     made = []
     for i in range(n):
         rng = random.Random(f"exam {seed} {task} {i}")  # do not change this string: it seeds the data
-        *shots, query = TASKS[task](pool, rng, 2 * support + 1)  # twice as many shots: some are removed below
-        if query.choices is None:  # the support never contains the image of the query; `binding_row` takes care of that itself
-            shots = [shot for shot in shots if shot.medium != query.medium]
+        *shots, query = TASKS[task].draw_row(pool, rng, 2 * support + 1)  # twice as many shots: some are removed below
+        shots = [shot for shot in shots if shot.medium != query.medium]  # the support never contains the image of the query
         if task in ("ocr", "arithmetic"):  # 16 words, 32 held-out sums: a shot would often have the same answer
             shots = [shot for shot in shots if shot.answer != query.answer]
         shown = tuple((pool.media[shot.medium], shot.prompt + shot.answer + shot.fact) for shot in shots[:support])
-        made.append(Query(shown, pool.media[query.medium], query.prompt, query.answer + query.fact, query.choices))
+        choices = None if TASKS[task].open_ended else query.choices
+        made.append(Query(shown, pool.media[query.medium], query.prompt, query.answer + query.fact, choices))
     return made
 
 

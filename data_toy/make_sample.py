@@ -26,7 +26,7 @@ TASKS = ("task", "binding", "naming", "vqa", "ocr", "arithmetic", "video", "capt
 
 def small_pool() -> MediaPool:
     """A few training images of each kind, and one of every animal."""
-    pool = draw_media_pool(1000, seed=0)
+    pool = draw_media_pool(1500, seed=0)
     chosen = [i for kind, n in MEDIA.items() for i in pool.ids["kind", kind][:n]]
     chosen += [pool.ids["animal", name][0] for name in ANIMALS]
     return MediaPool([pool.scenes[i] for i in chosen], [pool.media[i] for i in chosen])
@@ -48,7 +48,7 @@ def draw_sample() -> dict[str, dict[str, Sample]]:
         return to_sample(row, pool, attend_next=k == 2)
 
     text = {f"{kind.__name__}-{k}": kind(rng_of(kind.__name__, k), 5) for kind in TEXT_KINDS for k in range(4)}
-    text |= {f"lookup_practice-{k}": lookup_practice(rng_of("lookup_practice", k), words, 3, length=40) for k in range(4)}
+    text |= {f"lookup_practice-{k}": lookup_practice(rng_of("lookup_practice", k), words, length=40) for k in range(4)}
     return {
         "pairs": {f"{kind}-{k}": captioned(kind, k) for kind, n in PAIRS.items() for k in range(n)},
         "videos": {f"video-{k}": captioned("video", k) for k in range(MEDIA["video"])},

@@ -20,12 +20,15 @@ from minflamingo.flamingo import Flamingo
 
 from . import world
 from .draw import draw, draw_video
-from .words import attributes
+from .drawings import draw_drawing, random_design
+from .words import ATTRIBUTES, attributes
 from .world import COLOURS, PLACES, SHAPES, Scene, Video, held_out
 
 PREPROCESS = ImagePreprocessor(size=48)
 # Relative frequency of each kind in a pool; difficult kinds are frequent. "single": "things" with count 1, for made-up names.
-FREQUENCIES = {"single": 4, "things": 4, "pair": 4, "row": 1, "sign": 3, "sum": 5, "animal": 2, "video": 6}
+FREQUENCIES = {
+    "single": 3, "things": 3, "pair": 4, "row": 4, "sign": 3, "sum": 5, "animal": 2, "drawing": 8, "video": 5,
+}  # fmt: skip
 
 
 def distinct_things(rng: random.Random, n: int) -> tuple[tuple[str, str], ...]:
@@ -37,38 +40,39 @@ def draw_until_allowed(make: Callable[[], Scene | Video], split: str | None) -> 
     """Repeat `make()` until this split may show the scene. None: any; "test": held out (or an animal); else not held out."""
     while True:
         scene = make()
-        is_animal = isinstance(scene, Scene) and scene.kind == "animal"
-        if split is None or is_animal or held_out(scene) == (split == "test"):
+        if split is None or scene.kind == "animal" or held_out(scene) == (split == "test"):
             return scene
 
 
 def random_scene(rng: random.Random, kind: str, split: str | None = None) -> Scene | Video:
     """A random scene of this kind that may be in this split."""
-    return draw_until_allowed(lambda: _any_scene(rng, kind), split)
 
-
-def _any_scene(rng: random.Random, kind: str) -> Scene | Video:
-    colour, place = rng.choice(list(COLOURS)), rng.choice(PLACES)
-    if kind in ("single", "things"):
-        count = 1 if kind == "single" else rng.choice(world.COUNTS)
-        return Scene("things", colour=colour, shape=rng.choice(SHAPES), count=count, place=place)
-    if kind == "sign":
-        return Scene(kind, colour=colour, word=rng.choice(world.SIGN_WORDS), place=rng.choice(world.HALVES))
-    if kind in ("sum", "number"):
+    def any_scene() -> Scene | Video:
+        colour, place = rng.choice(list(COLOURS)), rng.choice(PLACES)
+        if kind in ("single", "things"):
+            count = 1 if kind == "single" else rng.choice(world.COUNTS)
+            return Scene("things", colour=colour, shape=rng.choice(SHAPES), count=count, place=place)
+        if kind == "sign":
+            return Scene(kind, colour=colour, word=rng.choice(world.SIGN_WORDS), place=rng.choice(world.HALVES))
         if kind == "sum":
             operands = (rng.choice(world.DIGITS), rng.choice(world.OPERATORS), rng.choice(world.DIGITS))
-        else:
+            return Scene(kind, colour=colour, operands=operands, place=rng.choice(world.HALVES))
+        if kind == "number":
             operands = tuple(rng.choices(world.DIGITS, k=rng.choice((1, 2, 3, 3))))
-        return Scene(kind, colour=colour, operands=operands, place=rng.choice(world.HALVES))
-    if kind == "animal":
-        return Scene(kind, name=rng.choice(world.ANIMALS))
-    if kind == "pair":
-        return Scene(kind, things=distinct_things(rng, 2), relation=rng.choice(world.RELATIONS))
-    if kind == "row":
-        return Scene(kind, things=distinct_things(rng, 3))
-    if kind == "video":
-        return Video(*distinct_things(rng, 2), rng.choice(world.DIRECTIONS))
-    raise ValueError(f"unknown kind of scene {kind!r}; choose one of {', '.join(FREQUENCIES)}")
+            return Scene(kind, colour=colour, operands=operands, place=rng.choice(world.HALVES))
+        if kind == "animal":
+            return Scene(kind, name=rng.choice(world.ANIMALS))
+        if kind == "drawing":
+            return Scene(kind, name=random_design(rng, split))
+        if kind == "pair":
+            return Scene(kind, things=distinct_things(rng, 2), relation=rng.choice(world.RELATIONS))
+        if kind == "row":
+            return Scene(kind, things=distinct_things(rng, 3))
+        if kind == "video":
+            return Video(*distinct_things(rng, 2), rng.choice(world.DIRECTIONS))
+        raise ValueError(f"unknown kind of scene {kind!r}; choose one of {', '.join(FREQUENCIES)}")
+
+    return draw_until_allowed(any_scene, split)
 
 
 @dataclass
@@ -76,7 +80,7 @@ class MediaPool:
     """`media[i]` shows `scenes[i]`: uint8 pixels (T, H, W, C), or features of the vision encoder (T, S, D).
 
     `ids` maps a key to the indices of all media with it. The keys are ("kind", kind), ("attribute", name), ("animal", name),
-    ("single", (colour, shape)), ("mover", (colour, shape)).
+    ("single", (colour, shape)), ("mover", (colour, shape)), ("drawing", design), and of things ("colour", colour) and so on.
     """
 
     scenes: list[Scene | Video]
@@ -85,7 +89,17 @@ class MediaPool:
     def __post_init__(self):
         self.ids: dict[tuple, list[int]] = {}
         for i, scene in enumerate(self.scenes):
-            for key in keys_of(scene):
+            keys = [("kind", scene.kind)]
+            if scene.kind == "video":
+                keys.append(("mover", scene.mover))
+            elif scene.kind in ("animal", "drawing"):
+                keys.append((scene.kind, scene.name))
+            else:
+                keys += [("attribute", name) for name in attributes(scene)]
+            if scene.kind == "things":
+                keys += [(name, getattr(scene, name)) for name in ATTRIBUTES["things"]]
+                keys += [("single", (scene.colour, scene.shape))] * (scene.count == 1)
+            for key in keys:
                 self.ids.setdefault(key, []).append(i)
 
     def having(self, *key: object) -> list[int]:
@@ -94,17 +108,9 @@ class MediaPool:
             raise ValueError(f"this media pool of {len(self.scenes)} has nothing with the key {key}; draw a larger pool")
         return self.ids[key]
 
-
-def keys_of(scene: Scene | Video) -> list[tuple]:
-    """The keys under which a pool finds a scene."""
-    if isinstance(scene, Video):
-        return [("kind", "video"), ("mover", scene.mover)]
-    keys = [("kind", scene.kind), *(("attribute", name) for name in attributes(scene))]
-    if scene.kind == "animal":
-        keys.append(("animal", scene.name))
-    if scene.count == 1:
-        keys.append(("single", (scene.colour, scene.shape)))
-    return keys
+    def values(self, kind: str) -> list:
+        """All values v for which the pool has media with the key (kind, v), for example all movers."""
+        return [key[1] for key in self.ids if key[0] == kind and len(key) == 2]
 
 
 def draw_media_pool(size: int, seed: int, split: str = "train") -> MediaPool:
@@ -112,7 +118,18 @@ def draw_media_pool(size: int, seed: int, split: str = "train") -> MediaPool:
     rng = random.Random(f"album {seed} {split}")  # do not change this string: it seeds the data
     kinds = rng.choices(list(FREQUENCIES), weights=list(FREQUENCIES.values()), k=size)
     scenes = [random_scene(rng, kind, split) for kind in kinds]
-    return MediaPool(scenes, [draw_video(s, rng) if isinstance(s, Video) else draw(s, rng)[None] for s in scenes])
+    # Several views of each design: every fourth drawing has a new one.
+    designs = [scene for scene in scenes if scene.kind == "drawing"]
+    shown = iter(designs[: len(designs) // 4 + 1] * 4)
+    scenes = [next(shown) if scene.kind == "drawing" else scene for scene in scenes]
+    return MediaPool(scenes, [render(scene, rng) for scene in scenes])
+
+
+def render(scene: Scene | Video, rng: random.Random) -> np.ndarray:
+    """The pixels (T, 48, 48, 3) of any scene or video."""
+    if scene.kind == "video":
+        return draw_video(scene, rng)
+    return (draw_drawing(scene.name, rng) if scene.kind == "drawing" else draw(scene, rng))[None]
 
 
 @torch.no_grad()

@@ -14,27 +14,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from minflamingo.data.sample import EOC, NoLoss, Sample, is_medium
+from minflamingo.data.sample import EOC, NoLoss, Sample
 
-from .media_pool import MediaPool, distinct_things
+from .media_pool import MediaPool
 from .words import ATTRIBUTES, attributes, caption, fact, questions
-from .world import ANIMALS, COUNTRIES, HELD_OUT_ANIMALS, MADE_UP_NAMES, TEXT_ONLY_ANIMALS
+from .world import ANIMALS, COUNTRIES, HELD_OUT_ANIMALS, TEXT_ONLY_ANIMALS, VALUES, made_up_names
 
 
 @dataclass(frozen=True)
 class Shot:
     """One image or video with its text: <image>prompt answer fact<EOC>. `medium` is its index in the media pool."""
 
-    medium: int | None  # None, in training: another text about the previous medium
+    medium: int
     prompt: str
     answer: str
     choices: tuple[str, ...] | None = None  # close-ended: the possible answers
     fact: str = ""  # of `naming`: a sentence after the answer
-    fact_medium: int | None = None  # of `naming`, in training: an image between answer and fact
     # What carries loss in training. The prompt never does: the image does not determine the question.
-    answer_loss: bool = True
-    fact_loss: bool = True
-    eoc_loss: bool = True
+    loss: tuple[str, ...] = ("answer", "fact", "eoc")
 
 
 def task_row(pool: MediaPool, rng: random.Random, n: int, attribute: str | None = None) -> list[Shot]:
@@ -58,48 +55,67 @@ def caption_row(pool: MediaPool, rng: random.Random, n: int, kinds: Sequence[str
     return [Shot(i, "Output:", " " + caption(pool.scenes[i])) for i in ids]
 
 
-def vqa_row(
-    pool: MediaPool, rng: random.Random, n: int, kinds: Sequence[str] = ("things", "things", "pair", "sign"), per_image: int = 1
-) -> list[Shot]:
-    """Questions about `n` images. per_image: in training, up to this many questions about each, one chunk per question."""
+def vqa_row(pool: MediaPool, rng: random.Random, n: int, kinds: Sequence[str] = ("things", "things", "pair", "sign")):
     shots = []
     for _ in range(n):
         i = rng.choice(pool.having("kind", rng.choice(kinds)))
-        possible = questions(pool.scenes[i])
-        for k, (question, answer) in enumerate(rng.sample(possible, min(per_image, len(possible)))):
-            shots.append(Shot(None if k else i, f"Question: {question} Answer:", " " + answer))
+        question, answer = rng.choice(questions(pool.scenes[i]))
+        shots.append(Shot(i, f"Question: {question} Answer:", " " + answer))
     return shots
+
+
+def named_row(rng: random.Random, media: Sequence[int], labels: Sequence[int], split: str) -> list[Shot]:
+    """Shots with made-up names: medium i has name number labels[i].
+
+    In half of the rows the text is "This is a dak.", in the others only the name. The first mention of a name carries no loss:
+    it is not predictable.
+    """
+    names = made_up_names(rng, max(labels) + 1, split)
+    prompt, answer = ("", " {}") if rng.random() < 0.5 else ("This is a", " {}.")
+    choices = tuple(answer.format(name) for name in names)
+    shots = [Shot(medium, prompt, choices[k], choices) for medium, k in zip(media, labels)]
+    return [shot if k in labels[:i] else replace(shot, loss=("eoc",)) for i, (shot, k) in enumerate(zip(shots, labels))]
 
 
 def binding_row(
-    pool: MediaPool, rng: random.Random, n: int, ways: int | None = None, split: str = "train", shown: str = "single"
-) -> list[Shot]:
-    """Made-up names of `ways` things. Each round of shots shows every thing once, in random order; the last shot is the query.
+    pool: MediaPool, rng: random.Random, n: int, ways: int | None = None, split: str = "train", shown: str = "single",
+    in_rounds: bool = True, noise: float = 0.0,
+) -> list[Shot]:  # fmt: skip
+    """Made-up names of `ways` things. The last shot is the query.
 
-    shown: "single" (the thing is alone in an image) or "mover" (it is the moving thing of a video).
+    shown: what has names. "single": things that are alone in an image; "mover": moving things of videos; "drawing": designs.
+    in_rounds: each round of shots shows every thing once, in random order, so after one round all names are known. Without it
+        each shot shows a random thing.
+    noise: this share of the shots (never the query) has the name of another thing.
     """
-    ways = ways or rng.choice((2, 3, 4))
-    for _ in range(10_000):  # a small pool, or one for evaluation, does not contain every thing
-        things = distinct_things(rng, ways)
-        if all((shown, thing) in pool.ids for thing in things):
-            break
-    else:
-        raise ValueError(f"this media pool of {len(pool.scenes)} has no {ways} different {shown} things; draw a larger pool")
-    names = rng.sample(MADE_UP_NAMES[split], ways)
-    prompt, answer = ("", "{}") if rng.random() < 0.5 else ("This is a", " {}.")
-    choices = tuple(answer.format(name) for name in names)
-    rounds = -(-(n - 1) // ways)  # rounded up
-    order = [k for _ in range(rounds) for k in rng.sample(range(ways), ways)][: n - 1] + [rng.randrange(ways)]
-    shots = []
-    for i, k in enumerate(order):
-        medium = rng.choice(pool.having(shown, things[k]))
-        # The first mention of a name carries no loss: it is not predictable.
-        shots.append(Shot(medium, prompt, choices[k], choices, answer_loss=k in order[:i]))
+    ways = ways or rng.choice((2, 3, 4, 5))
+    things = rng.sample(pool.values(shown), ways)
+    while shown != "drawing" and any(len(set(part)) < ways for part in zip(*things)):  # no two have the same colour or shape
+        things = rng.sample(pool.values(shown), ways)
+    rounds = [rng.sample(range(ways), ways) for _ in range(n // ways + 1)]
+    order = [k for one in rounds for k in one][: n - 1] if in_rounds else rng.choices(range(ways), k=n - 1)
+    order.append(rng.randrange(ways))
+    query = rng.choice(pool.having(shown, things[order[-1]]))
+    media = [rng.choice(pool.having(shown, things[k])) for k in order[:-1]] + [query]
     if split == "test":  # the support does not contain the image of the query: a name belongs to a thing, not to one image
-        query = shots[-1].medium
         others = [i for i in pool.having(shown, things[order[-1]]) if i != query] or [query]
-        shots[:-1] = [replace(shot, medium=rng.choice(others)) if shot.medium == query else shot for shot in shots[:-1]]
-    return shots
+        media[:-1] = [rng.choice(others) if i == query else i for i in media[:-1]]
+    labels = [(k + rng.randrange(1, ways)) % ways if rng.random() < noise else k for k in order[:-1]] + order[-1:]
+    return named_row(rng, media, labels, split)
+
+
+noisy_row = partial(binding_row, ways=2, noise=0.25)
+
+
+def rule_row(pool: MediaPool, rng: random.Random, n: int, split: str = "train") -> list[Shot]:
+    """Two names for two values of one attribute: for example, whatever is red is a dak, whatever is blue is a fep.
+
+    Images differ in four attributes. A few shots do not show which of them decides.
+    """
+    attribute = rng.choice(ATTRIBUTES["things"])
+    values = rng.sample(list(VALUES["things"][attribute]), 2)
+    labels = [rng.randrange(2) for _ in range(n)]
+    return named_row(rng, [rng.choice(pool.having(attribute, values[k])) for k in labels], labels, split)
 
 
 def unrelated_medium(pool: MediaPool, rng: random.Random, country: str | None = None) -> int:
@@ -111,68 +127,40 @@ def unrelated_medium(pool: MediaPool, rng: random.Random, country: str | None = 
             return i
 
 
-def sums_text_row(pool: MediaPool, rng: random.Random, n: int) -> list[Shot]:
-    """Training only: "3x6=" -> "18" as text next to an unrelated image. Only sums that training images may show."""
-    ids = rng.choices(pool.having("kind", "sum"), k=n)
-    sums = [attributes(pool.scenes[i])["sum"].partition("=") for i in ids]
-    return [Shot(unrelated_medium(pool, rng), f"Output: {left}=", result) for left, _, result in sums]
-
-
 def naming_row(pool: MediaPool, rng: random.Random, n: int, split: str = "train") -> list[Shot]:
     """The name of an animal and the fact about it. In the test, the query shows a held-out animal, the support the others.
 
     Flamingo must recognise the animal and leave the fact to the LM. If it learned to predict facts from images, it would fail
-    for held-out animals. So a fact carries loss only next to an unrelated image, `*`. In training there are four kinds of shots
-    (text in brackets carries no loss):
+    for held-out animals. So a fact carries loss only next to an unrelated image `*`. Training has three kinds of shots (text in
+    brackets carries no loss):
 
         <image> yak. [They are …]<EOC>    animals that are not held out
-        <image> yak. * They are …<EOC>    the same, in half of the rows
         <image> koala.[<EOC>]             held-out animals. With loss, Flamingo would learn that no fact follows their names.
-        * [sloth.] They are …<EOC>        animals that only texts mention: a third of all shots. No image shows this name.
+        * [sloth.] They are …<EOC>        animals that only texts mention: no image shows this name
     """
-    separate = split == "train" and rng.random() < 0.5
-    names = rng.choices(ANIMALS if split == "train" else sorted(set(ANIMALS) - set(HELD_OUT_ANIMALS)), k=n)
-    if split == "test":
-        names[-1] = rng.choice(HELD_OUT_ANIMALS)
     shots = []
-    for name in names:
-        if split == "train" and rng.random() < 1 / 3:
+    for i in range(n):
+        if split == "train" and rng.random() < 0.4:
             name = rng.choice(list(TEXT_ONLY_ANIMALS))
             medium = unrelated_medium(pool, rng, TEXT_ONLY_ANIMALS[name])
-            shots.append(Shot(medium, "This is a", f" {name}.", fact=fact(name), answer_loss=False))
+            shots.append(Shot(medium, "This is a", f" {name}.", fact=fact(name), loss=("fact", "eoc")))
             continue
-        shot = Shot(rng.choice(pool.having("animal", name)), "This is a", f" {name}.", fact=fact(name), fact_loss=False)
-        if split == "train" and name in HELD_OUT_ANIMALS:
-            shot = replace(shot, fact="", eoc_loss=False)
-        elif separate:
-            shot = replace(shot, fact_medium=unrelated_medium(pool, rng, COUNTRIES[name]), fact_loss=True)
-        shots.append(shot)
+        known = ANIMALS if split == "train" else HELD_OUT_ANIMALS if i == n - 1 else sorted({*ANIMALS} - {*HELD_OUT_ANIMALS})
+        shot = Shot(rng.choice(pool.having("animal", name := rng.choice(known))), "This is a", f" {name}.", fact=fact(name))
+        hidden = split == "train" and name in HELD_OUT_ANIMALS
+        shots.append(replace(shot, fact="", loss=("answer",)) if hidden else replace(shot, loss=("answer", "eoc")))
     return shots
 
 
-def to_sample(row: list[Shot], pool: MediaPool, attend_next: bool = False, markers: Sequence[str] = ()) -> Sample:
+def to_sample(row: list[Shot], pool: MediaPool, attend_next: bool = False) -> Sample:
     """A row of shots as an interleaved document: <image>text<EOC><image>text<EOC>…
 
     attend_next: each text comes BEFORE its image, text<EOC><image>…: on the web either order occurs (the paper's p_next).
-    markers: the first shots have these list markers instead of their images, and carry no loss. So a document is as long as a
-        32-shot prompt, with few images. Only images define a made-up name: its first mention after the markers has no loss.
     """
-    pieces, mentioned = [], set()
-    for marker, shot in zip(markers, row):
-        pieces += [NoLoss(marker), NoLoss(shot.prompt + shot.answer + shot.fact), NoLoss(EOC)]
-    for shot in row[len(markers) :]:
-        if shot.medium is None and (attend_next or not any(map(is_medium, pieces))):
-            continue  # its text would attend to an image that it is not about
-        image = [] if shot.medium is None else [pool.media[shot.medium]]
-        text = [NoLoss(shot.prompt)] if shot.prompt else []
-        predictable = not markers or shot.choices is None or shot.answer in mentioned
-        text.append(shot.answer if shot.answer_loss and predictable else NoLoss(shot.answer))
-        mentioned.add(shot.answer)
-        separated = shot.fact_medium is not None
-        if separated and not attend_next:  # with attend_next, the name would attend to this image
-            text.append(pool.media[shot.fact_medium])
-        if shot.fact:  # with attend_next, a fact that should be separated is next to the animal's own image: no loss
-            text.append(shot.fact if shot.fact_loss and not (separated and attend_next) else NoLoss(shot.fact))
-        text.append(EOC if shot.eoc_loss else NoLoss(EOC))
+    pieces = []
+    for shot in row:
+        parts = {"prompt": shot.prompt, "answer": shot.answer, "fact": shot.fact, "eoc": EOC}
+        text = [part if name in shot.loss else NoLoss(part) for name, part in parts.items() if part != ""]
+        image = [pool.media[shot.medium]]
         pieces += text + image if attend_next else image + text
     return Sample(pieces, attend_next=attend_next)

@@ -9,7 +9,6 @@ define these names, and the rule of `memes`. In the other tasks, shots only show
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache, partial
 
 import numpy as np
@@ -20,13 +19,13 @@ from minflamingo.evaluation.task import Example, Task, Template
 from .draw import draw, draw_video
 from .media_pool import distinct_things, draw_until_allowed, random_scene
 from .words import caption, questions
-from .world import COLOURS, DIRECTIONS, HALVES, MADE_UP_NAMES, PLACES, SHAPES, Scene, Video, held_out
+from .world import COLOURS, DIRECTIONS, HALVES, PLACES, SHAPES, Scene, Video, held_out, made_up_names
 
 SPLITS = ("train", "validation", "test")
 # `memes`: the colours that fit each word. With these six words, held-out signs occur in both places and with both answers.
 WARM, COLD = ("red", "orange", "yellow"), ("green", "cyan", "blue")
 FITTING = {"stop": WARM, "cafe": WARM, "food": WARM, "park": COLD, "bus": COLD, "zoo": COLD}
-UNANSWERABLE = "nul"  # short, because the tokenizer spells it: the task is not about spelling
+UNANSWERABLE = "nah"  # short, because the tokenizer spells it: the task is not about spelling
 N_ANSWERS = 10  # per question, as in VQAv2; here they are all equal
 # Names that seed the random numbers of a benchmark, if they differ from its name. They are part of the definition of the data.
 SEED_NAMES = {"poor_images": "poor_pictures", "memes": "clashes"}
@@ -45,8 +44,8 @@ def things_and_names(task: str) -> tuple[tuple[tuple[str, str], ...], tuple[str,
         if all(len(both) == 2 for both in splits):
             break
     while True:
-        names = tuple(rng.sample(MADE_UP_NAMES["test"], 8))
-        if all(len({name[place] for name in (UNANSWERABLE, *names)}) == 9 for place in (0, 2)):
+        names = made_up_names(rng, 8, "test")
+        if all(len({name[place : place + 1].lower() for name in (UNANSWERABLE, *names)}) == 9 for place in (0, 2)):
             return things, names
 
 
@@ -55,30 +54,24 @@ def single_thing(split: str, rng: random.Random, thing: tuple[str, str]) -> Scen
     return draw_until_allowed(lambda: Scene("things", colour=colour, shape=shape, count=1, place=rng.choice(PLACES)), split)
 
 
-@dataclass(frozen=True)
-class Item:
-    """An example without its key. `render(rng)` returns pixels."""
-
-    render: Callable[[random.Random], np.ndarray]
-    answers: tuple[str, ...]
-    fields: dict[str, str] = field(default_factory=dict)
-    choices: tuple[str, ...] | None = None
+# What follows the key of an `Example`: a function rng -> pixels, the answers, and (in some tasks) the fields and the choices.
+Item = tuple
 
 
 def captions(split: str, rng: random.Random) -> Item:
     scene = random_scene(rng, rng.choice(("things", "pair", "row")), split)
-    return Item(partial(draw, scene), (caption(scene),))
+    return partial(draw, scene), (caption(scene),)
 
 
 def video_captions(split: str, rng: random.Random) -> Item:
     video = random_scene(rng, "video", split)
-    return Item(partial(draw_video, video), (caption(video),))
+    return partial(draw_video, video), (caption(video),)
 
 
 def vqa(split: str, rng: random.Random) -> Item:
     scene = random_scene(rng, rng.choice(("things", "things", "pair", "sign")), split)
     question, answer = rng.choice(questions(scene))
-    return Item(partial(draw, scene), (answer,) * N_ANSWERS, {"question": question})
+    return partial(draw, scene), (answer,) * N_ANSWERS, {"question": question}
 
 
 def poor_images(split: str, rng: random.Random) -> Item:
@@ -87,7 +80,7 @@ def poor_images(split: str, rng: random.Random) -> Item:
     k = rng.randrange(len(things))
     scene, lost = single_thing(split, rng, things[k]), rng.random() < 0.3
     answers = (UNANSWERABLE if lost else names[k],) * N_ANSWERS
-    return Item(lambda image_rng: degrade(draw(scene, image_rng), image_rng, lost), answers)
+    return lambda image_rng: degrade(draw(scene, image_rng), image_rng, lost), answers
 
 
 def degrade(pixels: np.ndarray, rng: random.Random, lost: bool) -> np.ndarray:
@@ -114,7 +107,7 @@ def video_questions(split: str, rng: random.Random) -> Item:
         still = rng.choice([c for c in COLOURS if c != colour]), rng.choice([s for s in SHAPES if s != shape])
         return Video(things[k], still, rng.choice(DIRECTIONS))
 
-    return Item(partial(draw_video, draw_until_allowed(make, split)), (names[k],))
+    return partial(draw_video, draw_until_allowed(make, split)), (names[k],)
 
 
 def dialogue(split: str, rng: random.Random) -> Item:
@@ -123,7 +116,7 @@ def dialogue(split: str, rng: random.Random) -> Item:
     k, first = rng.randrange(len(things)), rng.randrange(2)
     scene = single_thing(split, rng, things[k])
     answers = names[2 * k + first], names[2 * k + 1 - first]
-    return Item(partial(draw, scene), answers, {"history": f" {scene.place}."}, tuple(rng.sample(names, len(names))))
+    return partial(draw, scene), answers, {"history": f" {scene.place}."}, tuple(rng.sample(names, len(names)))
 
 
 def steps(split: str, rng: random.Random) -> Item:
@@ -132,12 +125,12 @@ def steps(split: str, rng: random.Random) -> Item:
     turned = rng.choice(("up", "down") if first.direction in ("left", "right") else ("left", "right"))
     second = Video(first.mover, first.still, turned)
     answers = (f"{caption(first)}, {caption(second)}",)
-    return Item(lambda image_rng: np.concatenate([draw_video(video, image_rng) for video in (first, second)]), answers)
+    return lambda image_rng: np.concatenate([draw_video(video, image_rng) for video in (first, second)]), answers
 
 
 def reading(split: str, rng: random.Random) -> Item:
     scene = random_scene(rng, "sign", split)
-    return Item(partial(draw, scene), (scene.word,) * N_ANSWERS)
+    return partial(draw, scene), (scene.word,) * N_ANSWERS
 
 
 def memes(split: str, rng: random.Random) -> Item:
@@ -149,7 +142,7 @@ def memes(split: str, rng: random.Random) -> Item:
         colour = rng.choice([c for c in (*WARM, *COLD) if (c in FITTING[word]) == fits])
         return Scene("sign", colour=colour, word=word, place=rng.choice(HALVES))
 
-    return Item(partial(draw, draw_until_allowed(make, split)), ("yes" if fits else "no",), choices=("yes", "no"))
+    return partial(draw, draw_until_allowed(make, split)), ("yes" if fits else "no",), {}, ("yes", "no")
 
 
 OUTPUT, QUESTION, NAME = Template("Output:"), Template("Question: {question} Answer:"), Template("This is a", " {answer}.")
@@ -175,13 +168,13 @@ def clean(text: str) -> str:
 def example(task: str, split: str, number: int) -> Example:
     """Example `number` of a split, always the same one. Its pixels are rendered when `media()` is called."""
     stream = f"suite 0 {SEED_NAMES.get(task, task)} {split} {number}"
-    item = SUITE[task][0](split, random.Random(stream))
+    render, *answers_fields_choices = SUITE[task][0](split, random.Random(stream))
 
     def media() -> object:
-        pixels = item.render(random.Random(f"paint {stream}"))
+        pixels = render(random.Random(f"paint {stream}"))
         return list(pixels) if pixels.ndim == 4 else pixels
 
-    return Example(f"{split}-{number}", media, item.answers, item.fields, item.choices)
+    return Example(f"{split}-{number}", media, *answers_fields_choices)
 
 
 def suite(split: str = "test", queries: int = 128, support: int = 512) -> dict[str, Task]:

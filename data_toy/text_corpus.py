@@ -4,7 +4,7 @@
    the answer is `two`. To lower the loss, the LM must look up the answer after the same key: the induction circuit (Olsson et
    al. 2022). In-context learning with images uses it later. Keys are in random order, so copying from a fixed distance fails.
 2. `corpus_text`: texts about the toy world in the formats of the tasks, sometimes with a description where an image will be
-   (" a red circle" "Output: red"); facts about animals; sums. Half of them are lists with a marker before each entry.
+   (" a red circle" "Output: red"); facts about animals; sums.
 
 Only IMAGES of held-out cases are held out. The corpus has all colours, sums and facts, but no made-up name of the test.
 """
@@ -14,25 +14,31 @@ import random
 from minflamingo.data.sample import EOC, NoLoss, Sample
 
 from .media_pool import distinct_things, random_scene
-from .words import ATTRIBUTES, attributes, caption, fact, list_markers, questions, sum_text
-from .world import ANIMALS, CONSONANTS, DIGITS, MADE_UP_NAMES, OPERATORS, TEXT_ONLY_ANIMALS
+from .words import ATTRIBUTES, attributes, caption, fact, questions, sum_text
+from .world import ACCENTED, ANIMALS, CONSONANTS, DIGITS, OPERATORS, TEXT_ONLY_ANIMALS, VOWELS, made_up_names
+
+LETTERS = [*CONSONANTS, *VOWELS, *CONSONANTS.upper(), *VOWELS.upper(), *ACCENTED]
 
 
-def lookup_practice(rng: random.Random, words: list[str], longest_filler: int, length: int) -> Sample:
+def lookup_practice(rng: random.Random, words: list[str], length: int) -> Sample:
     """A document of keys and answers, about `length` tokens long. Only answers whose key occurred before carry loss.
 
-    Between key and answer are up to `longest_filler` words, the same in the whole document: practice for "This is a". Answers
-    have up to three tokens: practice for made-up names, which the tokenizer spells.
+    In half of the documents, answers are one to three words. In the others they are 2 to 8 random letters: the LM learns to
+    copy any name that a person may type. With few different letters, it must compare several to find the place to copy from.
     """
-    n_keys, width = rng.randint(3, 7), rng.choice((1, 1, 2, 3))
-    filler = [NoLoss(word) for word in rng.sample(words, rng.randint(0, longest_filler))]
+    n_keys, width = rng.randint(2, 7), rng.choice((1, 1, 2, 3))
     keys = rng.sample(words, n_keys)
-    answers = [rng.sample(words, width) for _ in keys]
+    if rng.random() < 0.5:
+        answers = [rng.sample(words, width) for _ in keys]
+    else:
+        letters = rng.sample(LETTERS, rng.choice((4, 8, 16, len(LETTERS))))
+        answers = [[" " + "".join(rng.choices(letters, k=rng.randint(2, 8))), *rng.choice((["."], []))] for _ in keys]
+        width = 7
     pieces, seen = [], set()
-    for _ in range(length // (width + len(filler) + 2)):
+    for _ in range(max(2 * n_keys, length // (width + 2))):
         k = rng.randrange(n_keys)
         answer = answers[k] if k in seen else map(NoLoss, answers[k])
-        pieces += [NoLoss(keys[k]), *filler, *answer, NoLoss(EOC)]
+        pieces += [NoLoss(keys[k]), *answer, NoLoss(EOC)]
         seen.add(k)
     return Sample(pieces)
 
@@ -58,11 +64,8 @@ def naming_text(rng: random.Random, chunks: int) -> Sample:
 
 def binding_text(rng: random.Random, chunks: int) -> Sample:
     """ "a red circle" "This is a dak.": a description instead of the image, then a name made up for this document."""
-    ways, names = rng.randint(2, 6), MADE_UP_NAMES["train"]
-    if rng.random() < 0.5:  # all names of this document have the same first letter: the LM must also compare later letters
-        first = rng.choice(CONSONANTS)
-        names = [name for name in names if name[0] == first]
-    names = rng.sample(names, ways)
+    ways = rng.randint(2, 6)
+    names = made_up_names(rng, ways, "train")
     things = distinct_things(rng, ways)
     bare, only_shape = rng.random() < 0.6, rng.random() < 0.5
     pieces, seen = [], set()
@@ -114,21 +117,6 @@ TEXT_KINDS = {binding_text: 4, output_text: 3, question_text: 3, naming_text: 5,
 
 
 def corpus_text(rng: random.Random, chunks: int) -> Sample:
-    """A document of `chunks` chunks about the toy world. Half of the documents are lists."""
+    """A document of `chunks` chunks about the toy world."""
     draw = rng.choices(list(TEXT_KINDS), weights=list(TEXT_KINDS.values()))[0]
-    document = draw(rng, chunks)
-    return as_list(document, rng) if rng.random() < 0.5 else document
-
-
-def as_list(document: Sample, rng: random.Random) -> Sample:
-    """Add a marker before each chunk: "-Output: red<EOC>-Output: blue<EOC>", or "-Output: red<EOC> zooOutput: blue<EOC>".
-
-    For the frozen LM, each `<image>` is one more token in self-attention, and a 32-shot prompt has 32. From lists it learns to
-    ignore a token at the start of an entry. Images differ from each other, so in some lists the markers differ too.
-    """
-    pieces, previous = [], EOC
-    markers = iter(list_markers(rng, document.pieces.count(EOC) + 1))
-    for piece in document.pieces:
-        pieces += [NoLoss(next(markers)), piece] if previous is EOC else [piece]
-        previous = piece
-    return Sample(pieces)
+    return draw(rng, chunks)

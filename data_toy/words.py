@@ -8,7 +8,6 @@
 Inside a prompt, a word includes the space before it (" red").
 """
 
-import random
 from functools import cache
 
 from minflamingo.tokenizer import ToyTokenizer, split_pieces
@@ -21,7 +20,6 @@ NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
 ATTRIBUTES = {
     "things": ("colour", "shape", "count", "place"), "sign": ("colour", "word", "place"), "sum": ("colour", "sum", "place"),
 }  # fmt: skip
-LIST_MARKER = "-"  # before each entry of a list in the text corpus; in long documents, instead of an image that is left out
 
 
 def plural(shape: str, count: int = 2) -> str:
@@ -80,12 +78,6 @@ def questions(scene: Scene) -> list[tuple[str, str]]:
 def fact(name: str) -> str:
     """ " They are mainly found in Cuba." for "flamingo"."""
     return f" They are mainly found in {(world.COUNTRIES | world.TEXT_ONLY_ANIMALS)[name]}."
-
-
-def list_markers(rng: random.Random, n: int) -> list[str]:
-    """The markers of a list with `n` entries. In half of the lists all are "-", in the others about half are random words."""
-    share = rng.choice((0.0, 0.5))
-    return [rng.choice(vocabulary()) if rng.random() < share else LIST_MARKER for _ in range(n)]
 
 
 @cache

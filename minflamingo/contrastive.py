@@ -11,7 +11,6 @@ Example, 3 pairs. The diagonal holds the right answers:
     logits   image 0 [ 9.1  2.0  0.3 ]
              image 1 [ 1.2  8.7  3.1 ]
              image 2 [ 0.5  2.2  9.4 ]      text 0 wins in row 0, image 0 wins in column 0
-If two captions of a batch are the same text, both are right for both images. Such entries are left out.
 """
 
 import math
@@ -52,34 +51,38 @@ class TextEncoder(nn.Module):
 
 
 class ContrastiveModel(nn.Module):
-    """A vision encoder and a text encoder that learn to agree about which image belongs to which caption."""
+    """A vision encoder and a text encoder that learn which image belongs to which caption."""
 
     def __init__(self, vision: nn.Module, d_vision: int, text: TextEncoder, d_text: int, d_shared: int = 128):
         super().__init__()
         self.vision, self.text = vision, text
-        # Two linear maps into one shared space, where images and texts can be compared.
+        # two linear maps into one shared space
         self.image_projection = nn.Linear(d_vision, d_shared, bias=False)
         self.text_projection = nn.Linear(d_text, d_shared, bias=False)
         # The scale (inverse temperature) is learned as a logarithm, so it stays positive. CLIP's start: temperature 0.07.
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, pixels: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
-        """pixels (B, C, H, W) and caption ids (B, L) -> the loss, and the share of images whose own caption wins (0 ... 1)."""
+        """Caption ids (B, L), pixels (B + 2V, C, H, W) -> the loss, and the share of images whose own partner wins (0 ... 1).
+
+        The first B images have captions. Then come one view of each of V drawings, and another view of each.
+        """
+        B, V = len(captions), (len(pixels) - len(captions)) // 2
         # Mean over the spatial tokens: (B, S, D) -> (B, D). Normalising turns the dot product into the cosine of the angle.
-        image = F.normalize(self.image_projection(self.vision(pixels).mean(1)), dim=-1)  # (B, d_shared)
-        text = F.normalize(self.text_projection(self.text(captions)), dim=-1)  # (B, d_shared)
+        images = F.normalize(self.image_projection(self.vision(pixels).mean(1)), dim=-1)  # (B + 2V, d_shared)
+        texts = F.normalize(self.text_projection(self.text(captions)), dim=-1)  # (B, d_shared)
+        # The partner of an image is its caption. That of a view is the other view, so drawings need no description.
+        partners = torch.cat([texts, images[B + V :]])  # (B + V, d_shared)
         # Two images in a batch may have the same caption: compare every caption with every other, word by word.
-        same = (captions[:, None] == captions[None]).all(-1)  # (B, B)
+        same = F.pad((captions[:, None] == captions[None]).all(-1), (0, V, 0, V))  # (B + V, B + V)
         # CLIP's limit: a scale above 100 makes training unstable.
-        return contrastive_loss(image, text, self.log_scale.clamp(max=math.log(100)).exp(), same)
+        return contrastive_loss(images[: B + V], partners, self.log_scale.clamp(max=math.log(100)).exp(), same)
 
 
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor | float, same: Tensor) -> tuple[Tensor, Tensor]:
-    """The two-way InfoNCE loss, and the share of images whose own caption has the highest score.
+    """Unit vectors (B, D), row i of both is pair i -> two-way InfoNCE, and the share of images whose own text scores best.
 
-    Args:
-        image, text: (B, D) unit vectors; row i of both belongs to pair i.
-        same: (B, B) bool, True where captions i and j are equal. Both are right answers, so this entry is left out.
+    same: (B, B) bool, True where captions i and j are equal. Both are right answers, so this entry is left out.
     """
     # the cosine of every image with every text of the batch; the other B - 1 texts are the wrong answers
     logits = scale * image @ text.T  # (B, B)

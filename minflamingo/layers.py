@@ -106,13 +106,13 @@ class CausalConv(nn.Module):
 
     Only the toy LM has it ("canon layers", Allen-Zhu 2025). Example: `circle dax ... circle ?`. The answer is `dax`, a made-up
     name that came after the first `circle`. To find it, the position of `dax` must know that the token before it was `circle`.
-    Attention learns slowly to attend to the previous token; a convolution can do it at once. The weights start at zero, so at
-    first the layer changes nothing.
+    Attention learns slowly to attend to the previous token; a convolution can do it at once. The weights start at random: each
+    channel shows attention another mixture of the last tokens, and lookups are learned several times sooner than from zeros.
     """
 
     def __init__(self, d: int, width: int):
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(width, d))
+        self.weight = nn.Parameter(torch.randn(width, d) * 0.5)
 
     def forward(self, x: Tensor, state: Tensor | None, end: Tensor) -> tuple[Tensor, Tensor]:
         """x (B, L, d) -> output (B, L, d) and the state for the next call (B, width - 1, d).

@@ -254,9 +254,6 @@ class Recorded(dict):
         USED.append(kind)
         return super().__getitem__(kind)
 
-def initialize_image_embedding(flamingo):
-    pass
-
 def media_pool(flamingo, seed):
     return torch.randn(3, 1, 5, 16, generator=torch.Generator().manual_seed(seed))
 

@@ -9,7 +9,7 @@ from conftest import LETTERS, batch_of, image, preprocess, random, tiny_flamingo
 
 from minflamingo.data.sample import EOC, collate
 from minflamingo.evaluation import fewshot
-from minflamingo.evaluation.fewshot import SHOTS, Query, count_shots, few_shot_prompt, predict, score_choices, shot_orders
+from minflamingo.evaluation.fewshot import Query, count_shots, few_shot_prompt, predict, score_choices, shot_orders
 from minflamingo.generate import score_answers
 from minflamingo.tokenizer import ToyTokenizer
 
@@ -68,7 +68,7 @@ def test_texts_may_be_empty_and_never_contain_special_tokens():
 
 def test_wrong_shots_are_an_error():
     """Too many for the support, or not a number."""
-    assert [count_shots(shots) for shots in SHOTS] == [0, 2, 1, 2, 4, 8, 16, 32]
+    assert [count_shots(shots) for shots in ("0", "0_text", "1", "32")] == [0, 2, 1, 32]
     with pytest.raises(ValueError, match="8 shots need 8 support examples, but this query has 5"):
         few_shot_prompt(QUERY, "8")
     with pytest.raises(ValueError, match="0_text shots need 2 support examples, but this query has 1"):

@@ -1,30 +1,34 @@
-"""AdamW as in the paper: which weights decay, the learning rate, one update from several datasets, micro-batches."""
+"""AdamW as in the paper and Muon: which weights decay, the learning rate, one update from several datasets, micro-batches."""
 
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 import torch
-from conftest import EOC, LETTERS, batch_of, close, image, preprocess, tiny_flamingo, tiny_lm
+from conftest import EOC, LETTERS, batch_of, close, equal, image, preprocess, random, tiny_flamingo, tiny_lm
 from torch import nn
 
 from minflamingo.data.sample import NoLoss, Sample, collate
 from minflamingo.training.batching import least_padding, micro_batches
 from minflamingo.training.optim import (
+    Muon,
     accumulate_gradients,
     checkpoint_activations,
     learning_rate_factor,
+    orthogonalize,
     parameter_groups,
     set_learning_rate,
 )
 
 
-def decaying(model: nn.Module) -> set[str]:
-    """Names of the parameters in a group with the paper's weight decay. The other groups have none."""
+def decaying(model: nn.Module, key: str = "weight_decay", value: float | bool = 0.1) -> set[str]:
+    """Names of the parameters in a group with the paper's weight decay (or another property). Others have none."""
     groups = parameter_groups(model.named_parameters(), lr=1e-4)
-    assert {group["weight_decay"] for group in groups} <= {0.1, 0.0}
-    ids = {id(p) for group in groups if group["weight_decay"] == 0.1 for p in group["params"]}
+    assert {group[key] for group in groups} <= {value, 0.0}
+    ids = {id(p) for group in groups if group[key] for p in group["params"]}
     return {name for name, p in model.named_parameters() if id(p) in ids}
 
 
@@ -70,6 +74,79 @@ def test_the_learning_rate_warms_up_linearly_and_then_is_constant_or_cools_down(
     assert [learning_rate_factor(s, 1, 100, cooldown=1.0) for s in (94, 96, 99)] == pytest.approx([0.06, 0.05, 0.05])
     docstring = [round(learning_rate_factor(s, 4, 20, cooldown=0.25), 2) for s in (0, 1, 3, 10, 15, 19)]
     assert str(docstring) in learning_rate_factor.__doc__
+
+
+# ---------------------------------------------------------------------------------------------------------------- Muon
+
+SHAPES = {
+    "up.weight": (5, 3), "out.weight": (5, 3), "kernel.weight": (4, 3, 2, 2), "up.bias": (5,), "embed.weight": (6, 4),
+    "unused.weight": (4, 4),
+}  # fmt: skip
+
+
+def start(optimizer: type) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
+    named = {name: nn.Parameter(random(*shape, seed=i)) for i, (name, shape) in enumerate(SHAPES.items())}
+    return named, optimizer(parameter_groups(named.items(), lr=0.01), betas=(0.9, 0.98))
+
+
+def gradient(name: str, step: int) -> torch.Tensor:
+    return random(*SHAPES[name], seed=100 * step + len(name))
+
+
+def take_steps(named: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, steps: Iterable[int]) -> None:
+    for step in steps:
+        for name in SHAPES.keys() - {"unused.weight"}:
+            named[name].grad = gradient(name, step)
+        optimizer.step()
+
+
+def test_muon_is_for_matrices_and_kernels_of_hidden_layers():
+    """Not for embeddings, latents, positions, the causal convolution, the output layer, and parameters with one axis."""
+    flamingo, lm = tiny_flamingo(), tiny_lm("llama")
+    resampler = {f"resampler.{name}" for name, p in flamingo.resampler.layers.named_parameters("layers") if p.dim() == 2}
+    assert decaying(flamingo, "hidden", True) == decaying(flamingo) | resampler
+    assert decaying(lm, "hidden", True) == decaying(lm) - {"head.weight"}
+    assert decaying(nn.Conv2d(3, 4, 2), "hidden", True) == {"weight"}
+
+
+@pytest.mark.parametrize("a, b", [(6, 6), (4, 9), (9, 4)])
+def test_orthogonalize_keeps_singular_vectors_and_brings_singular_values_near_1(a, b):
+    """For singular values from 1 to 0.02. The scale of a matrix does not matter, nor do the other matrices of the batch."""
+    u, _, v = torch.linalg.svd(random(3, a, b), full_matrices=False)
+    values = torch.logspace(0, -1.7, min(a, b)) * torch.tensor([0.01, 1, 100])[:, None]
+    result = orthogonalize((u * values[:, None]) @ v)
+    values = (u.mT @ result @ v.mT).diagonal(dim1=1, dim2=2)
+    assert ((values > 0.65) & (values < 1.2)).all()
+    assert close(result, (u * values[:, None]) @ v, 1e-4)
+
+
+def test_a_step_of_muon_is_its_formula_for_matrices_and_a_step_of_adamw_for_the_rest():
+    """Momentum 0.95 one step ahead (Nesterov), orthogonalised, times 0.2 sqrt(longer side). A kernel is out x (in k k)."""
+    (named, muon), (others, adamw) = start(Muon), start(torch.optim.AdamW)
+    before = {name: p.detach().clone() for name, p in named.items()}
+    take_steps(named, muon, range(3))
+    take_steps(others, adamw, range(3))
+    for name, longer in (("up.weight", 5), ("out.weight", 5), ("kernel.weight", 12)):
+        weight, momentum = before[name].flatten(1), 0
+        for step in range(3):
+            momentum = 0.95 * momentum + 0.05 * gradient(name, step).flatten(1)
+            ahead = 0.95 * momentum + 0.05 * gradient(name, step).flatten(1)
+            weight = (1 - 0.01 * 0.1) * weight - 0.01 * 0.2 * longer**0.5 * orthogonalize(ahead[None])[0]
+        assert close(named[name].flatten(1), weight)
+    assert all(torch.equal(named[name], others[name]) for name in ("up.bias", "embed.weight"))
+    assert [name for name in SHAPES if torch.equal(named[name], before[name])] == ["unused.weight"]
+
+
+def test_muon_continues_from_its_state_bit_for_bit():
+    named, muon = start(Muon)
+    take_steps(named, muon, range(2))
+    again, fresh = start(Muon)
+    fresh.load_state_dict(deepcopy(muon.state_dict()))
+    for name, p in again.items():
+        p.data.copy_(named[name])
+    take_steps(named, muon, range(2, 4))
+    take_steps(again, fresh, range(2, 4))
+    assert equal(named, again) and equal(muon.state_dict(), fresh.state_dict())
 
 
 # ---------------------------------------------------------------------------------------------------- several datasets

@@ -24,7 +24,6 @@ from ..flamingo import Batch, Flamingo
 from ..generate import beam_search, generate, score_answers
 from ..tokenizer import Tokenizer
 
-SHOTS = ("0", "0_text", "1", "2", "4", "8", "16", "32")  # 0_text, 4, 8, 16 and 32 are in the paper
 N_TEXT_ONLY = 2  # examples in the prompt "0_text"
 
 

@@ -77,7 +77,6 @@ def run_row(args: argparse.Namespace, pipeline: Pipeline, seed: int, name: str, 
                 "variant": repr(variant), "recipe": repr(recipe.RECIPE)}  # fmt: skip
     torch.manual_seed(seed)
     flamingo = build(variant, pipeline.model.config, pipeline.model.vision, pipeline.model.lm)
-    recipe.initialize_image_embedding(flamingo)
     parameters = [p for p in flamingo.parameters() if p.requires_grad]
     optimizer = make_optimizer(flamingo, variant, recipe.RECIPE)
     datasets = [kind for kind in recipe.LAMBDAS if kind != variant.without]

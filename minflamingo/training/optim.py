@@ -20,6 +20,9 @@ from ..flamingo import Flamingo
 NO_DECAY = ("resampler", "embed", "latents", "positions", "conv.")
 
 
+NO_MUON = ("embed", "latents", "positions", "conv.", "head")  # not maps from one hidden layer to the next
+
+
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float = 0.1, gate_lr: float | None = None
 ) -> list[dict]:
@@ -27,18 +30,60 @@ def parameter_groups(
 
     Each group has `peak_lr`, which `set_learning_rate` scales.
     """
-    decaying, others, gates = [], [], []
+    kinds: dict[str, list] = {}
     for name, p in named:
         if not p.requires_grad:
             continue
-        if "alpha_" in name:
-            gates.append(p)
-        elif p.dim() >= 2 and not any(part in name for part in NO_DECAY):
-            decaying.append(p)
-        else:
-            others.append(p)
-    groups = (decaying, lr, weight_decay), (others, lr, 0.0), (gates, lr if gate_lr is None else gate_lr, 0.0)
-    return [{"params": ps, "lr": rate, "peak_lr": rate, "weight_decay": decay} for ps, rate, decay in groups if ps]
+        decays = p.dim() >= 2 and not any(part in name for part in NO_DECAY)
+        hidden = p.dim() in (2, 4) and not any(part in name for part in NO_MUON)
+        kinds.setdefault(("gates",) if "alpha_" in name else (decays, hidden), []).append(p)
+    groups = []
+    for kind, ps in kinds.items():
+        rate = gate_lr if kind == ("gates",) and gate_lr is not None else lr
+        decay = weight_decay if kind[0] is True else 0.0
+        groups.append({"params": ps, "lr": rate, "peak_lr": rate, "weight_decay": decay, "hidden": kind[-1] is True})
+    return groups
+
+
+def orthogonalize(matrices: Tensor) -> Tensor:
+    """The nearest (semi-)orthogonal matrix to each of (n, a, b), approximately: all singular values become about 1.
+
+    Newton-Schulz iteration: each step replaces every singular value s by 3.4445 s - 4.775 s^3 + 2.0315 s^5, which moves values
+    between 0 and 1 towards 1. Five steps give values between 0.7 and 1.2 (Jordan et al. 2024).
+    """
+    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)  # all singular values are at most 1
+    wide = x.shape[1] <= x.shape[2]
+    x = x if wide else x.mT  # the products below are smaller for a wide matrix
+    for _ in range(5):
+        square = x @ x.mT
+        x = 3.4445 * x + (-4.775 * square + 2.0315 * square @ square) @ x
+    return x if wide else x.mT
+
+
+class Muon(torch.optim.AdamW):
+    """Muon for the weight matrices of hidden layers (groups with `hidden`), AdamW for everything else.
+
+    The step of a matrix is its momentum, orthogonalised: all directions change equally, also those that have a small gradient.
+    With the factor 0.2 sqrt(longer side), entries change as much as in AdamW, so both have one learning rate.
+    """
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in (group for group in self.param_groups if group["hidden"]):
+            updates: dict[tuple, list] = {}  # shape -> matrices and their momentum: equal shapes are orthogonalised together
+            for p in (p for p in group["params"] if p.grad is not None):
+                state = self.state[p]
+                if not state:
+                    state |= {"step": torch.zeros(()), "momentum": torch.zeros_like(p)}  # torch wants a "step" in every state
+                momentum = state["momentum"].lerp_(p.grad, 0.05)
+                update = p.grad.lerp(momentum, 0.95).flatten(1)  # Nesterov: one step ahead; a convolution is a matrix too
+                updates.setdefault(update.shape, []).append((p, update))
+                p.grad = None  # AdamW leaves out parameters without a gradient
+            for shape, pairs in updates.items():
+                for (p, _), update in zip(pairs, orthogonalize(torch.stack([update for _, update in pairs]))):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.sub_(update.view_as(p), alpha=0.2 * max(shape) ** 0.5 * group["lr"])
+        super().step()
 
 
 def learning_rate_factor(step: int, warmup: int, total: int = 0, cooldown: float = 0.0) -> float:

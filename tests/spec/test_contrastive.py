@@ -58,14 +58,17 @@ def test_the_accuracy_is_the_share_of_images_whose_own_caption_wins():
     assert loss == 0 and accuracy == 1
 
 
-def test_the_model_compares_mean_features_as_unit_vectors():
-    """Section 2.1: mean pooling; then projections, unit length and the learned scale."""
-    model, pixels = tiny_model(), random(4, 3, 8, 8)
+@pytest.mark.parametrize("drawings", [0, 3])
+def test_the_model_compares_mean_features_as_unit_vectors(drawings):
+    """Section 2.1: mean pooling; then projections, unit length and the learned scale. Two views of a drawing are partners."""
+    model, pixels = tiny_model(), random(4 + 2 * drawings, 3, 8, 8)
     model.log_scale.data.fill_(1.3)
     image = torch.stack([model.image_projection(features.mean(0)) for features in model.vision(pixels)])
     text = model.text_projection(model.text(CAPTIONS))
     image, text = image / image.norm(dim=1, keepdim=True), text / text.norm(dim=1, keepdim=True)
-    assert abs(model(pixels, CAPTIONS)[0].item() - by_hand(image, text, math.exp(1.3), equal_captions(4, (0, 2)))) < 1e-5
+    image, partners = image[: 4 + drawings], torch.cat([text, image[4 + drawings :]])
+    expected = by_hand(image, partners, math.exp(1.3), equal_captions(4 + drawings, (0, 2)))
+    assert abs(model(pixels, CAPTIONS)[0].item() - expected) < 1e-5
 
 
 def test_the_scale_starts_at_clips_temperature_and_is_at_most_100():

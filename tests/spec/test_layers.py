@@ -73,13 +73,13 @@ def test_alibi_slopes_by_hand():
 
 
 def test_the_causal_convolution_is_a_weighted_sum_of_the_last_tokens():
-    """out_l = x_l + sum_i weight_i * x_(l-i), each channel alone, zeros before the beginning. A new layer changes nothing."""
+    """out_l = x_l + sum_i weight_i * x_(l-i), each channel alone, zeros before the beginning. A new layer mixes tokens."""
     conv, x = enliven(CausalConv(6, 3)), random(2, 5, 6)
     out, state = conv(x, None, torch.tensor([5, 5]))
     for l in range(5):
         assert close(out[:, l], x[:, l] + sum(conv.weight[i] * x[:, l - i] for i in range(3) if l >= i))
     assert torch.equal(state, x[:, -2:])
-    assert torch.equal(CausalConv(6, 3)(x, None, torch.tensor([5, 5]))[0], x)
+    assert CausalConv(6, 3).weight.all()
 
 
 @pytest.mark.parametrize("first", [1, 2, 4])
