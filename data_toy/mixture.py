@@ -1,6 +1,6 @@
 """What Flamingo trains on at each step: samples of the paper's three kinds of datasets (section 2.4).
 
-    samples = draw_step(pool, rng, step, size)
+    samples = draw_step(pool, rng, size)
     samples["documents"], samples["pairs"], samples["videos"]       # N images > 1; N = 1; T frames > 1
 
 Every step has all of them. Documents are rows of shots (shot_rows.py), so their last shot is a few-shot query like any other.

@@ -89,9 +89,12 @@ def binding_row(
     noise: this share of the shots (never the query) has the name of another thing.
     """
     ways = ways or rng.choice((2, 3, 4, 5))
-    things = rng.sample(pool.values(shown), ways)
-    while shown != "drawing" and any(len(set(part)) < ways for part in zip(*things)):  # no two have the same colour or shape
+    for _ in range(10_000):  # a small pool does not contain every thing
         things = rng.sample(pool.values(shown), ways)
+        if shown == "drawing" or all(len(set(part)) == ways for part in zip(*things)):  # no two have the same colour or shape
+            break
+    else:
+        raise ValueError(f"this media pool of {len(pool.scenes)} has no {ways} different {shown} things; draw a larger pool")
     rounds = [rng.sample(range(ways), ways) for _ in range(n // ways + 1)]
     order = [k for one in rounds for k in one][: n - 1] if in_rounds else rng.choices(range(ways), k=n - 1)
     order.append(rng.randrange(ways))

@@ -6,7 +6,8 @@
 2. `corpus_text`: texts about the toy world in the formats of the tasks, sometimes with a description where an image will be
    (" a red circle" "Output: red"); facts about animals; sums.
 
-Only IMAGES of held-out cases are held out. The corpus has all colours, sums and facts, but no made-up name of the test.
+Only IMAGES of held-out cases are held out. The corpus has all colours, sums and facts, but no made-up name of the
+test, except by chance among the random letters of lookup practice.
 """
 
 import random

@@ -1,14 +1,13 @@
 """Drawings: what determines the pixels, how views differ, and what is held out for the test."""
 
-from pathlib import Path
+import unicodedata
 from random import Random
 
 import numpy as np
 import pytest
 
-from data_toy import drawings
-from data_toy.drawings import FONTS, characters, draw_drawing, draw_views, font_path, glyphs, random_design
-from data_toy.world import HELD_OUT_SCRIPTS, Scene, held_out, script
+from data_toy.drawings import FONTS, draw_drawing, draw_views, glyphs, random_design, view_bank
+from data_toy.world import HELD_OUT_SCRIPTS, Scene, held_out
 
 PAIRS = [("glyph ж", "glyph Q"), ("glyph ა", "glyph ա"), ("doodle 17", "doodle 18"), ("icon 17", "icon 18")]
 
@@ -28,17 +27,17 @@ def test_the_test_has_only_glyphs_of_held_out_scripts_and_training_has_none():
     assert {design.split()[0] for design in designs["train"]} == {"glyph", "doodle", "icon"}
     for split, held in (("train", False), ("test", True)):
         assert {held_out(Scene("drawing", name=design)) for design in designs[split]} == {held}
-        assert {script(design[-1]) in HELD_OUT_SCRIPTS for design in designs[split] if design.startswith("glyph")} == {held}
-    assert {script(character) for character in characters("test")} == set(HELD_OUT_SCRIPTS)
-    assert len(characters("train")) > 5000 and len(characters("test")) > 200
+        characters = glyphs(split)[0]
+        words = [set(unicodedata.name(character, "").split()) & {*HELD_OUT_SCRIPTS} for character in characters]
+        assert all(words) if held else not any(words)
+        assert len(characters) > (200 if held else 5000)
 
 
 def test_the_fonts_of_the_test_are_not_used_in_training():
     """All of them come with matplotlib."""
     assert not set(FONTS["train"]) & set(FONTS["test"])
     for split, fonts in FONTS.items():
-        assert all(Path(font_path(font)).is_file() for font in fonts)
-        assert {font for having in glyphs(split).values() for font in having} == set(fonts)
+        assert len({font.path for having in glyphs(split)[1].values() for font in having}) == len(fonts)
 
 
 def test_strokes_contrast_with_backgrounds_from_black_to_white():
@@ -50,12 +49,11 @@ def test_strokes_contrast_with_backgrounds_from_black_to_white():
     assert background.min() < 20 and background.max() > 235 and 10 < ((background > 60) & (background < 200)).sum() < 40
 
 
-def test_draw_views_shows_each_of_n_different_designs_twice(monkeypatch):
+def test_draw_views_shows_two_views_of_each_of_n_different_designs():
     """First one view of each, then another of each in the same order."""
-    views = draw_views(Random(0), 8)
-    assert views.shape == (16, 48, 48, 3) and views.dtype == np.uint8 and len(np.unique(views, axis=0)) == 16
-    designs = []
-    monkeypatch.setattr(drawings, "random_design", lambda rng, split: f"{split} {rng.randrange(8)}")  # repeats designs often
-    monkeypatch.setattr(drawings, "draw_drawing", lambda design, rng: designs.append(design) or np.zeros(1))
-    draw_views(Random(0), 8)
-    assert designs[:8] == designs[8:] and set(designs) == {f"train {number}" for number in range(8)}
+    bank = view_bank(20, 3, 0)
+    views = draw_views(Random(0), 8, bank)
+    assert bank.shape == (20, 3, 48, 48, 3) and views.shape == (16, 48, 48, 3) and views.dtype == np.uint8
+    design = [[np.array_equal(view, other) for other in bank.reshape(60, 48, 48, 3)].index(True) for view in views]
+    assert [i // 3 for i in design[:8]] == [i // 3 for i in design[8:]] and len({i // 3 for i in design}) == 8
+    assert len(set(design)) == 16

@@ -4,9 +4,9 @@ from random import Random
 
 import pytest
 
-from data_toy.world import ACCENTED, CONSONANTS, VOWELS, made_up_name, made_up_names
+from data_toy.world import ACCENTED, CONSONANTS, VOWELS, made_up_names
 
-NAMES = {split: [made_up_name(Random(seed), split) for seed in range(10_000)] for split in ("train", "test")}
+NAMES = {split: made_up_names(Random(0), 10_000, split) for split in ("train", "test")}
 
 
 def test_train_and_test_names_are_disjoint_in_any_case():

@@ -106,7 +106,7 @@ def run_row(args: argparse.Namespace, pipeline: Pipeline, seed: int, name: str, 
 
 
 def make_optimizer(flamingo: Flamingo, variant: Variant, recipe) -> torch.optim.AdamW:
-    """AdamW as in train_tiny.py, with the numbers of the recipe. An LM that is trained keeps its own weight decay."""
+    """AdamW with the numbers of the recipe. An LM that is trained keeps its own weight decay."""
     trained = {n: p for n, p in flamingo.named_parameters() if p.requires_grad}
     lm = {n: p for n, p in trained.items() if n.startswith("lm.") and variant.lm != "frozen"}
     new = {n: p for n, p in trained.items() if n not in lm}

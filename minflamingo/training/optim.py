@@ -1,4 +1,4 @@
-"""AdamW as in the paper: which weights decay, the learning rate, and one update from the losses of several datasets.
+"""AdamW (the paper) and Muon: which weights decay, the learning rate, one update from the losses of several datasets.
 
     L = sum_m lambda_m * L_m            L_m: mean negative log-likelihood of dataset m (section 2.4)
 
@@ -18,31 +18,25 @@ from ..flamingo import Flamingo
 # Weight decay pulls weights towards zero. It must not close the gates (OpenFlamingo decays them) nor shrink norms, biases and
 # embeddings. The paper's appendix also leaves out the resampler.
 NO_DECAY = ("resampler", "embed", "latents", "positions", "conv.")
-
-
-NO_MUON = ("embed", "latents", "positions", "conv.", "head")  # not maps from one hidden layer to the next
+NO_MUON = ("embed", "latents", "positions", "conv.", "head")  # weights that do not map one hidden layer to the next
 
 
 def parameter_groups(
     named: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float = 0.1, gate_lr: float | None = None
 ) -> list[dict]:
-    """Groups for `torch.optim.AdamW`: matrices that decay, other parameters, and the gates with their own learning rate.
+    """Groups for AdamW and Muon: parameters with the same learning rate and weight decay. The gates can have another rate.
 
-    Each group has `peak_lr`, which `set_learning_rate` scales.
+    Each group has `peak_lr`, which `set_learning_rate` scales, and `hidden`: weights of hidden layers, for Muon.
     """
-    kinds: dict[str, list] = {}
+    groups: dict[tuple, dict] = {}
     for name, p in named:
-        if not p.requires_grad:
-            continue
-        decays = p.dim() >= 2 and not any(part in name for part in NO_DECAY)
-        hidden = p.dim() in (2, 4) and not any(part in name for part in NO_MUON)
-        kinds.setdefault(("gates",) if "alpha_" in name else (decays, hidden), []).append(p)
-    groups = []
-    for kind, ps in kinds.items():
-        rate = gate_lr if kind == ("gates",) and gate_lr is not None else lr
-        decay = weight_decay if kind[0] is True else 0.0
-        groups.append({"params": ps, "lr": rate, "peak_lr": rate, "weight_decay": decay, "hidden": kind[-1] is True})
-    return groups
+        if p.requires_grad:
+            rate = gate_lr if "alpha_" in name and gate_lr is not None else lr
+            decay = weight_decay if p.dim() >= 2 and not any(part in name for part in NO_DECAY) else 0.0
+            hidden = p.dim() in (2, 4) and not any(part in name for part in NO_MUON)
+            group = {"params": [], "lr": rate, "peak_lr": rate, "weight_decay": decay, "hidden": hidden}
+            groups.setdefault((rate, decay, hidden), group)["params"].append(p)
+    return list(groups.values())
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
