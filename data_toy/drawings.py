@@ -8,8 +8,8 @@ A design is a short text that determines what is drawn. There are three kinds:
 
     draw_drawing("glyph ж", random.Random(0))       # (48, 48, 3) uint8, one view of the design
 
-Two views of a design differ as two people's handwriting does: in font, width of strokes, size, slant and position. Glyphs and
-doodles also differ in their colours: dark on light, or light on dark.
+Two views of a design differ in size, slant, position and background. Glyphs and doodles also differ in ink and stroke width,
+glyphs in font.
 """
 
 import math
@@ -126,7 +126,7 @@ def draw_drawing(name: str, rng: random.Random) -> np.ndarray:
     else:
         image = (draw_doodle if kind == "doodle" else draw_icon)(random.Random(name), rng)
     pixels = seen_from(image, rng)
-    # Background from black to white. Strokes are at least 100 levels darker or lighter.
+    # Background from black to white. Before both are tinted, ink is at least 100 levels darker or lighter.
     level = rng.choice((0, 255, rng.uniform(0, 255)))
     darker = level > 155 or (level > 100 and rng.random() < 0.5)
     x, y = rng.randrange(100), rng.randrange(100)

@@ -65,7 +65,7 @@ def vqa_row(pool: MediaPool, rng: random.Random, n: int, kinds: Sequence[str] = 
 
 
 def named_row(rng: random.Random, media: Sequence[int], labels: Sequence[int], split: str) -> list[Shot]:
-    """Shots with made-up names: medium i has name number labels[i].
+    """Shots with made-up names: media[i] has the name number labels[i].
 
     In half of the rows the text is "This is a dak.", in the others only the name. The first mention of a name carries no loss:
     it is not predictable.
@@ -89,9 +89,9 @@ def binding_row(
     noise: this share of the shots (never the query) has the name of another thing.
     """
     ways = ways or rng.choice((2, 3, 4, 5))
-    for _ in range(10_000):  # a small pool does not contain every thing
+    for _ in range(10_000):  # until no two have the same colour or shape; a small pool may not have such things
         things = rng.sample(pool.values(shown), ways)
-        if shown == "drawing" or all(len(set(part)) == ways for part in zip(*things)):  # no two have the same colour or shape
+        if shown == "drawing" or all(len(set(part)) == ways for part in zip(*things)):
             break
     else:
         raise ValueError(f"this media pool of {len(pool.scenes)} has no {ways} different {shown} things; draw a larger pool")

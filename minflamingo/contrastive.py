@@ -63,9 +63,9 @@ class ContrastiveModel(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     def forward(self, pixels: Tensor, captions: Tensor) -> tuple[Tensor, Tensor]:
-        """Caption ids (B, L), pixels (B + 2V, C, H, W) -> the loss, and the share of images whose own partner wins (0 ... 1).
+        """Pixels (B + 2V, C, H, W), caption ids (B, L) -> the loss, and the share of images whose own partner wins (0 ... 1).
 
-        The first B images have captions. Then come one view of each of V drawings, and another view of each.
+        In this order: B images with captions, one view of each of V drawings, another view of each.
         """
         B, V = len(captions), (len(pixels) - len(captions)) // 2
         # Mean over the spatial tokens: (B, S, D) -> (B, D). Normalising turns the dot product into the cosine of the angle.

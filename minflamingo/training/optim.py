@@ -42,8 +42,8 @@ def parameter_groups(
 def orthogonalize(matrices: Tensor) -> Tensor:
     """The nearest (semi-)orthogonal matrix to each of (n, a, b), approximately: all singular values become about 1.
 
-    Newton-Schulz iteration: each step replaces every singular value s by 3.4445 s - 4.775 s^3 + 2.0315 s^5, which moves values
-    between 0 and 1 towards 1. Five steps give values between 0.7 and 1.2 (Jordan et al. 2024).
+    Newton-Schulz iteration: each step replaces every singular value s by 3.4445 s - 4.775 s^3 + 2.0315 s^5, which raises small
+    values. Five steps bring all but tiny ones to 0.7 ... 1.2 (Jordan et al. 2024).
     """
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)  # all singular values are at most 1
     wide = x.shape[1] <= x.shape[2]
