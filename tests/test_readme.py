@@ -52,7 +52,7 @@ def test_the_table_of_results_is_the_mean_of_the_committed_runs():
 
 
 def test_accuracy_rises_with_shots_where_the_readme_says_so():
-    """And `task`, `ocr` and `arithmetic` need to see the form of an answer, but no image."""
+    """And `task` and `ocr` need to see the form of an answer, but no image; `arithmetic` needs both."""
     for task in ("binding_2way", "binding_4way"):
         assert MEANS[task]["8"] - MEANS[task]["0_text"] > 30, task
     rising = re.findall(r"`(\w+)`", section("rising"))
@@ -61,7 +61,8 @@ def test_accuracy_rises_with_shots_where_the_readme_says_so():
         first, *_, last = sorted(int(shots) for shots in MEANS[task] if shots.isdecimal() and int(shots) >= 2)
         assert MEANS[task][str(last)] - MEANS[task][str(first)] >= 5, task
     for task in ("task", "ocr", "arithmetic"):
-        assert MEANS[task]["0"] < 5 and MEANS[task]["0_text"] > 70, task
+        assert MEANS[task]["0"] < 5, task
+        assert MEANS[task]["0_text"] > 80 if task != "arithmetic" else MEANS[task]["0_text"] < MEANS[task]["2"] - 5, task
 
 
 def test_the_time_is_that_of_the_committed_runs():
