@@ -38,8 +38,7 @@ TASKS = {
     "task": FewShotTask(shot_rows.task_row),
     "binding_2way": binding(2),
     "binding_4way": binding(4),
-    # 1, 2 and 4 shots of each drawing
-    "binding_novel_2way": binding(2, ("0", "2", "4", "8"), shown="drawing"),
+    "binding_novel_2way": binding(2, ("0", "2", "4", "8"), shown="drawing"),  # 1, 2 and 4 shots of each drawing
     "binding_novel_5way": binding(5, ("0", "5", "10", "20"), shown="drawing"),
     # The name must be generated, letter by letter.
     "any_name_2way": binding(2, ("2", "4"), open_ended=True),

@@ -98,7 +98,8 @@ class MediaPool:
                 keys += [("attribute", name) for name in attributes(scene)]
             if scene.kind == "things":
                 keys += [(name, getattr(scene, name)) for name in ATTRIBUTES["things"]]
-                keys += [("single", (scene.colour, scene.shape))] * (scene.count == 1)
+                if scene.count == 1:
+                    keys.append(("single", (scene.colour, scene.shape)))
             for key in keys:
                 self.ids.setdefault(key, []).append(i)
 
