@@ -35,8 +35,8 @@ FONTS = {
 
 
 @cache
-def glyphs(split: str) -> tuple[list[str], dict[str, list[ImageFont.FreeTypeFont]]]:
-    """All characters of a split, and for each character the fonts that have it."""
+def glyphs(split: str) -> dict[str, list[ImageFont.FreeTypeFont]]:
+    """All characters of a split, and for each the fonts that have it."""
     found: dict[str, list[ImageFont.FreeTypeFont]] = {}
     for name in FONTS[split]:
         path = f"{matplotlib.get_data_path()}/fonts/ttf/{name}.ttf"
@@ -46,19 +46,19 @@ def glyphs(split: str) -> tuple[list[str], dict[str, list[ImageFont.FreeTypeFont
             visible = unicodedata.category(character)[0] in "LSNP" and character not in "\u2800\ufffc"  # these two are blank
             if visible and is_held_out_script(character) == (split == "test"):
                 found.setdefault(character, []).append(font)
-    return list(found), found
+    return found
 
 
 def random_design(rng: random.Random, split: str | None) -> str:
     """Training has all three kinds; the test has only glyphs of held-out scripts."""
     kind = "glyph" if split == "test" else rng.choice(("glyph", "glyph", "doodle", "icon"))
-    return f"glyph {rng.choice(glyphs(split or 'train')[0])}" if kind == "glyph" else f"{kind} {rng.randrange(10**9)}"
+    return f"glyph {rng.choice([*glyphs(split or 'train')])}" if kind == "glyph" else f"{kind} {rng.randrange(10**9)}"
 
 
 def draw_glyph(character: str, rng: random.Random) -> Image.Image:
     """The character, greyscale, as large as the canvas."""
     split = "test" if is_held_out_script(character) else "train"
-    font = rng.choice(glyphs(split)[1][character])
+    font = rng.choice(glyphs(split)[character])
     width = rng.choice((0, 0, 2, 4))  # makes strokes wider
     left, top, right, bottom = font.getbbox(character, stroke_width=width)
     side = max(right - left, bottom - top, 40)

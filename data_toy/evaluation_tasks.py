@@ -79,3 +79,13 @@ def correct(task: str, predictions: Sequence[str], queries: Sequence[Query]) -> 
         return {task: exact}
     name = [p.split(".")[0] == query.answer.split(".")[0] for p, query in zip(predictions, queries)]
     return {"naming": name, "naming_fact": exact}
+
+
+def format_table(tasks: dict[str, dict]) -> str:
+    """The accuracies of results.json as text: one row per task, one column per number of shots."""
+    columns = sorted({shots for entry in tasks.values() for shots in entry["shots"]}, key=lambda s: (int(s.split("_")[0]), s))
+    lines = ["accuracy (%)        " + "".join(f"{shots:>8}" for shots in columns) + "    shots"]
+    for task, entry in tasks.items():
+        scores = {shots: f"{cell['score']:.1f}" for shots, cell in entry["shots"].items()}
+        lines.append(f"{task:20}" + "".join(f"{scores.get(shots, ''):>8}" for shots in columns))
+    return "\n".join(lines)

@@ -11,30 +11,19 @@ from minflamingo.data.readers import write_jsonl
 from minflamingo.data.sample import EOC, Sample
 
 from . import shot_rows
-from .media_pool import MediaPool, draw_media_pool
+from .media_pool import draw_media_pool
 from .shot_rows import to_sample
 from .text_corpus import TEXT_KINDS, lookup_practice
 from .words import caption, vocabulary
-from .world import ANIMALS
 
 FOLDER = Path(__file__).parent / "sample"
-# Number of media of each kind. All documents are made from these, so they share images, and the sample is small.
-MEDIA = {"things": 40, "pair": 10, "row": 7, "sign": 16, "sum": 24, "video": 12}
 PAIRS = {"things": 10, "pair": 8, "row": 5, "sign": 6, "sum": 6, "animal": 5}
 TASKS = ("task", "binding", "naming", "vqa", "ocr", "arithmetic", "video", "caption")
 
 
-def small_pool() -> MediaPool:
-    """A few training images of each kind, and one of every animal."""
-    pool = draw_media_pool(1500, seed=0)
-    chosen = [i for kind, n in MEDIA.items() for i in pool.ids["kind", kind][:n]]
-    chosen += [pool.ids["animal", name][0] for name in ANIMALS]
-    return MediaPool([pool.scenes[i] for i in chosen], [pool.media[i] for i in chosen])
-
-
 def draw_sample() -> dict[str, dict[str, Sample]]:
     """Dataset name -> id -> sample."""
-    pool, words = small_pool(), vocabulary()
+    pool, words = draw_media_pool(3000, seed=0), vocabulary()
 
     def rng_of(name: str, k: int) -> random.Random:  # with seed 352, the three documents of each task ask different things
         return random.Random(f"sample 352 {name} {k}")
@@ -51,7 +40,7 @@ def draw_sample() -> dict[str, dict[str, Sample]]:
     text |= {f"lookup_practice-{k}": lookup_practice(rng_of("lookup_practice", k), words, length=40) for k in range(4)}
     return {
         "pairs": {f"{kind}-{k}": captioned(kind, k) for kind, n in PAIRS.items() for k in range(n)},
-        "videos": {f"video-{k}": captioned("video", k) for k in range(MEDIA["video"])},
+        "videos": {f"video-{k}": captioned("video", k) for k in range(12)},
         "documents": {f"{name}-{k}": document(name, k) for name in TASKS for k in range(3)},
         "text": text,
     }

@@ -18,11 +18,10 @@ import torch
 from minflamingo.data.images import ImagePreprocessor
 from minflamingo.flamingo import Flamingo
 
-from . import world
-from .draw import draw, draw_video
+from .draw import draw
 from .drawings import draw_drawing, random_design
 from .words import ATTRIBUTES, attributes
-from .world import COLOURS, PLACES, SHAPES, Scene, Video, held_out
+from .world import COLOURS, DIGITS, OPERATORS, SHAPES, VALUES, Scene, held_out
 
 PREPROCESS = ImagePreprocessor(size=48)
 # Relative frequency of each kind in a pool; difficult kinds are frequent. "single": "things" with count 1, for made-up names.
@@ -36,7 +35,7 @@ def distinct_things(rng: random.Random, n: int) -> tuple[tuple[str, str], ...]:
     return tuple(zip(rng.sample(list(COLOURS), n), rng.sample(SHAPES, n)))
 
 
-def draw_until_allowed(make: Callable[[], Scene | Video], split: str | None) -> Scene | Video:
+def draw_until_allowed(make: Callable[[], Scene], split: str | None) -> Scene:
     """Repeat `make()` until this split may show the scene. None: any; "test": held out (or an animal); else not held out."""
     while True:
         scene = make()
@@ -44,33 +43,23 @@ def draw_until_allowed(make: Callable[[], Scene | Video], split: str | None) -> 
             return scene
 
 
-def random_scene(rng: random.Random, kind: str, split: str | None = None) -> Scene | Video:
+def random_scene(rng: random.Random, kind: str, split: str | None = None) -> Scene:
     """A random scene of this kind that may be in this split."""
-
-    def any_scene() -> Scene | Video:
-        colour, place = rng.choice(list(COLOURS)), rng.choice(PLACES)
-        if kind in ("single", "things"):
-            count = 1 if kind == "single" else rng.choice(world.COUNTS)
-            return Scene("things", colour=colour, shape=rng.choice(SHAPES), count=count, place=place)
-        if kind == "sign":
-            return Scene(kind, colour=colour, word=rng.choice(world.SIGN_WORDS), place=rng.choice(world.HALVES))
-        if kind == "sum":
-            operands = (rng.choice(world.DIGITS), rng.choice(world.OPERATORS), rng.choice(world.DIGITS))
-            return Scene(kind, colour=colour, operands=operands, place=rng.choice(world.HALVES))
-        if kind == "number":
-            operands = tuple(rng.choices(world.DIGITS, k=rng.choice((1, 2, 3, 3))))
-            return Scene(kind, colour=colour, operands=operands, place=rng.choice(world.HALVES))
-        if kind == "animal":
-            return Scene(kind, name=rng.choice(world.ANIMALS))
-        if kind == "drawing":
-            return Scene(kind, name=random_design(rng, split))
-        if kind == "pair":
-            return Scene(kind, things=distinct_things(rng, 2), relation=rng.choice(world.RELATIONS))
-        if kind == "row":
-            return Scene(kind, things=distinct_things(rng, 3))
-        if kind == "video":
-            return Video(*distinct_things(rng, 2), rng.choice(world.DIRECTIONS))
+    if kind not in FREQUENCIES:
         raise ValueError(f"unknown kind of scene {kind!r}; choose one of {', '.join(FREQUENCIES)}")
+
+    def any_scene() -> Scene:
+        name = "things" if kind == "single" else kind
+        facts: dict = {fact: rng.choice(list(values)) for fact, values in VALUES.get(name, {}).items()}
+        if kind == "single":
+            facts["count"] = 1
+        elif kind in ("pair", "row", "video"):
+            facts["things"] = distinct_things(rng, 3 if kind == "row" else 2)
+        elif kind == "sum":
+            facts["operands"] = rng.choice(DIGITS), rng.choice(OPERATORS), rng.choice(DIGITS)
+        elif kind == "drawing":
+            facts["name"] = random_design(rng, split)
+        return Scene(name, **facts)
 
     return draw_until_allowed(any_scene, split)
 
@@ -83,19 +72,17 @@ class MediaPool:
     ("single", (colour, shape)), ("mover", (colour, shape)), ("drawing", design), and of things ("colour", colour) and so on.
     """
 
-    scenes: list[Scene | Video]
+    scenes: list[Scene]
     media: Sequence
 
     def __post_init__(self):
         self.ids: dict[tuple, list[int]] = {}
         for i, scene in enumerate(self.scenes):
-            keys = [("kind", scene.kind)]
+            keys = [("kind", scene.kind), *(("attribute", name) for name in attributes(scene))]
             if scene.kind == "video":
-                keys.append(("mover", scene.mover))
-            elif scene.kind in ("animal", "drawing"):
+                keys.append(("mover", scene.things[0]))
+            if scene.name:
                 keys.append((scene.kind, scene.name))
-            else:
-                keys += [("attribute", name) for name in attributes(scene)]
             if scene.kind == "things":
                 keys += [(name, getattr(scene, name)) for name in ATTRIBUTES["things"]]
                 if scene.count == 1:
@@ -126,11 +113,10 @@ def draw_media_pool(size: int, seed: int, split: str = "train") -> MediaPool:
     return MediaPool(scenes, [render(scene, rng) for scene in scenes])
 
 
-def render(scene: Scene | Video, rng: random.Random) -> np.ndarray:
-    """The pixels (T, 48, 48, 3) of any scene or video."""
-    if scene.kind == "video":
-        return draw_video(scene, rng)
-    return (draw_drawing(scene.name, rng) if scene.kind == "drawing" else draw(scene, rng))[None]
+def render(scene: Scene, rng: random.Random) -> np.ndarray:
+    """The pixels (T, 48, 48, 3) of any scene; T is 4 for a video, else 1."""
+    pixels = draw_drawing(scene.name, rng) if scene.kind == "drawing" else draw(scene, rng)
+    return pixels if scene.kind == "video" else pixels[None]
 
 
 @torch.no_grad()

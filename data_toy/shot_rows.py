@@ -18,7 +18,7 @@ from minflamingo.data.sample import EOC, NoLoss, Sample
 
 from .media_pool import MediaPool
 from .words import ATTRIBUTES, attributes, caption, fact, questions
-from .world import ANIMALS, COUNTRIES, HELD_OUT_ANIMALS, TEXT_ONLY_ANIMALS, VALUES, made_up_names
+from .world import ANIMALS, HELD_OUT_ANIMALS, TEXT_ONLY_ANIMALS, VALUES, made_up_names
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ def binding_row(
     order.append(rng.randrange(ways))
     query = rng.choice(pool.having(shown, things[order[-1]]))
     media = [rng.choice(pool.having(shown, things[k])) for k in order[:-1]] + [query]
-    if split == "test":  # the support does not contain the image of the query: a name belongs to a thing, not to one image
-        others = [i for i in pool.having(shown, things[order[-1]]) if i != query] or [query]
-        media[:-1] = [rng.choice(others) if i == query else i for i in media[:-1]]
+    # The support does not contain the image of the query: a name belongs to a thing, not to one image.
+    others = [i for i in pool.having(shown, things[order[-1]]) if i != query] or [query]
+    media[:-1] = [rng.choice(others) if i == query else i for i in media[:-1]]
     labels = [(k + rng.randrange(1, ways)) % ways if rng.random() < noise else k for k in order[:-1]] + order[-1:]
     return named_row(rng, media, labels, split)
 
@@ -121,20 +121,11 @@ def rule_row(pool: MediaPool, rng: random.Random, n: int, split: str = "train") 
     return named_row(rng, [rng.choice(pool.having(attribute, values[k])) for k in labels], labels, split)
 
 
-def unrelated_medium(pool: MediaPool, rng: random.Random, country: str | None = None) -> int:
-    """An image that must not change the LM's prediction. Often an animal, but none of `country`: it would be a hint."""
-    while True:
-        kind = rng.choice(("things", "sign", "pair", "sum", "animal", "animal", "animal"))
-        i = rng.choice(pool.having("kind", kind))
-        if kind != "animal" or COUNTRIES[pool.scenes[i].name] != country:
-            return i
-
-
 def naming_row(pool: MediaPool, rng: random.Random, n: int, split: str = "train") -> list[Shot]:
     """The name of an animal and the fact about it. In the test, the query shows a held-out animal, the support the others.
 
     Flamingo must recognise the animal and leave the fact to the LM. If it learned to predict facts from images, it would fail
-    for held-out animals. So a fact carries loss only next to an unrelated image `*`. Training has three kinds of shots (text in
+    for held-out animals. So a fact carries loss only next to a random image `*`. Training has three kinds of shots (text in
     brackets carries no loss):
 
         <image> yak. [They are …]<EOC>    animals that are not held out
@@ -145,7 +136,7 @@ def naming_row(pool: MediaPool, rng: random.Random, n: int, split: str = "train"
     for i in range(n):
         if split == "train" and rng.random() < 0.4:
             name = rng.choice(list(TEXT_ONLY_ANIMALS))
-            medium = unrelated_medium(pool, rng, TEXT_ONLY_ANIMALS[name])
+            medium = rng.choice(pool.having("kind", rng.choice(("things", "animal"))))
             shots.append(Shot(medium, "This is a", f" {name}.", fact=fact(name), loss=("fact", "eoc")))
             continue
         known = ANIMALS if split == "train" else HELD_OUT_ANIMALS if i == n - 1 else sorted({*ANIMALS} - {*HELD_OUT_ANIMALS})

@@ -6,8 +6,7 @@
 2. `corpus_text`: texts about the toy world in the formats of the tasks, sometimes with a description where an image will be
    (" a red circle" "Output: red"); facts about animals; sums.
 
-Only IMAGES of held-out cases are held out. The corpus has all colours, sums and facts, but no made-up name of the
-test, except by chance among the random letters of lookup practice.
+Only IMAGES of held-out cases are held out. The corpus has all colours, sums and facts, but no made-up name of the test.
 """
 
 import random
@@ -16,24 +15,21 @@ from minflamingo.data.sample import EOC, NoLoss, Sample
 
 from .media_pool import distinct_things, random_scene
 from .words import ATTRIBUTES, attributes, caption, fact, questions, sum_text
-from .world import ACCENTED, ANIMALS, CONSONANTS, DIGITS, OPERATORS, TEXT_ONLY_ANIMALS, VOWELS, made_up_names
-
-LETTERS = [*CONSONANTS, *VOWELS, *CONSONANTS.upper(), *VOWELS.upper(), *ACCENTED]
+from .world import ANIMALS, DIGITS, OPERATORS, TEXT_ONLY_ANIMALS, made_up_names
 
 
 def lookup_practice(rng: random.Random, words: list[str], length: int) -> Sample:
     """A document of keys and answers, about `length` tokens long. Only answers whose key occurred before carry loss.
 
-    In half of the documents, answers are one to three words. In the others they are 2 to 8 random letters: the LM learns to
-    copy any name that a person may type. With few different letters, it must compare several to find the place to copy from.
+    In half of the documents, answers are one to three words. In the others they are made-up names: the LM learns to copy any
+    name that a person may type.
     """
     n_keys, width = rng.randint(2, 7), rng.choice((1, 1, 2, 3))
     keys = rng.sample(words, n_keys)
     if rng.random() < 0.5:
         answers = [rng.sample(words, width) for _ in keys]
     else:
-        letters = rng.sample(LETTERS, rng.choice((4, 8, 16, len(LETTERS))))
-        answers = [[" " + "".join(rng.choices(letters, k=rng.randint(2, 8))), *rng.choice((["."], []))] for _ in keys]
+        answers = [[" " + name, *rng.choice((["."], []))] for name in made_up_names(rng, n_keys, "train")]
         width = 7
     pieces, seen = [], set()
     for _ in range(max(2 * n_keys, length // (width + 2))):
@@ -45,15 +41,12 @@ def lookup_practice(rng: random.Random, words: list[str], length: int) -> Sample
 
 
 def naming_text(rng: random.Random, chunks: int) -> Sample:
-    """ "This is a yak. They are mainly found in Nepal.", or in one of five documents only the names.
+    """ "This is a yak. They are mainly found in Nepal."
 
-    A fact carries loss where its animal occurs first: later it could be copied. In half of the documents with facts, animals
-    repeat, as in a prompt with 32 shots. There, too, the LM must recall the fact about a new animal.
+    A fact carries loss where its animal occurs first: later it could be copied. In half of the documents animals repeat, as in
+    a prompt with 32 shots. There, too, the LM must recall the fact about a new animal.
     """
-    animals = (*ANIMALS, *TEXT_ONLY_ANIMALS)
-    names = rng.sample(animals, min(chunks, len(animals)))
-    if rng.random() < 0.2:
-        return Sample([piece for name in names for piece in (f"This is a {name}.", EOC)])
+    names = rng.sample([*ANIMALS, *TEXT_ONLY_ANIMALS], min(chunks, 96))
     if rng.random() < 0.5:
         names = rng.choices(names[: max(2, chunks // 2)], k=chunks)
     pieces, seen = [], set()
@@ -72,7 +65,7 @@ def binding_text(rng: random.Random, chunks: int) -> Sample:
     pieces, seen = [], set()
     for _ in range(chunks):
         k = rng.randrange(ways)
-        (colour, shape), answer = things[k], names[k] if bare else f" {names[k]}."
+        (colour, shape), answer = things[k], f" {names[k]}" if bare else f" {names[k]}."
         pieces += [NoLoss(f" {shape}" if only_shape else f" {colour} {shape}"), *([] if bare else ["This is a"])]
         pieces += [answer if k in seen else NoLoss(answer), EOC]
         seen.add(k)

@@ -13,7 +13,7 @@ from functools import cache
 from minflamingo.tokenizer import ToyTokenizer, split_pieces
 
 from . import world
-from .world import ANIMALS, COLOURS, SHAPES, Scene, Video
+from .world import ANIMALS, COLOURS, SHAPES, Scene
 
 NUMBER_WORDS = {2: "two", 3: "three", 4: "four"}
 # The attributes that the task "task" can ask for, by kind of image. An image alone does not show which one is asked for.
@@ -37,10 +37,10 @@ def sum_text(operands: tuple[int, str, int]) -> str:
     return f"{a}{operator}{b}={a + b if operator == '+' else a * b}"
 
 
-def caption(scene: Scene | Video) -> str:
+def caption(scene: Scene) -> str:
     """A complete description."""
-    if isinstance(scene, Video):
-        return f"the {scene.mover[0]} {scene.mover[1]} moves {scene.direction}"
+    if scene.kind == "video":
+        return f"the {' '.join(scene.things[0])} moves {scene.direction}"
     if scene.kind == "things":
         how_many = with_article(scene.colour) if scene.count == 1 else f"{NUMBER_WORDS[scene.count]} {scene.colour}"
         return f"{how_many} {plural(scene.shape, scene.count)} at the {scene.place}"

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from data_toy import contrastive_data, evaluation_tasks, make_sample, media_pool, mixture, shot_rows, words, world
-from data_toy.contrastive_data import contrastive_batch, hard_negative, visible_caption
+from data_toy.contrastive_data import contrastive_batch, hard_negative
 from data_toy.evaluation_tasks import TASKS
 from data_toy.media_pool import MediaPool, draw_media_pool, random_scene
 from data_toy.shot_rows import Shot, binding_row, noisy_row, rule_row, to_sample
 from data_toy.text_corpus import corpus_text, lookup_practice, naming_text
 from data_toy.words import attributes, caption, fact, questions
-from data_toy.world import COLOURS, COUNTRIES, HELD_OUT_ANIMALS, TEXT_ONLY_ANIMALS, Scene, Video, held_out
+from data_toy.world import COLOURS, COUNTRIES, HELD_OUT_ANIMALS, TEXT_ONLY_ANIMALS, Scene, held_out
 from minflamingo.data.images import ImagePreprocessor
 from minflamingo.data.readers import JsonlDataset
 from minflamingo.data.sample import EOC, NoLoss, Sample, collate, is_medium, tokenize_sample
@@ -70,9 +70,9 @@ def chunks_of(sample: Sample) -> list[list]:
     return [list(pieces) for is_end, pieces in groups if not is_end]
 
 
-def named_part(scene: Scene | Video) -> str | tuple[str, str]:
+def named_part(scene: Scene) -> str | tuple[str, str]:
     """What a made-up name means: a design, the moving thing, or the only thing."""
-    return scene.mover if scene.kind == "video" else scene.name or (scene.colour, scene.shape)
+    return scene.things[0] if scene.kind == "video" else scene.name or (scene.colour, scene.shape)
 
 
 def is_test_name(name: str) -> bool:
@@ -84,13 +84,13 @@ THINGS = list(product(COLOURS, world.SHAPES))
 TWO_THINGS = [(a, b) for a, b in product(THINGS, THINGS) if a[0] != b[0] and a[1] != b[1]]
 TRIPLES = product(permutations(COLOURS, 3), permutations(world.SHAPES, 3))
 OPERANDS = product(world.DIGITS, world.OPERATORS, world.DIGITS)
-# Every scene of each kind, except animals, drawings and numbers.
+# Every scene of each kind, except animals and drawings.
 ALL_SCENES = {
     "scenes of things": [Scene("things", c, s, n, p) for (c, s), n, p in product(THINGS, world.COUNTS, world.PLACES)],
     "signs": [Scene("sign", colour=c, word=w, place=p) for c, w, p in product(COLOURS, world.SIGN_WORDS, world.HALVES)],
     "pairs": [Scene("pair", things=things, relation=relation) for things, relation in product(TWO_THINGS, world.RELATIONS)],
     "rows": [Scene("row", things=tuple(zip(colours, shapes))) for colours, shapes in TRIPLES],
-    "videos": [Video(*things, direction) for things, direction in product(TWO_THINGS, world.DIRECTIONS)],
+    "videos": [Scene("video", things=things, direction=d) for things, d in product(TWO_THINGS, world.DIRECTIONS)],
     "sums": [Scene("sum", colour="red", operands=operands, place="top") for operands in OPERANDS],
 }
 
@@ -137,9 +137,10 @@ def test_contrastive_batches_show_no_held_out_scene_and_captions_describe_what_i
         pixels, captions = contrastive_batch(random.Random(seed), 64, TOKENIZER, hard)
         assert pixels.shape == (64, 48, 48, 3) and pixels.dtype == np.uint8 and captions.dtype == torch.long
         for row, scene in zip(captions.tolist(), drawn[-64:], strict=True):
-            ids = TOKENIZER.encode(" " + visible_caption(scene))
+            text = re.sub("=.* in", " in", caption(scene))
+            ids = TOKENIZER.encode(" " + text)
             assert 0 not in ids and row == ids + [0] * (len(row) - len(ids))
-            digits = [int(digit) for digit in re.findall(r"\d+", visible_caption(scene))]
+            digits = [int(digit) for digit in re.findall(r"\d+", text)]
             assert digits == [operand for operand in scene.operands or () if isinstance(operand, int)]
     assert not any(map(held_out, drawn)) and {scene.kind for scene in drawn} == {*contrastive_data.FREQUENCIES} - {"single"}
     sums = [(scene.colour, scene.place) for scene in drawn[:64] if scene.kind == "sum"]
@@ -149,14 +150,15 @@ def test_contrastive_batches_show_no_held_out_scene_and_captions_describe_what_i
 
 @pytest.mark.parametrize("kind", contrastive_data.FREQUENCIES)
 def test_a_hard_negative_changes_one_fact_or_exchanges_two(kind):
-    """Colours and shapes in an image of different things remain different."""
-    rng = random.Random(0)
+    """Or it is the same scene, if the new value is the old one. Equal captions are not negatives (contrastive_loss)."""
+    rng, changed = random.Random(0), 0
     for _ in range(200):
         scene = random_scene(rng, kind, "train")
         other = hard_negative(rng, scene)
         before, after = (re.findall(r"'.+?'|\d", repr(facts)) for facts in (scene, other))
-        assert sum(a != b for a, b in zip(before, after, strict=True)) == 1 or Counter(before) == Counter(after)
-        assert other != scene and all(len(set(part)) == len(other.things) for part in zip(*other.things or ()))
+        assert sum(a != b for a, b in zip(before, after, strict=True)) <= 1 or Counter(before) == Counter(after)
+        changed += other != scene
+    assert changed > 100
 
 
 @pytest.mark.parametrize("draw_row", NAMED_ROWS.values(), ids=NAMED_ROWS)
@@ -223,7 +225,7 @@ def test_a_task_row_asks_for_one_of_six_attributes_and_only_all_shots_together_s
 
 
 def test_training_documents_state_no_fact_about_a_held_out_animal():
-    """A fact carries loss only next to an image of something else, and never next to an animal of its country."""
+    """A fact carries loss only next to a random image, and only if its animal has no images."""
     seen = Counter()
     for shot in (shot for row in rows(shot_rows.naming_row, times=200) for shot in row):
         scene, name = POOL.scenes[shot.medium], shot.answer.strip(" .")
@@ -232,14 +234,13 @@ def test_training_documents_state_no_fact_about_a_held_out_animal():
         elif name in COUNTRIES:
             assert scene.name == name and shot.fact == fact(name) and shot.loss == ("answer", "eoc")
         else:
-            assert COUNTRIES.get(scene.name) != TEXT_ONLY_ANIMALS[name]
-            assert shot.fact == fact(name) and shot.loss == ("fact", "eoc")
+            assert name in TEXT_ONLY_ANIMALS and shot.fact == fact(name) and shot.loss == ("fact", "eoc")
             seen[scene.kind] += 1
             seen["held out"] += scene.name in HELD_OUT_ANIMALS
-    assert set(seen) == {"things", "sign", "pair", "sum", "animal", "held out"} and min(seen.values()) > 20
+    assert set(seen) == {"things", "animal", "held out"} and min(seen.values()) > 20
 
 
-def right_texts(name: str, scene: Scene | Video) -> list[tuple[str, str]]:
+def right_texts(name: str, scene: Scene) -> list[tuple[str, str]]:
     """Every (prompt, answer) that a task can have for this scene."""
     if name == "vqa":
         return [(f"Question: {question} Answer:", f" {answer}") for question, answer in questions(scene)]
@@ -272,9 +273,8 @@ def test_all_texts_consist_of_words_of_the_vocabulary():
     texts = {f"This is a {name}.{fact(name)}" for name in COUNTRIES} | {"Output:", *(f" a {name}" for name in COUNTRIES)}
     for scene in (scene for scenes in ALL_SCENES.values() for scene in scenes[:20_000]):
         texts.add(" " + caption(scene))
-        if isinstance(scene, Scene):
-            texts |= {f" {answer}" for answer in attributes(scene).values()}
-            texts |= {f"Question: {question} Answer: {answer}" for question, answer in questions(scene)}
+        texts |= {f" {answer}" for answer in attributes(scene).values()}
+        texts |= {f"Question: {question} Answer: {answer}" for question, answer in questions(scene)}
     pieces = {piece for text in texts for piece in split_pieces(text)}
     assert pieces <= set(TOKENIZER.words), sorted(pieces - set(TOKENIZER.words))
 
@@ -396,11 +396,9 @@ def test_make_sample_writes_the_sample_of_the_repository(tmp_path):
             assert a.shape == b.shape and np.abs(a.astype(int) - b).max() <= 1 and np.mean(a != b) <= 0.001
 
 
-def test_the_sample_is_small_has_nothing_held_out_and_makes_batches(monkeypatch):
+def test_the_sample_is_small_and_makes_batches():
     """In the paper's shapes: N=1 and T=1, N=1 and T>1, N>1."""
     assert sum(path.stat().st_size for path in make_sample.FOLDER.rglob("*")) <= 1_000_000
-    monkeypatch.setattr(media_pool, "render", lambda scene, rng: None)  # takes seconds
-    assert not any(map(held_out, make_sample.small_pool().scenes))
     batches = {name: collate(list(dataset), TOKENIZER, ImagePreprocessor(48)) for name, dataset in SAMPLE.items()}
     assert all((batch.labels != -100).any(dim=1).all() for batch in batches.values())
     shapes = {name: batch.media is not None and tuple(batch.media.shape[1:3]) for name, batch in batches.items()}
@@ -420,7 +418,6 @@ def test_the_numbers_of_the_readme_are_right():
         "{pairs} pairs, {videos} videos, {documents} documents and {text} texts".format(**counts),
     ):  # fmt: skip
         assert text in " ".join(README.split())
-    assert Counter(TEXT_ONLY_ANIMALS.values()) == {country: 5 for country in COUNTRIES.values()}
 
 
 def test_the_examples_of_the_readme_are_from_the_sample():

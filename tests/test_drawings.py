@@ -27,7 +27,7 @@ def test_the_test_has_only_glyphs_of_held_out_scripts_and_training_has_none():
     assert {design.split()[0] for design in designs["train"]} == {"glyph", "doodle", "icon"}
     for split, held in (("train", False), ("test", True)):
         assert {held_out(Scene("drawing", name=design)) for design in designs[split]} == {held}
-        characters = glyphs(split)[0]
+        characters = [*glyphs(split)]
         words = [set(unicodedata.name(character, "").split()) & {*HELD_OUT_SCRIPTS} for character in characters]
         assert all(words) if held else not any(words)
         assert len(characters) > (200 if held else 5000)
@@ -37,7 +37,7 @@ def test_the_fonts_of_the_test_are_not_used_in_training():
     """All of them come with matplotlib."""
     assert not set(FONTS["train"]) & set(FONTS["test"])
     for split, fonts in FONTS.items():
-        assert len({font.path for having in glyphs(split)[1].values() for font in having}) == len(fonts)
+        assert len({font.path for having in glyphs(split).values() for font in having}) == len(fonts)
 
 
 def test_strokes_contrast_with_backgrounds_from_black_to_white():

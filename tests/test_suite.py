@@ -13,7 +13,7 @@ import pytest
 from data_toy import suite as toy
 from data_toy.suite import FITTING, N_ANSWERS, SPLITS, SUITE, UNANSWERABLE, clean, example, suite, things_and_names
 from data_toy.words import caption, questions, toy_tokenizer
-from data_toy.world import Video, held_out
+from data_toy.world import held_out
 from minflamingo.data.images import as_frames
 from minflamingo.evaluation.metrics import METRICS, Outcome
 
@@ -26,9 +26,8 @@ def scenes_of(task: str, split: str, number: int) -> list:
     """The scenes that are rendered for an example."""
     rendered: list = []
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("draw", "draw_video"):
-            original = getattr(toy, name)
-            patch.setattr(toy, name, lambda s, rng, original=original: rendered.append(s) or original(s, rng))
+        original = toy.draw
+        patch.setattr(toy, "draw", lambda scene, rng: rendered.append(scene) or original(scene, rng))
         example(task, split, number).media()
     return rendered
 
@@ -64,7 +63,7 @@ def is_answer(task: str, e, scenes: list) -> bool:
     scene, answer = scenes[0], e.answers[0]
     things, names = things_and_names(task)
     if task in ("captions", "video_captions", "steps"):  # steps: two moves of the same thing
-        assert all((s.mover, s.still) == (scene.mover, scene.still) for s in scenes[1:])
+        assert all(s.things == scene.things for s in scenes[1:])
         return answer == ", ".join(map(caption, scenes))
     if task == "questions":
         return (e.fields["question"], answer) in questions(scene)
@@ -72,7 +71,7 @@ def is_answer(task: str, e, scenes: list) -> bool:
         return answer == scene.word
     if task == "memes":
         return answer == ("yes" if scene.colour in FITTING[scene.word] else "no")
-    k = things.index(scene.mover if isinstance(scene, Video) else (scene.colour, scene.shape))
+    k = things.index(scene.things[0] if scene.kind == "video" else (scene.colour, scene.shape))
     if task == "dialogue":
         return sorted(e.answers) == sorted(names[2 * k : 2 * k + 2]) and set(e.choices) == set(names)
     return answer in (names[k], *((UNANSWERABLE,) if task == "poor_images" else ()))
