@@ -23,7 +23,6 @@ from .world import COLOURS, HALVES, VALUES, Scene
 
 IMAGE_SIZE = 48
 N_FRAMES = 4  # of a video
-BOARD_SIZE = (42, 17)  # width and height of a sign
 
 
 @cache
@@ -168,15 +167,11 @@ def draw_pair_or_row(canvas: np.ndarray, scene: Scene, rng: random.Random) -> No
         paint(canvas, shape_mask(shape, size), random_brightness(colour, rng), along, across, scene.relation != "above")
 
 
-def top_or_bottom(scene: Scene, height: int, offset: int) -> int:
-    """The first row of something `height` pixels high, `offset` pixels from the top or bottom."""
-    return offset if scene.place == "top" else IMAGE_SIZE - height - offset
-
-
 def draw_sign(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
     """A coloured board with a dark word on it."""
-    width, height = BOARD_SIZE
-    x, y = rng.randint(1, IMAGE_SIZE - width - 1), top_or_bottom(scene, height, rng.randint(1, 6))
+    width, height = 42, 17
+    x, y = rng.randint(1, IMAGE_SIZE - width - 1), rng.randint(1, 6)
+    y = y if scene.place == "top" else IMAGE_SIZE - height - y
     paint(canvas, np.ones((height, width)), random_brightness(scene.colour, rng), x, y)
     word = text_mask(scene.word.upper(), 12, width - 5)
     x += (width - word.shape[1]) // 2 + rng.randint(-1, 1)
@@ -189,7 +184,8 @@ def draw_sum(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
     height = rng.randint(19, 20)
     mask = text_mask(" ".join(map(str, scene.operands)), height, 42)
     x = (IMAGE_SIZE - mask.shape[1]) // 2 + rng.randint(-2, 2)
-    paint(canvas, mask, random_brightness(scene.colour, rng), x, top_or_bottom(scene, height, rng.randint(1, 23 - height)))
+    colour, y = random_brightness(scene.colour, rng), rng.randint(1, 23 - height)
+    paint(canvas, mask, colour, x, y if scene.place == "top" else IMAGE_SIZE - height - y)
 
 
 def draw_animal(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:

@@ -84,8 +84,7 @@ def correct(task: str, predictions: Sequence[str], queries: Sequence[Query]) -> 
 def format_table(tasks: dict[str, dict]) -> str:
     """The accuracies of results.json as text: one row per task, one column per number of shots."""
     columns = sorted({shots for entry in tasks.values() for shots in entry["shots"]}, key=lambda s: (int(s.split("_")[0]), s))
-    lines = ["accuracy (%)        " + "".join(f"{shots:>8}" for shots in columns) + "    shots"]
+    rows = [["accuracy (%)", *columns, "   shots"]]
     for task, entry in tasks.items():
-        scores = {shots: f"{cell['score']:.1f}" for shots, cell in entry["shots"].items()}
-        lines.append(f"{task:20}" + "".join(f"{scores.get(shots, ''):>8}" for shots in columns))
-    return "\n".join(lines)
+        rows.append([task, *(f"{entry['shots'][s]['score']:.1f}" if s in entry["shots"] else "" for s in columns)])
+    return "\n".join(f"{name:20}" + "".join(f"{cell:>8}" for cell in cells) for name, *cells in rows)

@@ -25,7 +25,7 @@ def draw_sample() -> dict[str, dict[str, Sample]]:
     """Dataset name -> id -> sample."""
     pool, words = draw_media_pool(3000, seed=0), vocabulary()
 
-    def rng_of(name: str, k: int) -> random.Random:  # with seed 352, the three documents of each task ask different things
+    def rng_of(name: str, k: int) -> random.Random:
         return random.Random(f"sample 352 {name} {k}")
 
     def captioned(kind: str, k: int) -> Sample:

@@ -53,27 +53,24 @@ def single_thing(split: str, rng: random.Random, thing: tuple[str, str]) -> Scen
     return draw_until_allowed(lambda: Scene("things", colour=colour, shape=shape, count=1, place=rng.choice(PLACES)), split)
 
 
-# What follows the key of an `Example`: a function rng -> pixels, the answers, and (in some tasks) the fields and the choices.
-Item = tuple
-
-
-def captions(split: str, rng: random.Random) -> Item:
+# Each generator returns what follows the key of an `Example`: a function rng -> pixels, answers, perhaps fields and choices.
+def captions(split: str, rng: random.Random) -> tuple:
     scene = random_scene(rng, rng.choice(("things", "pair", "row")), split)
     return partial(draw, scene), (caption(scene),)
 
 
-def video_captions(split: str, rng: random.Random) -> Item:
+def video_captions(split: str, rng: random.Random) -> tuple:
     video = random_scene(rng, "video", split)
     return partial(draw, video), (caption(video),)
 
 
-def vqa(split: str, rng: random.Random) -> Item:
+def vqa(split: str, rng: random.Random) -> tuple:
     scene = random_scene(rng, rng.choice(("things", "things", "pair", "sign")), split)
     question, answer = rng.choice(questions(scene))
     return partial(draw, scene), (answer,) * N_ANSWERS, {"question": question}
 
 
-def poor_images(split: str, rng: random.Random) -> Item:
+def poor_images(split: str, rng: random.Random) -> tuple:
     """Blurred, noisy or cropped images, as VizWiz has them. In three of ten nothing can be recognised."""
     things, names = things_and_names("poor_images")
     k = rng.randrange(len(things))
@@ -96,7 +93,7 @@ def degrade(pixels: np.ndarray, rng: random.Random, lost: bool) -> np.ndarray:
     return np.asarray(image.crop((cut, cut, image.width - 2 + cut, image.height - 2 + cut)).resize(image.size))
 
 
-def video_questions(split: str, rng: random.Random) -> Item:
+def video_questions(split: str, rng: random.Random) -> tuple:
     """Which of three named things moves? The still thing is any thing of another colour and shape."""
     things, names = things_and_names("video_questions")
     k = rng.randrange(len(things))
@@ -109,7 +106,7 @@ def video_questions(split: str, rng: random.Random) -> Item:
     return partial(draw, draw_until_allowed(make, split)), (names[k],)
 
 
-def dialogue(split: str, rng: random.Random) -> Item:
+def dialogue(split: str, rng: random.Random) -> tuple:
     """The previous turn said where the thing is. What is its name? Each thing has two names; two candidates name nothing."""
     things, names = things_and_names("dialogue")
     k, first = rng.randrange(len(things)), rng.randrange(2)
@@ -118,7 +115,7 @@ def dialogue(split: str, rng: random.Random) -> Item:
     return partial(draw, scene), answers, {"history": f" {scene.place}."}, tuple(rng.sample(names, len(names)))
 
 
-def steps(split: str, rng: random.Random) -> Item:
+def steps(split: str, rng: random.Random) -> tuple:
     """A video of eight frames: a thing moves, then turns and moves on. Training videos have four frames and one direction."""
     first = random_scene(rng, "video", split)
     turned = rng.choice(("up", "down") if first.direction in ("left", "right") else ("left", "right"))
@@ -127,12 +124,12 @@ def steps(split: str, rng: random.Random) -> Item:
     return lambda image_rng: np.concatenate([draw(video, image_rng) for video in (first, second)]), answers
 
 
-def reading(split: str, rng: random.Random) -> Item:
+def reading(split: str, rng: random.Random) -> tuple:
     scene = random_scene(rng, "sign", split)
     return partial(draw, scene), (scene.word,) * N_ANSWERS
 
 
-def memes(split: str, rng: random.Random) -> Item:
+def memes(split: str, rng: random.Random) -> tuple:
     """Does the colour of the sign fit its word? Neither alone decides. HatefulMemes calls such images "benign confounders"."""
     fits = rng.random() < 0.5
 
@@ -146,7 +143,7 @@ def memes(split: str, rng: random.Random) -> Item:
 
 OUTPUT, QUESTION, NAME = Template("Output:"), Template("Question: {question} Answer:"), Template("This is a", " {answer}.")
 # Name -> generator, prompt and answer, metric, the published benchmark that it resembles.
-SUITE: dict[str, tuple[Callable[[str, random.Random], Item], Template, str, str]] = {
+SUITE: dict[str, tuple[Callable[[str, random.Random], tuple], Template, str, str]] = {
     "captions": (captions, OUTPUT, "exact_match", "COCO"),
     "questions": (vqa, QUESTION, "vqa", "VQAv2"),
     "video_captions": (video_captions, OUTPUT, "exact_match", "VATEX"),

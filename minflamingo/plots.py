@@ -100,7 +100,7 @@ def image_panel(axes: Axes, media: np.ndarray, text: str = "", title: str = "") 
 
 
 @styled
-def plot_shots(results: dict, path: str | Path) -> Path:
+def plot_shots(results: dict, path: str | Path, band: str = "95% interval") -> Path:
     """results = {"tasks": {task: {"unit": "VQA accuracy", "chance": 25.0, "shots": {"0_text": cell, "4": cell, ...}}, ...},
     "mean": {"0_text": 41.0, "4": 52.0, ...}} with cell = {"score": 49.0, "interval": [47.1, 50.8]}.
     "unit", "chance" and "mean" may be missing. Cells without a score are left out."""
@@ -109,7 +109,7 @@ def plot_shots(results: dict, path: str | Path) -> Path:
     if len(tasks) > 1 and "mean" in results:
         mean = {s: {"score": score, "interval": [score, score]} for s, score in results["mean"].items()}
         tasks = {"mean": {"unit": "mean of the tasks", "shots": mean}} | tasks
-    note = "band: 95% interval   ·   ring: the query's image is the only one   ·   dashed: chance"
+    note = f"band: {band}   ·   ring: the query's image is the only one   ·   dashed: chance"
     figure, grid = panels(len(tasks), "Score against the number of shots in the prompt", note, size=(2.5, 2.3))
     for axes, (name, task) in zip(grid, tasks.items()):
         cells = {shots.replace("_", "\n"): cell for shots, cell in task["shots"].items() if "score" in cell}
