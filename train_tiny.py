@@ -53,8 +53,8 @@ class Recipe:
     """Length of the three training stages and amount of data per step."""
 
     vision_steps: int = 420
-    vision_batch: int = 208  # images with captions
-    vision_drawings: int = 104  # drawings of which the encoder compares two views
+    vision_batch: int = 224  # images with captions
+    vision_drawings: int = 96  # drawings of which the encoder compares two views
     vision_bank: int = 4000  # different drawings
     vision_lr: float = 6e-3
     language_steps: int = 900
@@ -318,7 +318,7 @@ def main(arguments: list[str] | None = None) -> dict:
     except OSError as error:
         raise SystemExit(f"cannot write to {run.out}: {error}. Choose another folder with --out.") from None
 
-    print(f"\n{format_table(results['tasks'])}")
+    print(f"\nAccuracy (%) against the number of shots:\n\n{format_table(results['tasks'])}")
     print(f"\n{results['seconds']['total'] / 60:.1f} minutes. The model, results.json and the figures are in {run.out}/")
     return results
 

@@ -6,7 +6,7 @@ seed train on the same samples. The score is the mean accuracy over six tasks:
 """
 
 import random
-from dataclasses import dataclass
+from types import SimpleNamespace
 
 from minflamingo.data.sample import Sample
 from minflamingo.evaluation.fewshot import predict
@@ -21,20 +21,13 @@ from .words import toy_tokenizer
 TASKS = ("caption", "vqa", "naming", "video", "task", "binding_2way")
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """Hyperparameters of every row."""
-
-    lr: float = 3e-3  # of AdamW, as in the paper; train_tiny.py uses Muon
-    gate_lr: float = 9e-3
-    weight_decay: float = 1.0
-    lm_weight_decay: float = 0.01  # of an LM that is trained too; the value of its pretraining
-    media: int = 8000
-    step: tuple[int, int, int] = (64, 24, 9)  # shots, pairs and videos of a step
-    queries: int = 200  # of each task
-
-
-RECIPE = Recipe()
+# Hyperparameters of every row
+RECIPE = SimpleNamespace(
+    lr=3e-3, gate_lr=9e-3, weight_decay=1.0,  # of AdamW, as in the paper; train_tiny.py uses Muon
+    lm_weight_decay=0.01,  # of an LM that is trained too; the value of its pretraining
+    media=8000, step=StepData(64, 24, 9),
+    queries=200,  # of each task
+)  # fmt: skip
 
 
 def media_pool(flamingo: Flamingo, seed: int) -> MediaPool:
@@ -44,7 +37,7 @@ def media_pool(flamingo: Flamingo, seed: int) -> MediaPool:
 
 def draw_batches(pool: MediaPool, rng: random.Random, p_next: float | None = None) -> dict[str, list[Sample]]:
     """{"documents", "pairs", "videos"}: the samples of one step. p_next: share of documents with each text before its image."""
-    return draw_step(pool, rng, StepData(*RECIPE.step), P_NEXT if p_next is None else p_next)
+    return draw_step(pool, rng, RECIPE.step, P_NEXT if p_next is None else p_next)
 
 
 def evaluate(flamingo: Flamingo, seed: int, shots: str) -> dict[str, float]:

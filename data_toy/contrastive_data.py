@@ -22,7 +22,7 @@ from .words import caption
 from .world import VALUES, Scene, held_out
 
 # Relative frequency of each kind of image. Kinds with several different things or digits are the most difficult.
-FREQUENCIES = {"single": 2, "things": 4, "pair": 7, "row": 4, "sign": 6, "sum": 6, "animal": 1}
+FREQUENCIES = {"single": 2, "things": 4, "pair": 6, "row": 4, "sign": 5, "sum": 8, "animal": 1}
 
 
 def hard_negative(rng: random.Random, scene: Scene) -> Scene:
@@ -55,15 +55,13 @@ def contrastive_batch(rng: random.Random, size: int, tokenizer: Tokenizer, hard:
     hard: 90% are hard negatives of the previous scene of their kind. To distinguish these, the model must know which colour
     belongs to which shape, and the order of digits.
     """
-    scenes: list[Scene] = []
-    last: dict[str, Scene] = {}
+    scenes, last = [], {}  # last: kind -> the previous scene of this kind
     for kind in rng.choices(list(FREQUENCIES), weights=list(FREQUENCIES.values()), k=size):
-        scene = None
-        if hard and kind in last and rng.random() < 0.9:
-            candidates = (hard_negative(rng, last[kind]) for _ in range(10))
-            scene = next((candidate for candidate in candidates if not held_out(candidate)), None)
-        last[kind] = scene or random_scene(rng, kind, "train")
-        scenes.append(last[kind])
+        scene = random_scene(rng, kind, "train")
+        if hard and kind in last and rng.random() < 0.9 and not held_out(similar := hard_negative(rng, last[kind])):
+            scene = similar
+        last[kind] = scene
+        scenes.append(scene)
     captions = [re.sub(r"=\d+", "", caption(scene)) for scene in scenes]  # without the result of a sum
     ids = [torch.tensor(tokenizer.encode(f" {text}")) for text in captions]
     return np.stack([draw(scene, rng) for scene in scenes]), pad_sequence(ids, batch_first=True)

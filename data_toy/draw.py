@@ -1,9 +1,7 @@
 """Render the toy world: from the facts of a `Scene` to pixels.
 
     scene = Scene("things", colour="red", shape="circle", count=3, place="left")
-    draw(scene, random.Random(0))                                                      # (48, 48, 3) uint8
-    scene = Scene("video", things=(("red", "circle"), ("blue", "star")), direction="right")
-    draw(scene, random.Random(0))                                                      # (4, 48, 48, 3) uint8
+    draw(scene, random.Random(0))        # (48, 48, 3) uint8; of a video (4, 48, 48, 3)
 
 Everything that the scene does not determine is drawn from `rng`: shade and noise of the background, sizes, exact positions,
 brightness. Each shape is rendered once, at a large size, and reduced to a mask of coverage between 0 and 1, which is cached.
@@ -27,21 +25,16 @@ N_FRAMES = 4  # of a video
 
 @cache
 def noise_sheet(size: int = 160) -> np.ndarray:
-    """Faint noise (3, size, size) with amplitude 6, half of it smooth. Backgrounds are 48 x 48 windows of it."""
-    noise = np.random.default_rng(0)  # a fixed seed: the sheet is part of the world and does not use `rng`
-    smooth = Image.fromarray(noise.integers(0, 256, (size // 8, size // 8, 3), dtype=np.uint8))
-    smooth = np.asarray(smooth.resize((size, size), Image.Resampling.BICUBIC), dtype=np.float32) / 127.5 - 1
-    sheet = 3 * smooth + 3 * noise.uniform(-1, 1, (size, size, 3))
-    return np.ascontiguousarray(sheet.transpose(2, 0, 1), dtype=np.float32)
+    """Faint noise (3, size, size) with amplitude 5. Backgrounds are 48 x 48 windows of it."""
+    return np.random.default_rng(0).uniform(-5, 5, (3, size, size)).astype(np.float32)  # a fixed seed: part of the world
 
 
 def background(rng: random.Random) -> np.ndarray:
     """A new canvas (3, 48, 48): one dark greyish shade, every channel between 15 and 75, plus noise."""
-    sheet = noise_sheet()
-    x, y = rng.randint(0, sheet.shape[2] - IMAGE_SIZE), rng.randint(0, sheet.shape[1] - IMAGE_SIZE)
+    x, y = rng.randrange(100), rng.randrange(100)
     level = 25 + 40 * rng.random()
     shade = [level - 10 + 20 * rng.random() for _ in range(3)]
-    return sheet[:, y : y + IMAGE_SIZE, x : x + IMAGE_SIZE] + to_channels(shade)
+    return noise_sheet()[:, y : y + IMAGE_SIZE, x : x + IMAGE_SIZE] + to_channels(shade)
 
 
 def to_channels(colour) -> np.ndarray:
@@ -182,10 +175,11 @@ def draw_sign(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
 def draw_sum(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
     """Two digits and an operator, such as 3x6."""
     height = rng.randint(19, 20)
-    mask = text_mask(" ".join(map(str, scene.operands)), height, 42)
-    x = (IMAGE_SIZE - mask.shape[1]) // 2 + rng.randint(-2, 2)
+    masks = [text_mask(str(operand), height if isinstance(operand, int) else 13, 16) for operand in scene.operands]
     colour, y = random_brightness(scene.colour, rng), rng.randint(1, 23 - height)
-    paint(canvas, mask, colour, x, y if scene.place == "top" else IMAGE_SIZE - height - y)
+    middle = (y if scene.place == "top" else IMAGE_SIZE - height - y) + height // 2  # operators are centred vertically
+    for mask, x in zip(masks, positions_in_line([mask.shape[1] for mask in masks], 1, rng)):
+        paint(canvas, mask, colour, x, middle - mask.shape[0] // 2)
 
 
 def draw_animal(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
@@ -197,7 +191,7 @@ def draw_animal(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
     x, y = (IMAGE_SIZE - size) // 2 + rng.randint(-5, 5), (IMAGE_SIZE - size) // 2 + rng.randint(-5, 5)
     region = canvas[:, y : y + size, x : x + size]
     region *= background_share
-    region += colours * (0.85 + 0.15 * rng.random())  # the sprite has full brightness already, so only make it darker
+    region += colours * (0.9 + 0.1 * rng.random())  # the sprite has full brightness already, so only make it darker
 
 
 def draw_video(frames: np.ndarray, scene: Scene, rng: random.Random) -> None:

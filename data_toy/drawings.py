@@ -8,8 +8,7 @@ A design is a short text that determines what is drawn. There are three kinds:
 
     draw_drawing("glyph ж", random.Random(0))       # (48, 48, 3) uint8, one view of the design
 
-Two views of a design differ in size, slant, position and background. Glyphs and doodles also differ in ink and stroke width,
-glyphs in font.
+Two views of a design differ in size, slant, position and background, those of glyphs and doodles also in ink and stroke.
 """
 
 import math
@@ -84,20 +83,16 @@ def draw_doodle(design: random.Random, rng: random.Random) -> Image.Image:
 
 
 def draw_icon(design: random.Random, rng: random.Random) -> Image.Image:
-    """Polygons and ellipses from large to small, RGBA."""
+    """Polygons from large to small, RGBA. Those with 24 corners look round."""
     image = Image.new("RGBA", (BIG, BIG))
     pen, shade = ImageDraw.Draw(image), 0.9 + 0.2 * rng.random()
     for size in sorted((design.uniform(0.15, 0.5) for _ in range(design.randint(2, 4))), reverse=True):
         colour = tuple(min(255, int(shade * design.choice((20, 90, 160, 250)))) for _ in range(3))
         x, y = (design.uniform(size, 1 - size) + rng.gauss(0, 0.015) for _ in "xy")
-        flat, corners, turn = design.uniform(0.4, 1), design.randint(3, 8), design.random()
+        flat, corners, turn = design.uniform(0.4, 1), design.choice((3, 4, 5, 6, 24, 24)), design.random()
         angles = [2 * math.pi * (k / corners + turn) for k in range(corners)]
-        radii = [size * design.choice((1, 1, 0.5)) for _ in angles]
-        if corners == 8:
-            pen.ellipse([BIG * v for v in (x - size, y - flat * size, x + size, y + flat * size)], fill=colour)
-        else:
-            corner = [(x + r * math.cos(angle), y + flat * r * math.sin(angle)) for r, angle in zip(radii, angles)]
-            pen.polygon([(BIG * x, BIG * y) for x, y in corner], colour)
+        radii = [size * (1 if corners == 24 else design.choice((1, 1, 0.5))) for _ in angles]
+        pen.polygon([(BIG * (x + r * math.cos(a)), BIG * (y + flat * r * math.sin(a))) for r, a in zip(radii, angles)], colour)
     return image
 
 

@@ -1,8 +1,7 @@
 """The few-shot tasks that `train_tiny.py` evaluates. All images are held-out cases, those of the support too.
 
 `binding`, `any_name`, `noisy` and `rule` need shots with images: nothing else defines a name. `task`, `ocr` and `arithmetic`
-need the texts of two shots, which show the question. With 0 shots, their prompt is only "Output:". In training, the answer to
-this prompt is usually a caption. So the model writes a caption, and accuracy is about 0. The other tasks need no shots.
+need the texts of two shots: with 0 shots their prompt is only "Output:", and the model writes a caption. The others need none.
 `naming` asks about the four held-out animals; its support shows the other twelve.
 """
 
@@ -82,9 +81,9 @@ def correct(task: str, predictions: Sequence[str], queries: Sequence[Query]) -> 
 
 
 def format_table(tasks: dict[str, dict]) -> str:
-    """The accuracies of results.json as text: one row per task, one column per number of shots."""
+    """The accuracies of results.json as a Markdown table: one row per task, one column per number of shots."""
     columns = sorted({shots for entry in tasks.values() for shots in entry["shots"]}, key=lambda s: (int(s.split("_")[0]), s))
-    rows = [["accuracy (%)", *columns, "   shots"]]
+    rows = [["task", *(shots.replace("_", " ") for shots in columns)], ["---", *("---:" for _ in columns)]]
     for task, entry in tasks.items():
-        rows.append([task, *(f"{entry['shots'][s]['score']:.1f}" if s in entry["shots"] else "" for s in columns)])
-    return "\n".join(f"{name:20}" + "".join(f"{cell:>8}" for cell in cells) for name, *cells in rows)
+        rows.append([f"`{task}`", *(f"{entry['shots'][s]['score']:.1f}" if s in entry["shots"] else "" for s in columns)])
+    return "\n".join(f"| {name:20} |" + "".join(f"{cell:>6} |" for cell in cells) for name, *cells in rows)

@@ -30,12 +30,11 @@ LAMBDAS = {"documents": 1.0, "pairs": 1.0, "videos": 1.0}  # weight of each data
 MICRO_BATCHES = {"documents": 2, "pairs": 1, "videos": 1}  # more of them have less padding but more overhead
 
 QUESTION_KINDS = ("things", "pair", "pair", "pair", "sign")
-# The rows of shots that documents consist of. The weights were found by trial; those of ocr_row and arithmetic_row are small,
-# because task_row also asks for words and sums.
+# The rows of shots that documents consist of, with weights found by trial. task_row also asks for words and sums.
 DOCUMENTS = {
     shot_rows.task_row: 2, binding_row: 2, partial(binding_row, in_rounds=False): 1, partial(binding_row, shown="drawing"): 3.5,
     shot_rows.noisy_row: 0.7, shot_rows.rule_row: 1.5, shot_rows.naming_row: 2, partial(vqa_row, kinds=QUESTION_KINDS): 4,
-    shot_rows.arithmetic_row: 1.5, shot_rows.ocr_row: 0.3, caption_row: 2,
+    shot_rows.arithmetic_row: 1.5, shot_rows.sums_row: 1, shot_rows.ocr_row: 0.3, caption_row: 2,
 }  # fmt: skip
 # What image-text pairs show. Digits, and two things that could be mixed up, are the most difficult, so they are frequent.
 PAIR_KINDS = ("things", "pair", "pair", "row", "row", "sign", "sum", "sum", "sum")

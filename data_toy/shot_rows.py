@@ -18,7 +18,7 @@ from minflamingo.data.sample import EOC, NoLoss, Sample
 
 from .media_pool import MediaPool
 from .words import ATTRIBUTES, attributes, caption, fact, questions
-from .world import ANIMALS, HELD_OUT_ANIMALS, TEXT_ONLY_ANIMALS, VALUES, made_up_names
+from .world import ANIMALS, COUNTRIES, HELD_OUT_ANIMALS, TEXT_ONLY_ANIMALS, VALUES, made_up_names
 
 
 @dataclass(frozen=True)
@@ -45,14 +45,13 @@ ocr_row = partial(task_row, attribute="word")
 arithmetic_row = partial(task_row, attribute="sum")
 
 
-def video_row(pool: MediaPool, rng: random.Random, n: int) -> list[Shot]:
-    return [Shot(i, "Output:", " " + caption(pool.scenes[i])) for i in rng.choices(pool.having("kind", "video"), k=n)]
-
-
 def caption_row(pool: MediaPool, rng: random.Random, n: int, kinds: Sequence[str] = ("things", "pair", "row")) -> list[Shot]:
     """Captions of one to three things and their arrangement. Image-text pairs for training also have signs and sums."""
     ids = [rng.choice(pool.having("kind", rng.choice(kinds))) for _ in range(n)]
     return [Shot(i, "Output:", " " + caption(pool.scenes[i])) for i in ids]
+
+
+video_row = partial(caption_row, kinds=("video",))
 
 
 def vqa_row(pool: MediaPool, rng: random.Random, n: int, kinds: Sequence[str] = ("things", "things", "pair", "sign")):
@@ -121,11 +120,29 @@ def rule_row(pool: MediaPool, rng: random.Random, n: int, split: str = "train") 
     return named_row(rng, [rng.choice(pool.having(attribute, values[k])) for k in labels], labels, split)
 
 
+def unrelated_medium(pool: MediaPool, rng: random.Random, country: str | None = None) -> int:
+    """An image that must not change the LM's prediction. Often an animal, but none of `country`: it would be a hint."""
+    while True:
+        i = rng.choice(pool.having("kind", rng.choice(("things", "sign", "pair", "sum", "animal", "animal", "animal"))))
+        if country is None or COUNTRIES.get(pool.scenes[i].name) != country:
+            return i
+
+
+def sums_row(pool: MediaPool, rng: random.Random, n: int) -> list[Shot]:
+    """Training only: "3x6=" -> "18" next to an unrelated image. Flamingo must leave results to the LM, as it must leave facts.
+
+    Only sums that training images may show. Without these documents, results of other sums are often wrong by one.
+    """
+    ids = rng.choices(pool.having("kind", "sum"), k=n)
+    sums = [attributes(pool.scenes[i])["sum"].partition("=") for i in ids]
+    return [Shot(unrelated_medium(pool, rng), f"Output: {left}=", result) for left, _, result in sums]
+
+
 def naming_row(pool: MediaPool, rng: random.Random, n: int, split: str = "train") -> list[Shot]:
     """The name of an animal and the fact about it. In the test, the query shows a held-out animal, the support the others.
 
     Flamingo must recognise the animal and leave the fact to the LM. If it learned to predict facts from images, it would fail
-    for held-out animals. So a fact carries loss only next to a random image `*`. Training has three kinds of shots (text in
+    for held-out animals. So a fact carries loss only next to an unrelated image `*`. Training has three kinds of shots (text in
     brackets carries no loss):
 
         <image> yak. [They are …]<EOC>    animals that are not held out
@@ -136,7 +153,7 @@ def naming_row(pool: MediaPool, rng: random.Random, n: int, split: str = "train"
     for i in range(n):
         if split == "train" and rng.random() < 0.4:
             name = rng.choice(list(TEXT_ONLY_ANIMALS))
-            medium = rng.choice(pool.having("kind", rng.choice(("things", "animal"))))
+            medium = unrelated_medium(pool, rng, TEXT_ONLY_ANIMALS[name])
             shots.append(Shot(medium, "This is a", f" {name}.", fact=fact(name), loss=("fact", "eoc")))
             continue
         known = ANIMALS if split == "train" else HELD_OUT_ANIMALS if i == n - 1 else sorted({*ANIMALS} - {*HELD_OUT_ANIMALS})

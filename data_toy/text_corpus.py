@@ -112,5 +112,4 @@ TEXT_KINDS = {binding_text: 4, output_text: 3, question_text: 3, naming_text: 5,
 
 def corpus_text(rng: random.Random, chunks: int) -> Sample:
     """A document of `chunks` chunks about the toy world."""
-    draw = rng.choices(list(TEXT_KINDS), weights=list(TEXT_KINDS.values()))[0]
-    return draw(rng, chunks)
+    return rng.choices(list(TEXT_KINDS), weights=list(TEXT_KINDS.values()))[0](rng, chunks)

@@ -46,8 +46,8 @@ COUNTRIES = {
 }  # fmt: skip
 ANIMALS = tuple(COUNTRIES)
 HELD_OUT_ANIMALS = ("flamingo", "koala", "tiger", "zebra")
-# Animals that only texts mention: the text corpus, and training documents next to random images. There are 80, because with few
-# names Flamingo can memorise these and still corrupt the facts about the four held-out animals.
+# Animals that only texts mention: the text corpus, and training documents next to unrelated images. There are 80, because with
+# few names Flamingo can memorise these and still corrupt the facts about the four held-out animals.
 TEXT_ONLY_BY_COUNTRY = {
     "Cuba": "turtle parrot trogon hutia iguana",             "Chile": "condor puma pudu degu huemul",
     "Japan": "crane macaque serow tanuki heron",             "China": "pheasant carp pangolin gibbon sturgeon",
@@ -87,10 +87,10 @@ class Scene:
 
 
 def held_out(scene: Scene) -> bool:
-    """Is this scene reserved for evaluation?
+    """Is this scene reserved for evaluation? One in eight is, by a hash of all facts.
 
-    One in eight is, by a hash of all facts: "two red circles at the left" can be held out while "two red circles at the top" is
-    not. For sums, only the two digits decide. Animals are never held out.
+    So "two red circles at the left" can be held out while "two red circles at the top" is not. For sums, only the two digits
+    decide. Animals are never held out.
     """
     if scene.kind == "animal":
         return False

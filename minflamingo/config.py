@@ -223,8 +223,8 @@ def _toy(d: int, vision_layers: int, lm_layers: int, n_latents: int) -> Flamingo
         ),
         # d is also the width of the vision features; videos have 4 frames in training
         resampler=ResamplerConfig(d, n_latents, n_layers=2, n_heads=n_heads, d_head=32, n_time_embeddings=4, ff_mult=2),
-        # The convolution makes in-context lookup learnable within minutes (layers.CausalConv). To look up the name of a new
-        # image, one head must compare two images: few large heads, with most channels independent of the distance.
+        # The convolution makes in-context lookup learnable within minutes (layers.CausalConv). Few large heads that mostly do
+        # not rotate: to look up the name of an image, one head must compare it with another, at any distance.
         lm=LMConfig(vocab_size=512, d=d, n_layers=lm_layers, n_heads=d // 48, rotary_pct=0.25, conv_width=8),
         xattn_n_heads=n_heads, xattn_d_head=32, xattn_d_ff=2 * d,
     )  # fmt: skip

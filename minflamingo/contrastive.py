@@ -25,10 +25,9 @@ from .layers import FeedForward
 class TextEncoder(nn.Module):
     """Caption ids (B, L), 0 = padding -> one vector per caption (B, D). Used in this stage only.
 
-    The paper uses a BERT with mean pooling. Ours has no attention, on purpose: each word is processed alone with its position,
-    and the caption is the mean over its words. So the text vector is a sum of terms such as "red in place 2" and "star in place
-    7", and the image vector must become such a sum too. With a sum of terms the encoder can describe combinations that it never
-    saw. A text encoder with attention could memorise whole captions, and the vision encoder would then memorise them too.
+    The paper uses a BERT with mean pooling. Ours has no attention, on purpose: each word is processed alone with its position.
+    So the text vector is a mean of terms such as "red in place 2" and "star in place 7", and the image vector must become one
+    too. Then it can describe new combinations. With attention, both encoders could memorise whole captions instead.
     """
 
     def __init__(self, vocab_size: int, d: int, max_length: int = 32):
@@ -56,7 +55,6 @@ class ContrastiveModel(nn.Module):
     def __init__(self, vision: nn.Module, d_vision: int, text: TextEncoder, d_text: int, d_shared: int = 128):
         super().__init__()
         self.vision, self.text = vision, text
-        # two linear maps into one shared space
         self.image_projection = nn.Linear(d_vision, d_shared, bias=False)
         self.text_projection = nn.Linear(d_text, d_shared, bias=False)
         # The scale (inverse temperature) is learned as a logarithm, so it stays positive. CLIP's start: temperature 0.07.

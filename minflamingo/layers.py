@@ -106,8 +106,8 @@ class CausalConv(nn.Module):
 
     Only the toy LM has it ("canon layers", Allen-Zhu 2025). Example: `circle dax ... circle ?`. The answer is `dax`, a made-up
     name that came after the first `circle`. To find it, the position of `dax` must know that the token before it was `circle`.
-    Attention learns slowly to attend to the previous token; a convolution can do it at once. The weights start at random: each
-    channel shows attention another mixture of the last tokens, and lookups are learned several times sooner than from zeros.
+    Attention learns slowly to attend to the previous token; a convolution can do it at once. From random weights, lookups are
+    learned several times sooner than from zeros: each channel shows attention another mixture of the last tokens.
     """
 
     def __init__(self, d: int, width: int):

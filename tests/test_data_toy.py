@@ -224,8 +224,8 @@ def test_a_task_row_asks_for_one_of_six_attributes_and_only_all_shots_together_s
     assert set(found) == {"colour", "shape", "count", "place", "word", "sum"}
 
 
-def test_training_documents_state_no_fact_about_a_held_out_animal():
-    """A fact carries loss only next to a random image, and only if its animal has no images."""
+def test_training_documents_state_no_fact_about_a_held_out_animal_and_no_held_out_sum():
+    """A fact carries loss only next to an image of something else, and never next to an animal of its country."""
     seen = Counter()
     for shot in (shot for row in rows(shot_rows.naming_row, times=200) for shot in row):
         scene, name = POOL.scenes[shot.medium], shot.answer.strip(" .")
@@ -234,10 +234,15 @@ def test_training_documents_state_no_fact_about_a_held_out_animal():
         elif name in COUNTRIES:
             assert scene.name == name and shot.fact == fact(name) and shot.loss == ("answer", "eoc")
         else:
-            assert name in TEXT_ONLY_ANIMALS and shot.fact == fact(name) and shot.loss == ("fact", "eoc")
+            assert COUNTRIES.get(scene.name) != TEXT_ONLY_ANIMALS[name]
+            assert shot.fact == fact(name) and shot.loss == ("fact", "eoc")
             seen[scene.kind] += 1
             seen["held out"] += scene.name in HELD_OUT_ANIMALS
-    assert set(seen) == {"things", "animal", "held out"} and min(seen.values()) > 20
+    assert set(seen) == {"things", "sign", "pair", "sum", "animal", "held out"} and min(seen.values()) > 20
+    for shot in (shot for row in rows(shot_rows.sums_row) for shot in row):
+        a, operator, b = re.fullmatch(r"Output: (\d)(.)(\d)=", shot.prompt).groups()
+        assert words.sum_text((int(a), operator, int(b))) == f"{a}{operator}{b}={shot.answer}"
+        assert {int(a), int(b)} not in world.HELD_OUT_OPERANDS
 
 
 def right_texts(name: str, scene: Scene) -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from statistics import mean
 
+from data_toy.evaluation_tasks import format_table
 from minflamingo.plots import plot_shots
 
 ROOT = Path(__file__).parent.parent
@@ -42,15 +43,6 @@ def summary(runs: list[dict]) -> dict[str, dict]:
     return tasks
 
 
-def markdown_table(tasks: dict[str, dict]) -> str:
-    """One row per task, one column per number of shots."""
-    columns = sorted({s for entry in tasks.values() for s in entry["shots"]}, key=lambda s: (int(s.split("_")[0]), s))
-    rows = [["task", *(shots.replace("_", " ") for shots in columns)], ["---"] * (len(columns) + 1)]
-    for name, entry in tasks.items():
-        rows.append([f"`{name}`", *(f"{entry['shots'][s]['score']:.1f}" if s in entry["shots"] else "" for s in columns)])
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
 def replace_section(text: str, name: str, content: str) -> str:
     """Replace what is between `<!-- name -->` and `<!-- end of name -->`."""
     before, rest = text.split(f"<!-- {name} -->\n")
@@ -63,12 +55,12 @@ def main(commit: str) -> None:
     plot_shots({"tasks": tasks}, FIGURES / "shots.png", band=f"lowest and highest of {len(runs)} runs")
     readme = (ROOT / "README.md").read_text()
     which = f"`python train_tiny.py`, the mean of {len(runs)} seeds, commit {commit} ({n} queries per cell and seed):"
-    readme = replace_section(readme, "results", f"{which}\n\n{markdown_table(tasks)}\n")
+    readme = replace_section(readme, "results", f"{which}\n\n{format_table(tasks)}\n")
     minutes = max(run["seconds"]["total"] for run in runs) / 60
     time = f"On two slow CPU cores, the training steps and the evaluation took {minutes:.1f} minutes "
     readme = replace_section(readme, "time", f"{time}(the longest of {len(runs)} runs, commit {commit}).")
     (ROOT / "README.md").write_text(readme)
-    card = CARD.format(commit=commit, n=n, table=markdown_table(runs[0]["tasks"]))
+    card = CARD.format(commit=commit, n=n, table=format_table(runs[0]["tasks"]))
     (ROOT / "tutorials" / "pretrained" / "tiny" / "README.md").write_text(card)
 
 
