@@ -191,7 +191,7 @@ def draw_animal(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
     x, y = (IMAGE_SIZE - size) // 2 + rng.randint(-5, 5), (IMAGE_SIZE - size) // 2 + rng.randint(-5, 5)
     region = canvas[:, y : y + size, x : x + size]
     region *= background_share
-    region += colours * (0.9 + 0.1 * rng.random())  # the sprite has full brightness already, so only make it darker
+    region += colours * (0.95 + 0.05 * rng.random())  # the sprite has full brightness already, so only make it darker
 
 
 def draw_video(frames: np.ndarray, scene: Scene, rng: random.Random) -> None:
