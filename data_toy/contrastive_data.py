@@ -24,6 +24,8 @@ from .world import VALUES, Scene, held_out
 # Relative frequency of each kind of image. Kinds with several different things or digits are the most difficult.
 FREQUENCIES = {"single": 2, "things": 4, "pair": 6, "row": 4, "sign": 5, "sum": 8, "animal": 1}
 
+DIFFICULT = ("shape", "count", "word")  # hard negatives change these more often: colours and places are easy to see
+
 
 def hard_negative(rng: random.Random, scene: Scene) -> Scene:
     """The scene with one fact changed, or with two facts exchanged. The result may be held out.
@@ -32,13 +34,12 @@ def hard_negative(rng: random.Random, scene: Scene) -> Scene:
     """
     other = random_scene(rng, scene.kind)  # the new fact is one of this scene
     if scene.things is None and scene.operands is None:
-        name = rng.choice(list(VALUES[scene.kind]))
+        name = rng.choice([*VALUES[scene.kind], *(name for name in DIFFICULT if name in VALUES[scene.kind])])
         return replace(scene, **{name: getattr(other, name)})
     if scene.operands is not None:
         return replace(scene, operands=exchanged(rng, scene.operands, other.operands))
-    # of a pair or row: only colours change, or only shapes
     columns, new = list(zip(*scene.things)), list(zip(*other.things))
-    part = rng.randrange(2)
+    part = rng.choice((0, 1, 1, 1))
     columns[part] = exchanged(rng, columns[part], new[part])
     return replace(scene, things=tuple(zip(*columns)))
 
@@ -57,11 +58,9 @@ def contrastive_batch(rng: random.Random, size: int, tokenizer: Tokenizer, hard:
     """
     scenes, last = [], {}  # last: kind -> the previous scene of this kind
     for kind in rng.choices(list(FREQUENCIES), weights=list(FREQUENCIES.values()), k=size):
-        scene = random_scene(rng, kind, "train")
-        if hard and kind in last and rng.random() < 0.9 and not held_out(similar := hard_negative(rng, last[kind])):
-            scene = similar
-        last[kind] = scene
-        scenes.append(scene)
+        similar = hard_negative(rng, last[kind]) if hard and kind in last and rng.random() < 0.9 else None
+        last[kind] = similar if similar and not held_out(similar) else random_scene(rng, kind, "train")
+        scenes.append(last[kind])
     captions = [re.sub(r"=\d+", "", caption(scene)) for scene in scenes]  # without the result of a sum
     ids = [torch.tensor(tokenizer.encode(f" {text}")) for text in captions]
     return np.stack([draw(scene, rng) for scene in scenes]), pad_sequence(ids, batch_first=True)

@@ -15,6 +15,7 @@ from minflamingo.flamingo import Flamingo
 from .evaluation_tasks import correct, queries
 from .media_pool import PREPROCESS, draw_media_pool, encode_media_pool
 from .words import caption, toy_tokenizer
+from .world import VALUES
 
 
 def example_prompts(flamingo: Flamingo, seed: int, shots: str = "4") -> list[dict]:
@@ -50,12 +51,10 @@ def draw_figures(flamingo: Flamingo, results: dict, rows: list[dict], out: Path,
     batch = collate([Sample([image, "Output:", text])], tokenizer, PREPROCESS).to(next(flamingo.parameters()).device)
     maps = patch_attention(flamingo, batch)[0, :, 0].cpu()  # (L, S)
     words = [tokenizer.decode([i]).strip() for i in tokenizer.encode(text)]
-    side = int(maps.shape[1] ** 0.5)
     # The map that produces a word is that of the token before it.
-    maps = maps[-1 - len(words) : -1].unflatten(1, (side, side)).numpy()
+    maps = maps[-1 - len(words) : -1].unflatten(1, (int(maps.shape[1] ** 0.5), -1)).numpy()
     plots.plot_attention(image[0], words, maps, out / "attention.png")
 
-    kinds = ("things", "pair", "row", "sign", "sum", "animal", "video")
-    chosen = [rng.choice(pool.having("kind", kind)) for kind in kinds for _ in range(2)]
+    chosen = [rng.choice(pool.having("kind", kind)) for kind in VALUES for _ in range(2)]
     media = [pool.media[i][0] if len(pool.media[i]) == 1 else pool.media[i] for i in chosen]
     plots.plot_world([(medium, caption(pool.scenes[i])) for medium, i in zip(media, chosen)], out / "world.png")

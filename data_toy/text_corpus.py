@@ -41,12 +41,14 @@ def lookup_practice(rng: random.Random, words: list[str], length: int) -> Sample
 
 
 def naming_text(rng: random.Random, chunks: int) -> Sample:
-    """ "This is a yak. They are mainly found in Nepal."
+    """ "This is a yak. They are mainly found in Nepal.", or in one of five documents only the names.
 
-    A fact carries loss where its animal occurs first: later it could be copied. In half of the documents animals repeat, as in
-    a prompt with 32 shots. There, too, the LM must recall the fact about a new animal.
+    A fact carries loss where its animal occurs first: later it could be copied. In half of the documents with facts, animals
+    repeat, as in a prompt with 32 shots. There, too, the LM must recall the fact about a new animal.
     """
     names = rng.sample([*ANIMALS, *TEXT_ONLY_ANIMALS], min(chunks, 96))
+    if rng.random() < 0.2:
+        return Sample([piece for name in names for piece in (f"This is a {name}.", EOC)])
     if rng.random() < 0.5:
         names = rng.choices(names[: max(2, chunks // 2)], k=chunks)
     pieces, seen = [], set()
@@ -59,8 +61,7 @@ def naming_text(rng: random.Random, chunks: int) -> Sample:
 def binding_text(rng: random.Random, chunks: int) -> Sample:
     """ "a red circle" "This is a dak.": a description instead of the image, then a name made up for this document."""
     ways = rng.randint(2, 6)
-    names = made_up_names(rng, ways, "train")
-    things = distinct_things(rng, ways)
+    names, things = made_up_names(rng, ways, "train"), distinct_things(rng, ways)
     bare, only_shape = rng.random() < 0.6, rng.random() < 0.5
     pieces, seen = [], set()
     for _ in range(chunks):
