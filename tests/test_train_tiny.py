@@ -62,12 +62,13 @@ def test_results_json_has_the_documented_fields_and_is_printed_as_a_table(quick)
         for cell in entry["shots"].values():
             assert cell["n"] == train_tiny.RECIPES["quick"].queries
             assert cell["interval"][0] <= cell["score"] <= cell["interval"][1]
-    header, *lines = printed[printed.index("accuracy (%)") :].splitlines()[: 1 + len(results["tasks"])]
+    header, rule, *lines = [line for line in printed.splitlines() if line.startswith("|")]
     columns = ["0", "0_text", "1", "2", "4", "5", "8", "10", "16", "20", "32"]
-    assert header.split()[2:-1] == columns and str(out) in printed
+    assert [cell.strip().replace(" ", "_") for cell in header.split("|")[2:-1]] == columns and str(out) in printed
+    assert set(rule) <= set("|-: ")
     for line, (name, entry) in zip(lines, results["tasks"].items(), strict=True):
         cells = [f"{entry['shots'][shots]['score']:.1f}" if shots in entry["shots"] else "" for shots in columns]
-        assert line.rstrip() == (f"{name:20}" + "".join(f"{cell:>8}" for cell in cells)).rstrip()
+        assert [cell.strip() for cell in line.split("|")[1:-1]] == [f"`{name}`", *cells]
 
 
 def test_metrics_csv_has_the_rows_of_all_stages(quick):

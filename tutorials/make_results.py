@@ -45,7 +45,7 @@ def summary(runs: list[dict]) -> dict[str, dict]:
 
 def seeds_table(tasks: dict[str, dict], n: int) -> str:
     """Mean, lowest and highest run of each task with 8 shots, or the largest number of shots that it has."""
-    rows = [f"| {n} seeds | shots | mean | lowest | highest |", "|---|---:|---:|---:|---:|"]
+    rows = [f"| {n} {'seeds' if n > 1 else 'seed'} | shots | mean | lowest | highest |", "|---|---:|---:|---:|---:|"]
     for name, entry in tasks.items():
         shots = "8" if "8" in entry["shots"] else list(entry["shots"])[-1]
         low, high = entry["shots"][shots]["interval"]
@@ -62,7 +62,7 @@ def replace_section(text: str, name: str, content: str) -> str:
 def main(commit: str) -> None:
     runs = [json.loads(path.read_text()) for path in sorted(FIGURES.glob("results_seed*.json"))]
     tasks, n = summary(runs), runs[0]["tasks"]["vqa"]["shots"]["8"]["n"]
-    plot_shots({"tasks": tasks}, FIGURES / "shots.png", band=f"lowest and highest of {len(runs)} runs")
+    plot_shots({"tasks": tasks}, FIGURES / "shots.png", band=f"lowest and highest of {len(runs)} seeds")
     readme = (ROOT / "README.md").read_text()
     which = f"`python train_tiny.py` ends with this table (seed 0, commit {commit}, {n} queries per cell):"
     readme = replace_section(readme, "results", f"{which}\n\n{format_table(runs[0]['tasks'])}\n")
