@@ -73,7 +73,7 @@ class Recipe:
 OPTIMIZERS = {"Muon": Muon, "AdamW": AdamW}
 RECIPES = {
     "tiny": Recipe(),
-    # for comparison: the paper's optimizer, with the learning rates that it needs
+    # for comparison: the paper's optimizer, with the learning rates and decay of an earlier recipe
     "tiny-adamw": Recipe(optimizer="AdamW", vision_lr=2.5e-3, language_lr=3e-3, flamingo_lr=3e-3, flamingo_decay=1.0),
     "small": Recipe(
         vision_steps=4000, language_steps=6000, language_practice_steps=600, media=120_000, flamingo_steps=6000, queries=500

@@ -23,7 +23,6 @@ from .world import VALUES, Scene, held_out
 
 # Relative frequency of each kind of image. Kinds with several different things or digits are the most difficult.
 FREQUENCIES = {"single": 2, "things": 4, "pair": 6, "row": 4, "sign": 5, "sum": 8, "animal": 1}
-
 DIFFICULT = ("shape", "count", "word")  # hard negatives change these more often: colours and places are easy to see
 
 
@@ -39,7 +38,7 @@ def hard_negative(rng: random.Random, scene: Scene) -> Scene:
     if scene.operands is not None:
         return replace(scene, operands=exchanged(rng, scene.operands, other.operands))
     columns, new = list(zip(*scene.things)), list(zip(*other.things))
-    part = rng.choice((0, 1, 1, 1))
+    part = rng.choice((0, 1, 1, 1))  # only colours change (0) or, more often, only shapes (1)
     columns[part] = exchanged(rng, columns[part], new[part])
     return replace(scene, things=tuple(zip(*columns)))
 

@@ -86,4 +86,4 @@ def format_table(tasks: dict[str, dict]) -> str:
     rows = [["task", *(shots.replace("_", " ") for shots in columns)], ["---", *("---:" for _ in columns)]]
     for task, entry in tasks.items():
         rows.append([f"`{task}`", *(f"{entry['shots'][s]['score']:.1f}" if s in entry["shots"] else "" for s in columns)])
-    return "\n".join(f"| {name:20} |" + "".join(f"{cell:>6} |" for cell in cells) for name, *cells in rows)
+    return "\n".join(f"| {name:21} |" + "".join(f"{cell:>6} |" for cell in cells) for name, *cells in rows)

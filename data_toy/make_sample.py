@@ -5,6 +5,7 @@ last one, each text comes before its image. Nothing in the sample is held out.
 """
 
 import random
+from functools import partial
 from pathlib import Path
 
 from minflamingo.data.readers import write_jsonl
@@ -19,11 +20,12 @@ from .words import caption, vocabulary
 FOLDER = Path(__file__).parent / "sample"
 PAIRS = {"things": 10, "pair": 8, "row": 5, "sign": 6, "sum": 6, "animal": 5}
 TASKS = ("task", "binding", "naming", "vqa", "ocr", "arithmetic", "video", "caption")
+sample_pool = partial(draw_media_pool, 1500, seed=40)  # it starts with the animals of the README's example
 
 
 def draw_sample() -> dict[str, dict[str, Sample]]:
     """Dataset name -> id -> sample."""
-    pool, words = draw_media_pool(1500, seed=40), vocabulary()  # it starts with the animals of the README's example
+    pool, words = sample_pool(), vocabulary()
 
     def rng_of(name: str, k: int) -> random.Random:
         return random.Random(f"sample 352 {name} {k}")

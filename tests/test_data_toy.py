@@ -401,9 +401,11 @@ def test_make_sample_writes_the_sample_of_the_repository(tmp_path):
             assert a.shape == b.shape and np.abs(a.astype(int) - b).max() <= 1 and np.mean(a != b) <= 0.001
 
 
-def test_the_sample_is_small_and_makes_batches():
+def test_the_sample_is_small_has_nothing_held_out_and_makes_batches(monkeypatch):
     """In the paper's shapes: N=1 and T=1, N=1 and T>1, N>1."""
     assert sum(path.stat().st_size for path in make_sample.FOLDER.rglob("*")) <= 1_000_000
+    monkeypatch.setattr(media_pool, "render", lambda scene, rng: None)  # takes seconds
+    assert not any(map(held_out, make_sample.sample_pool().scenes))
     batches = {name: collate(list(dataset), TOKENIZER, ImagePreprocessor(48)) for name, dataset in SAMPLE.items()}
     assert all((batch.labels != -100).any(dim=1).all() for batch in batches.values())
     shapes = {name: batch.media is not None and tuple(batch.media.shape[1:3]) for name, batch in batches.items()}
@@ -423,6 +425,7 @@ def test_the_numbers_of_the_readme_are_right():
         "{pairs} pairs, {videos} videos, {documents} documents and {text} texts".format(**counts),
     ):  # fmt: skip
         assert text in " ".join(README.split())
+    assert Counter(TEXT_ONLY_ANIMALS.values()) == {country: 5 for country in COUNTRIES.values()}
 
 
 def test_the_examples_of_the_readme_are_from_the_sample():

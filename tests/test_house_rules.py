@@ -62,7 +62,7 @@ def test_the_core_is_heavily_commented():
     "files, most",
     # The plan is 6,500 lines for the package, 1,600 for data_toy and 17,000 for all Python. It is not reached: Muon, drawings
     # and the tasks with any name came later. These limits may only fall.
-    [(PACKAGE, 7060), ([ROOT / "train_tiny.py"], 330), (TOY, 1600), (PYTHON, 17_700)],
+    [(PACKAGE, 7055), ([ROOT / "train_tiny.py"], 330), (TOY, 1600), (PYTHON, 17_700)],
     ids=["package", "train_tiny.py", "data_toy", "all Python outside tutorials"],
 )
 def test_line_budgets(files, most):

@@ -54,7 +54,8 @@ def test_the_tables_of_results_are_those_of_the_committed_runs():
     """One run with all numbers of shots; several runs with 8 shots, or the most that a task has."""
     assert section("results").split("\n\n")[1].strip() == format_table(TASKS)
     rows = re.findall(r"\| `(\w+)` \| (\d+) \| (.+) \|", section("seeds"))
-    assert [task for task, _, _ in rows] == list(TASKS) and f"| {len(RUNS)} seed" in section("seeds")
+    assert [task for task, _, _ in rows] == (list(TASKS) if len(RUNS) > 1 else [])
+    assert (f"| {len(RUNS)} seeds |" if len(RUNS) > 1 else "one seed so far") in section("seeds")
     for task, shots, numbers in rows:
         scores = [scores_of(run)[task][shots] for run in RUNS]
         assert [float(x) for x in numbers.split(" | ")] == pytest.approx([mean(scores), min(scores), max(scores)], abs=0.0501)
@@ -70,8 +71,7 @@ def test_accuracy_rises_with_shots_where_the_readme_says_so():
         first, *_, last = sorted(int(shots) for shots in MEANS[task] if shots.isdecimal() and int(shots) >= 2)
         assert MEANS[task][str(last)] - MEANS[task][str(first)] >= 5, task
     for task in ("task", "ocr", "arithmetic"):
-        assert MEANS[task]["0"] < 5, task
-        assert MEANS[task]["0_text"] > MEANS[task]["2"] - 5, task
+        assert MEANS[task]["0"] < 5 and MEANS[task]["0_text"] > max(80, MEANS[task]["2"] - 5), task
 
 
 def test_the_time_is_that_of_the_committed_runs():
