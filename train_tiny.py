@@ -57,7 +57,7 @@ class Recipe:
     vision_drawings: int = 96  # drawings of which the encoder compares two views
     vision_bank: int = 4000  # different drawings
     vision_lr: float = 6e-3
-    language_steps: int = 900
+    language_steps: int = 1100
     language_practice_steps: int = 150  # the first of these steps: only lookup practice
     language_tokens: int = 2048  # per step
     language_lr: float = 4e-3

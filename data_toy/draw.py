@@ -166,7 +166,7 @@ def draw_sign(canvas: np.ndarray, scene: Scene, rng: random.Random) -> None:
     x, y = rng.randint(1, IMAGE_SIZE - width - 1), rng.randint(1, 6)
     y = y if scene.place == "top" else IMAGE_SIZE - height - y
     paint(canvas, np.ones((height, width)), random_brightness(scene.colour, rng), x, y)
-    word = text_mask(scene.word.upper(), 12, width - 5)
+    word = text_mask(scene.word.upper(), 12, width - 6)
     x += (width - word.shape[1]) // 2 + rng.randint(-1, 1)
     y += (height - word.shape[0]) // 2 + rng.randint(0, 1)
     paint(canvas, word, to_channels((18, 18, 22)), x, y)

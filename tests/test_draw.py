@@ -87,7 +87,7 @@ def test_different_things_are_in_the_stated_order(relation):
 
 @pytest.mark.parametrize("word", SIGN_WORDS)
 def test_every_word_fits_on_its_sign_and_every_sign_in_the_image(word):
-    assert text_mask(word.upper(), 12, 37).shape[1] <= 37  # of 42: three pixels at both ends
+    assert text_mask(word.upper(), 12, 36).shape[1] <= 36  # of 42: three pixels at both ends
     for place, seed in product(HALVES, range(10)):
         image = draw(Scene("sign", colour="white", word=word, place=place), random.Random(seed))
         bright = image.min(axis=2) > 150
