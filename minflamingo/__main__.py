@@ -14,10 +14,9 @@ from pathlib import Path
 
 import torch
 
+from . import EOC, Pipeline, load
 from .data.images import read_image
-from .data.sample import EOC
 from .data.videos import IMAGES, VIDEOS, by_number, read_video
-from .pipeline import Pipeline, load
 from .recipes import ablate, bench, benchmarks, finetune, train
 
 MEDIA = (*IMAGES, ".gif", ".bmp", ".tif", ".tiff", *VIDEOS)

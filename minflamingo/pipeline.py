@@ -13,8 +13,6 @@ A saved model is a folder with `config.json` (sizes, image preprocessing), `toke
 `model.pt` or `model.safetensors`, or with the trained modules alone `trainable.pt` or `trainable.safetensors`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

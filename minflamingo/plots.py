@@ -8,8 +8,6 @@ Each function takes data and a path, writes the file and returns the path. It ra
 They use `Figure` instead of pyplot: they need no display and change no global state. A "$" in a text is only a "$".
 """
 
-from __future__ import annotations
-
 import math
 import textwrap
 from itertools import pairwise

@@ -4,8 +4,6 @@ A new model hides mistakes: its gates are closed, and weights of 0.02 make right
 gives each parameter a value at which a mistake shows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,11 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from minflamingo.config import FlamingoConfig, LMConfig, ResamplerConfig, VisionConfig
+from minflamingo import LM, Batch, Flamingo, FlamingoConfig, LMConfig, ResamplerConfig, Sample, VisionConfig, collate
 from minflamingo.data.sample import EOC as EOC
-from minflamingo.data.sample import Sample, collate
-from minflamingo.flamingo import Batch, Flamingo
-from minflamingo.lm import LM
 from minflamingo.training.stage import Stage
 
 

@@ -1,7 +1,5 @@
 """The ablations of the paper's table 3: each variant is what its name says, and the command computes, stops and resumes."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from dataclasses import replace
@@ -12,17 +10,14 @@ import torch
 import torch.nn.functional as F
 from conftest import LETTERS, batch_of, close, enliven, image, preprocess, random, stopped_at, tiny_flamingo, tiny_lm
 
-from minflamingo import EOC, Pipeline, ToyTokenizer
+from minflamingo import EOC, Batch, Flamingo, PerceiverResampler, Pipeline, ResamplerConfig, ToyTokenizer
 from minflamingo.__main__ import main
 from minflamingo.attention import attention_written_out, merge_heads, split_heads
-from minflamingo.config import ResamplerConfig
 from minflamingo.data.images import ImagePreprocessor
 from minflamingo.evaluation.features import fingerprint
-from minflamingo.flamingo import Batch, Flamingo
 from minflamingo.gated_xattn import GatedCrossAttentionDense
 from minflamingo.recipes.ablate import summarize, table
 from minflamingo.recipes.variants import VARIANTS, MLPResampler, TransformerResampler, build, double_blocks, split_blocks
-from minflamingo.resampler import PerceiverResampler
 from minflamingo.training.checkpoint import load_json
 from minflamingo.training.stage import Stage
 

@@ -1,7 +1,5 @@
 """The bench: all versions do the same work, in turns, and the table holds what was measured. No test asserts a time."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys

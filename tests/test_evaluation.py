@@ -9,14 +9,13 @@ import torch
 from conftest import LETTERS, batch_of, image, tiny_flamingo
 from test_fewshot import log_likelihood
 
+from minflamingo import EOC, Pipeline
 from minflamingo.data.images import ImagePreprocessor
-from minflamingo.data.sample import EOC
 from minflamingo.evaluation import runner
 from minflamingo.evaluation.features import FeatureCache
 from minflamingo.evaluation.runner import Protocol, evaluate, random_order, score_records, select_shots
 from minflamingo.evaluation.task import Example, Task, Template
 from minflamingo.generate import beam_search
-from minflamingo.pipeline import Pipeline
 from minflamingo.training.stage import Stage
 
 PREPROCESS = ImagePreprocessor(8, mean=(128 / 255,) * 3, std=(64 / 255,) * 3)  # as conftest.preprocess

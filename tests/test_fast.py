@@ -3,8 +3,6 @@
 And the graph: a training step and a decoding step can be compiled as one graph and never wait for the accelerator.
 """
 
-from __future__ import annotations
-
 import contextlib
 from dataclasses import replace
 
@@ -14,8 +12,7 @@ from conftest import EOC, batch_of, close, image, random, tiny_flamingo
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from minflamingo import fast
-from minflamingo.flamingo import Batch, Flamingo
+from minflamingo import Batch, Flamingo, fast
 from minflamingo.gated_xattn import attend_to_media, media_index
 from minflamingo.generate import beam_search, decode_step, generate, prefill, score_answers
 from minflamingo.lm import KVCache

@@ -7,11 +7,10 @@ import pytest
 import torch
 from conftest import LETTERS, batch_of, image, preprocess, random, tiny_flamingo
 
-from minflamingo.data.sample import EOC, collate
+from minflamingo import EOC, ToyTokenizer, collate
 from minflamingo.evaluation import fewshot
 from minflamingo.evaluation.fewshot import Query, count_shots, few_shot_prompt, predict, score_choices, shot_orders
 from minflamingo.generate import score_answers
-from minflamingo.tokenizer import ToyTokenizer
 
 TOKENIZER = ToyTokenizer(["Output", " red", " blue", " green"])
 SUPPORT = [(random(1, 4, 16, seed=i), f"Output: {word}") for i, word in enumerate(["red", "blue", "green", "red", "green"])]

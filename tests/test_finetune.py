@@ -1,7 +1,5 @@
 """Fine-tuning (paper section 3.2): what is trained, on which samples, and how hyperparameters are chosen."""
 
-from __future__ import annotations
-
 import json
 import random
 from collections import Counter
@@ -14,11 +12,9 @@ from conftest import image, stopped_at, tiny_flamingo
 from little_suite import OPENED
 
 import minflamingo
-from minflamingo import EOC, Pipeline, ToyTokenizer, collate
+from minflamingo import EOC, NoLoss, Pipeline, ToyTokenizer, VisionConfig, collate
 from minflamingo.__main__ import main
-from minflamingo.config import VisionConfig
 from minflamingo.data.images import ImagePreprocessor
-from minflamingo.data.sample import NoLoss
 from minflamingo.evaluation.task import Example, Task, Template
 from minflamingo.recipes.finetune import SCHEDULES, Hyperparameters, samples_of_step, split_validation, train, training_sample
 from minflamingo.training.checkpoint import load_json

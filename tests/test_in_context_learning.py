@@ -15,9 +15,7 @@ from itertools import product
 import pytest
 import torch
 
-from minflamingo.config import FlamingoConfig, LMConfig, ResamplerConfig, VisionConfig
-from minflamingo.flamingo import Batch, Flamingo
-from minflamingo.lm import LM
+from minflamingo import LM, Batch, Flamingo, FlamingoConfig, LMConfig, ResamplerConfig, VisionConfig
 from minflamingo.training.optim import Muon, learning_rate_factor, parameter_groups, set_learning_rate
 
 V, BOS, EOC = 44, 0, 1  # 42 tokens are words: names in documents, keys and answers in text

@@ -1,7 +1,5 @@
 """Files of published models: each format gives the same weights, errors name what is wrong, and no code in a file runs."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
@@ -16,10 +14,7 @@ from conftest import enliven, equal, image, random
 from torch import nn
 
 import minflamingo
-from minflamingo import EOC
-from minflamingo.config import LMConfig, VisionConfig
-from minflamingo.flamingo import Flamingo
-from minflamingo.lm import LM
+from minflamingo import EOC, LM, Flamingo, LMConfig, VisionConfig
 from minflamingo.pretrained import from_state_dict, load_lm, openflamingo
 from minflamingo.pretrained.files import fetch
 from minflamingo.pretrained.language_models import FAMILIES

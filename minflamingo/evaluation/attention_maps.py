@@ -9,10 +9,9 @@ closed contributes nothing. Attention between latents is left out, so a map sums
 import torch
 from torch import Tensor, nn
 
+from .. import Batch, Flamingo, PerceiverResampler
 from ..attention import attention_written_out
-from ..flamingo import Batch, Flamingo
 from ..gated_xattn import media_index, xattn_mask
-from ..resampler import PerceiverResampler
 
 
 @torch.no_grad()

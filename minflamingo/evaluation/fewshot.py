@@ -19,10 +19,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..data.sample import EOC, Sample, collate
-from ..flamingo import Batch, Flamingo
+from .. import EOC, Batch, Flamingo, Sample, Tokenizer, collate
 from ..generate import beam_search, generate, score_answers
-from ..tokenizer import Tokenizer
 
 N_TEXT_ONLY = 2  # examples in the prompt "0_text"
 

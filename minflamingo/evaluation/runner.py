@@ -13,8 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .. import __version__
-from ..pipeline import Pipeline
+from .. import Pipeline, __version__
 from ..training.stage import Stage
 from .features import FeatureCache, fingerprint
 from .fewshot import Query, count_shots, generate_answers, score_choices

@@ -8,8 +8,6 @@
     tensors["model.decoder.embed_tokens.weight"].half()        # reads 77 MB
 """
 
-from __future__ import annotations
-
 import importlib
 import zipfile
 from collections.abc import Callable, Mapping

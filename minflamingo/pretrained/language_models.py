@@ -8,8 +8,6 @@
     Llama       also SmolLM2: RMSNorm, rotary positions, SwiGLU, grouped key heads; also as GGUF      (Touvron et al. 2023)
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple

@@ -6,8 +6,6 @@ memory only once, in the wanted dtype.
     lm = load_lm("SmolLM2-135M.gguf")                                        an LM from its file or folder
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 

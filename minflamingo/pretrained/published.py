@@ -4,8 +4,6 @@
     load_published("openflamingo-3b", language="mpt-1b/", device="cuda")  takes the LM and its tokenizer from a local folder
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -9,8 +9,6 @@ module with all its parameters. A tensor that is stored in another form has a fu
      "layers.*.to_kv": ("layers.*.k_proj", "layers.*.v_proj", joined)}   one tensor of ours made from two
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Mapping
 

@@ -12,8 +12,6 @@ text, with three exceptions. GPT-NeoX and MPT (NFC): e + ´ become é. Llama: "�
 one space at the start. Everywhere half a character (a lone surrogate, which no text file can contain) becomes U+FFFD.
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -78,7 +76,7 @@ class PretrainedTokenizer:
         return {"kind": "pretrained", **ids, "tokenizer": json.loads(self._base.to_str())}
 
     @classmethod
-    def from_dict(cls, content: Mapping) -> PretrainedTokenizer:
+    def from_dict(cls, content: Mapping) -> "PretrainedTokenizer":
         base = tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"]))
         return cls(base, **{name: content[name] for name in SPECIAL})
 
@@ -90,7 +88,7 @@ class PretrainedTokenizer:
         Path(path).write_text(json.dumps(self.to_dict(), ensure_ascii=False), encoding="utf-8")
 
     @classmethod
-    def load(cls, path: str | Path) -> PretrainedTokenizer:
+    def load(cls, path: str | Path) -> "PretrainedTokenizer":
         """Read the file of `save`. Raises ValueError if it is damaged or another file."""
         with errors_of(path):
             return cls.from_dict(json.loads(Path(path).read_bytes()))

@@ -23,11 +23,8 @@ from statistics import mean
 
 import torch
 
-from .. import __version__
-from ..data.sample import collate
+from .. import Flamingo, Pipeline, __version__, collate
 from ..evaluation.features import fingerprint
-from ..flamingo import Flamingo
-from ..pipeline import Pipeline
 from ..plots import plot_ablations
 from ..training.checkpoint import save_json
 from ..training.optim import accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate

@@ -12,8 +12,6 @@ slow them down alike. Numbers are medians over the rounds, and ratios are median
 is left out: the inputs are image features.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import subprocess
@@ -28,8 +26,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .. import fast
-from ..config import FlamingoConfig, LMConfig, ResamplerConfig, VisionConfig
+from .. import FlamingoConfig, LMConfig, ResamplerConfig, VisionConfig, fast
 from ..flamingo import Batch, Cache, Flamingo
 from ..generate import generate, prefill
 from ..plots import plot_bench

@@ -27,15 +27,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .. import __version__
+from .. import EOC, Flamingo, NoLoss, Pipeline, Sample, __version__
 from ..data.images import as_frames
-from ..data.sample import EOC, NoLoss, Sample
 from ..evaluation.features import fingerprint
 from ..evaluation.metrics import METRICS
 from ..evaluation.runner import Protocol, evaluate
 from ..evaluation.task import Example, Task, task_fingerprint
-from ..flamingo import Flamingo
-from ..pipeline import Pipeline
 from ..plots import plot_grid
 from ..training import optim
 from ..training.batching import micro_batches

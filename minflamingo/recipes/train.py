@@ -20,12 +20,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from .. import Batch, Pipeline
 from ..data.mixture import Mixture
 from ..data.records import document_sample, pair_sample, video_sample
 from ..data.shards import Dataset
 from ..evaluation.features import fingerprint
-from ..flamingo import Batch
-from ..pipeline import Pipeline
 from ..training import optim
 from ..training.parallel import SINGLE, Processes, distributed_processes
 from ..training.stage import Stage

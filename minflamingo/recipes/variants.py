@@ -16,13 +16,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import Flamingo, FlamingoConfig, PerceiverResampler, ResamplerConfig
 from ..attention import attention, merge_heads, split_heads
-from ..config import FlamingoConfig, ResamplerConfig
-from ..flamingo import Flamingo
 from ..gated_xattn import GatedCrossAttentionDense, MaskedCrossAttention
 from ..layers import FeedForward
 from ..lm import LM, Block, KVCache
-from ..resampler import PerceiverResampler
 
 
 class UngatedLayer(GatedCrossAttentionDense):

@@ -1,7 +1,5 @@
 """IDEFICS of a current transformers for the bench; the protocol is in `serve.py`. ENV needs torch and transformers."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

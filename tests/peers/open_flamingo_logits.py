@@ -5,8 +5,6 @@
 `open_flamingo_peer.py` makes the models, and says what ENV contains. `tests/test_pretrained.py` compares with ours.
 """
 
-from __future__ import annotations
-
 import sys
 
 import torch

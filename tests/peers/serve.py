@@ -11,8 +11,6 @@ The output file holds the last logits (B, V), the new tokens (B, tokens) or the 
 the weights of the model. Nothing of minFlamingo is imported here.
 """
 
-from __future__ import annotations
-
 import json
 import sys
 import time
