@@ -4,7 +4,7 @@ A new model hides mistakes: its gates are closed, and weights of 0.02 make right
 gives each parameter a value at which a mistake shows.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from unittest import mock
@@ -56,22 +56,16 @@ class LetterTokenizer:
 
 LETTERS = LetterTokenizer()
 
-GPT2 = dict(
-    position="learned", attention_bias=True, output_bias=True, mlp_bias=True, activation="gelu_tanh", tied_head=True,
-)  # fmt: skip
+GPT2 = dict(position="learned", attention_bias=True, output_bias=True, mlp_bias=True, activation="gelu_tanh", tied_head=True)
 LM_FAMILIES = {
     "gpt2": GPT2,
     "opt": {**GPT2, "activation": "relu", "position_offset": 2},
-    "neox": dict(
-        position="rotary", rotary_pct=0.25, parallel_residual=True, attention_bias=True, output_bias=True,
-        mlp_bias=True, tied_head=False, d=64,
-    ),
+    "neox": dict(position="rotary", rotary_pct=0.25, parallel_residual=True, attention_bias=True, output_bias=True,
+                 mlp_bias=True, tied_head=False, d=64),
     "mpt": dict(position="alibi", norm_bias=False, tied_head=True),
     "mosaic": dict(position="alibi", qk_norm="full", tied_head=True),
-    "llama": dict(
-        position="rotary", norm="rmsnorm", norm_eps=1e-6, activation="silu", gated_mlp=True, n_kv_heads=2,
-        tied_head=False,
-    ),
+    "llama": dict(position="rotary", norm="rmsnorm", norm_eps=1e-6, activation="silu", gated_mlp=True, n_kv_heads=2,
+                  tied_head=False),
     "head_norm": dict(position="rotary", norm="rmsnorm", qk_norm="head", n_kv_heads=1, gated_mlp=True, head_bias=True),
     "toy": dict(position="rotary", conv_width=3),
 }  # fmt: skip
@@ -115,6 +109,19 @@ def batch_of(*rows: list, pad: str = "right", **sample) -> Batch:
     return collate([Sample(row, **sample) for row in rows], LETTERS, preprocess, pad=pad)
 
 
+@torch.no_grad()
+def next_log_p(flamingo: Flamingo, pieces: list, new: Sequence[int] = ()) -> Tensor:
+    """(V,) after a prompt and new tokens, everything computed from scratch."""
+    batch = batch_of(pieces)
+    ids = torch.cat([batch.ids, torch.tensor([new], dtype=torch.long)], dim=1)
+    return flamingo(replace(batch, ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool)))[0][0, -1].log_softmax(-1)
+
+
+def log_likelihood(flamingo: Flamingo, pieces: list, answer: list[int]) -> float:
+    """Of the tokens of an answer after a prompt, without any cache."""
+    return sum(float(next_log_p(flamingo, pieces, answer[:i])[token]) for i, token in enumerate(answer))
+
+
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
     """Equal up to rounding; NaN is never equal."""
     return a.shape == b.shape and bool(((a - b).abs() <= tolerance).all())
@@ -124,6 +131,8 @@ def equal(a, b) -> bool:
     """Equal to the last bit, however deeply nested."""
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, np.ndarray):
+        return isinstance(b, np.ndarray) and a.dtype == b.dtype and np.array_equal(a, b)
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):
@@ -131,12 +140,23 @@ def equal(a, b) -> bool:
     return a == b
 
 
+class CreatesFile:
+    """Unpickling this object creates a file."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
 @contextmanager
 def stopped_at(step: int) -> Iterator[None]:
-    """Interrupt every training stage (Ctrl-C) when this step would begin."""
+    """Interrupt every stage (Ctrl-C) when this step would begin. There is a checkpoint after each step."""
     steps = Stage.steps
 
     def stops(self, *args, **kwargs):
+        self.save_every = -1.0
         for i in steps(self, *args, **kwargs):
             if i == step:
                 raise KeyboardInterrupt

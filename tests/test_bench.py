@@ -65,13 +65,10 @@ def test_the_command_writes_a_table_and_a_figure(tmp_path, capsys):
         assert figure.width >= 600
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        (["--against", "peer.py"], "--against and --python belong together"),
-        (["--rounds", "0"], "--rounds must be at least 1"),
-    ],
-)
+@pytest.mark.parametrize("options, message", [
+    (["--against", "peer.py"], "--against and --python belong together"),
+    (["--rounds", "0"], "--rounds must be at least 1"),
+])  # fmt: skip
 def test_invalid_options_are_errors_before_anything_is_measured(options, message, tmp_path):
     with pytest.raises(SystemExit, match=message):
         main(["bench", "--size", "tiny", "--out", str(tmp_path / "out"), *options])

@@ -139,7 +139,7 @@ def test_youcook2_videos_are_cut_to_their_segment_of_at_most_30_frames(tmp_path)
     assert len(first.media()) == 4 and len(second.media()) == 30
 
 
-PROMPTS = [
+@pytest.mark.parametrize("name, template, shots, expected", [
     ("coco", "paper", "0", "<image>Output:"),
     ("coco", "paper", "1", "<image>Output: A cat wearing sunglasses.<EOC><image>Output:"),
     ("coco", "paper", "0_text",
@@ -154,10 +154,7 @@ PROMPTS = [
     ("hatefulmemes", "openflamingo", "1",
      "<image>is an image with: 'its character' written on it. Is it hateful? Answer:no<EOC>"
      "<image>is an image with: 'a {b}' written on it. Is it hateful? Answer:"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("name, template, shots, expected", PROMPTS)
+])  # fmt: skip
 def test_prompts_are_those_of_the_paper_and_of_openflamingo(name, template, shots, expected, tmp_path):
     """Section 3.1 and appendix, and the code of OpenFlamingo."""
     task, features = loaded(name, tmp_path, template=template), SimpleNamespace(get=lambda example: torch.zeros(1, 4, 16))
@@ -168,7 +165,7 @@ def test_prompts_are_those_of_the_paper_and_of_openflamingo(name, template, shot
     assert task.scoring == {"paper": "sum", "openflamingo": "mean"}[template]
 
 
-CLEANED = [
+@pytest.mark.parametrize("name, template, generated, kept", [
     ("coco", "paper", " A dog. Output: A cat", "A dog."),
     ("coco", "openflamingo", "A dog.Output", "A dog."),
     ("vqav2", "paper", " red, blue\nQuestion: who", "red, blue"),
@@ -178,10 +175,7 @@ CLEANED = [
     ("msrvttqa", "paper", " Talk. ", "talk"),
     ("okvqa", "paper", " Racing", "race"),  # stems of the training annotations
     ("okvqa", "paper", "swimming", "swimming"),  # only the queries' annotations have its stem
-]
-
-
-@pytest.mark.parametrize("name, template, generated, kept", CLEANED)
+])  # fmt: skip
 def test_a_generated_answer_ends_where_the_next_prompt_begins(name, template, generated, kept, tmp_path):
     assert loaded(name, tmp_path, template=template).clean(generated) == kept
 
@@ -191,14 +185,12 @@ def test_a_missing_or_malformed_annotation_file_is_named(name, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"\.jsonl? is missing \(searched in .*annotations too\)"):
         load_benchmark(name, tmp_path)
     make(name, tmp_path)
-    for path in [*tmp_path.glob("**/*.json"), *tmp_path.glob("**/*.jsonl")]:
-        path.write_text('[{"split": 3}]' if name != "youcook2" else '{"database": {"a": {"subset": "training"}}}')
-    with pytest.raises(ValueError, match=f"{name} train is not in the official format"):
-        load_benchmark(name, tmp_path)
-    for path in [*tmp_path.glob("**/*.json"), *tmp_path.glob("**/*.jsonl")]:
-        path.write_text('{"images": [')
-    with pytest.raises(ValueError, match=r"jsonl?: not valid JSON"):
-        load_benchmark(name, tmp_path)
+    other = '[{"split": 3}]' if name != "youcook2" else '{"database": {"a": {"subset": "training"}}}'
+    for text, message in ((other, f"{name} train is not in the official format"), ('{"images": [', "jsonl?: not valid JSON")):
+        for path in tmp_path.glob("**/*.json*"):
+            path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_benchmark(name, tmp_path)
 
 
 def test_a_missing_or_damaged_media_file_is_an_error_of_its_example_only(tmp_path):
@@ -214,12 +206,11 @@ def test_a_missing_or_damaged_media_file_is_an_error_of_its_example_only(tmp_pat
     assert task.queries[1].media().size == (8, 8)
 
 
-INVALID = [({"name": "imagenet"}, "unknown benchmark 'imagenet'; choose one of coco, "),
-         ({"split": "test2015"}, "vqav2: queries cannot come from split 'test2015'; choose one of val"),
-         ({"split": "train"}, "vqav2: queries cannot come from split 'train'")]  # fmt: skip
-
-
-@pytest.mark.parametrize("options, message", INVALID)
+@pytest.mark.parametrize("options, message", [
+    ({"name": "imagenet"}, "unknown benchmark 'imagenet'; choose one of coco, "),
+    ({"split": "test2015"}, "vqav2: queries cannot come from split 'test2015'; choose one of val"),
+    ({"split": "train"}, "vqav2: queries cannot come from split 'train'"),
+])  # fmt: skip
 def test_an_unknown_benchmark_or_split_is_refused_with_the_alternatives(options, message, tmp_path):
     make("vqav2", tmp_path)
     with pytest.raises(ValueError, match=message):

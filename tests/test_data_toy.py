@@ -1,4 +1,4 @@
-"""data_toy: few-shot tasks, held-out cases, the text corpus, the mixture, the sample on disk, and the numbers of its README."""
+"""data_toy: made-up names, few-shot tasks, held-out cases, the text corpus, the mixture, the sample on disk, its README."""
 
 import json
 import random
@@ -19,7 +19,7 @@ from data_toy.media_pool import MediaPool, draw_media_pool, random_scene
 from data_toy.shot_rows import Shot, binding_row, noisy_row, rule_row, to_sample
 from data_toy.text_corpus import corpus_text, lookup_practice, naming_text
 from data_toy.words import attributes, caption, fact, questions
-from data_toy.world import COLOURS, COUNTRIES, HELD_OUT_ANIMALS, TEXT_ONLY_ANIMALS, Scene, held_out
+from data_toy.world import COLOURS, COUNTRIES, HELD_OUT_ANIMALS, TEXT_ONLY_ANIMALS, Scene, held_out, made_up_names
 from minflamingo.data.images import ImagePreprocessor
 from minflamingo.data.readers import JsonlDataset
 from minflamingo.data.sample import EOC, NoLoss, Sample, collate, is_medium, tokenize_sample
@@ -66,8 +66,7 @@ def text_of(sample: Sample) -> str:
 
 def chunks_of(sample: Sample) -> list[list]:
     """The pieces of each chunk, without its EOC."""
-    groups = groupby(sample.pieces, lambda piece: content(piece) is EOC)
-    return [list(pieces) for is_end, pieces in groups if not is_end]
+    return [list(pieces) for is_end, pieces in groupby(sample.pieces, lambda piece: content(piece) is EOC) if not is_end]
 
 
 def named_part(scene: Scene) -> str | tuple[str, str]:
@@ -159,6 +158,31 @@ def test_a_hard_negative_changes_one_fact_or_exchanges_two(kind):
         assert sum(a != b for a, b in zip(before, after, strict=True)) == 1 or Counter(before) == Counter(after)
         assert other != scene and not held_out(other)
         assert all(len(set(part)) == len(other.things) for part in zip(*other.things or ()))
+
+
+NAMES = {split: made_up_names(random.Random(0), 10_000, split) for split in ("train", "test")}
+
+
+def test_train_and_test_names_are_disjoint_in_any_case():
+    """This holds for all names because each letter has one capital, and the capital has one small letter."""
+    assert not {name.lower() for name in NAMES["train"]} & {name.lower() for name in NAMES["test"]}
+    assert [letter for letter in world.ACCENTED if letter.upper().lower() != letter or len(letter.upper()) > 1] == []
+
+
+@pytest.mark.parametrize("split", NAMES)
+def test_names_have_2_to_8_letters_and_all_forms_occur(split):
+    names = NAMES[split]
+    assert {len(name) for name in names} == set(range(2, 9)) and all(map(str.isalpha, names))
+    assert {letter.lower() for name in names for letter in name} == {*world.CONSONANTS, *world.VOWELS, *world.ACCENTED}
+    forms = {str.islower: 0.4, str.istitle: 0.3, str.isupper: 0.03, lambda name: not name.isascii(): 0.1}
+    assert all(sum(map(form, names)) > least * len(names) for form, least in forms.items())
+    assert len({name.lower() for name in names}) > 8000
+
+
+def test_the_names_of_one_document_are_different_and_depend_on_the_seed():
+    assert len(set(made_up_names(random.Random(0), 500, "test"))) == 500
+    one, again, other = (made_up_names(random.Random(seed), 5, "train") for seed in (1, 1, 2))
+    assert one == again != other
 
 
 @pytest.mark.parametrize("draw_row", NAMED_ROWS.values(), ids=NAMED_ROWS)

@@ -1,13 +1,16 @@
-"""data_toy/draw.py: the facts of a scene can be measured in its pixels."""
+"""The images of data_toy: the facts of a scene can be measured in its pixels; designs, views and fonts of drawings."""
 
 import random
+import unicodedata
 from itertools import combinations, product
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from data_toy import world
 from data_toy.draw import IMAGE_SIZE, N_FRAMES, draw, shape_mask, text_mask
+from data_toy.drawings import FONTS, draw_drawing, draw_views, glyphs, random_design, view_bank
 from data_toy.media_pool import random_scene
 from data_toy.world import ANIMALS, COLOURS, COUNTS, DIGITS, HALVES, PLACES, SHAPES, SIGN_WORDS, VALUES, Scene
 
@@ -139,18 +142,66 @@ def test_the_mover_moves_in_equal_steps_and_the_other_thing_stays(direction):
         assert all(components(mask) == 2 for mask in red | blue)
 
 
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"kind": "portrait"}, "portrait: unknown kind 'portrait'; choose one of things, pair, row"),
-        ({"kind": "sign", "word": "taxi", "place": "left"}, "sign: unknown place 'left'; choose one of top, bottom"),
-        ({"place": "middle"}, "things: unknown place 'middle'; choose one of left, right, top, bottom"),
-        ({"shape": "blob"}, "things: unknown shape 'blob'; choose one of circle, square"),
-        ({"kind": "pair", "relation": "below"}, "pair: unknown relation 'below'; choose one of left of, above"),
-        ({"kind": "animal", "name": "unicorn"}, "animal: unknown name 'unicorn'; choose one of flamingo, chinchilla"),
-    ],
-)
+@pytest.mark.parametrize("wrong, message", [
+    ({"kind": "portrait"}, "portrait: unknown kind 'portrait'; choose one of things, pair, row"),
+    ({"kind": "sign", "word": "taxi", "place": "left"}, "sign: unknown place 'left'; choose one of top, bottom"),
+    ({"place": "middle"}, "things: unknown place 'middle'; choose one of left, right, top, bottom"),
+    ({"shape": "blob"}, "things: unknown shape 'blob'; choose one of circle, square"),
+    ({"kind": "pair", "relation": "below"}, "pair: unknown relation 'below'; choose one of left of, above"),
+    ({"kind": "animal", "name": "unicorn"}, "animal: unknown name 'unicorn'; choose one of flamingo, chinchilla"),
+])  # fmt: skip
 def test_unknown_contents_of_a_scene_raise_an_error_that_lists_the_choices(wrong, message):
     scene = {"kind": "things", "colour": "red", "shape": "circle", "count": 1, "place": "left"}
     with pytest.raises(ValueError, match=message):
         draw(Scene(**{**scene, **wrong}), random.Random(0))
+
+
+# ------------------------------------------------------------------------------------------------------------ drawings
+
+DESIGNS = [("glyph ж", "glyph Q"), ("glyph ა", "glyph ա"), ("doodle 17", "doodle 18"), ("icon 17", "icon 18")]
+
+
+@pytest.mark.parametrize("a, b", DESIGNS)
+def test_a_design_and_a_random_generator_determine_a_view(a, b):
+    """Another generator gives another view of the design. Another design gives another image."""
+    view = draw_drawing(a, random.Random(0))
+    assert view.shape == (48, 48, 3) and view.dtype == np.uint8
+    assert np.array_equal(view, draw_drawing(a, random.Random(0)))
+    for other in (draw_drawing(a, random.Random(1)), draw_drawing(b, random.Random(0))):
+        assert np.abs(view - other.astype(int)).max() > 50
+
+
+def test_the_test_has_only_glyphs_of_held_out_scripts_and_training_has_none():
+    designs = {split: [random_design(random.Random(seed), split) for seed in range(3000)] for split in ("train", "test")}
+    assert {design.split()[0] for design in designs["train"]} == {"glyph", "doodle", "icon"}
+    for split, held in (("train", False), ("test", True)):
+        assert {world.held_out(Scene("drawing", name=design)) for design in designs[split]} == {held}
+        characters = [*glyphs(split)]
+        words = [set(unicodedata.name(character, "").split()) & {*world.HELD_OUT_SCRIPTS} for character in characters]
+        assert all(words) if held else not any(words)
+        assert len(characters) > (200 if held else 5000)
+
+
+def test_the_fonts_of_the_test_are_not_used_in_training():
+    """All of them come with matplotlib."""
+    assert not set(FONTS["train"]) & set(FONTS["test"])
+    for split, fonts in FONTS.items():
+        assert len({font.path for having in glyphs(split).values() for font in having}) == len(fonts)
+
+
+def test_strokes_contrast_with_backgrounds_from_black_to_white():
+    """Dark on light and light on dark both occur."""
+    grey = np.stack([draw_drawing(f"doodle {seed}", random.Random(seed)) for seed in range(60)]).mean(-1).reshape(60, -1)
+    background = np.median(grey, axis=1)
+    stroke = grey[range(60), np.abs(grey - background[:, None]).argmax(1)] - background  # the pixel that differs most
+    assert np.abs(stroke).min() >= 50 and 15 < (stroke > 0).sum() < 45
+    assert background.min() < 20 and background.max() > 235 and 10 < ((background > 60) & (background < 200)).sum() < 40
+
+
+def test_draw_views_shows_two_views_of_each_of_n_different_designs():
+    """First one view of each, then another of each in the same order."""
+    bank = view_bank(20, 3, 0)
+    views = draw_views(random.Random(0), 8, bank)
+    assert bank.shape == (20, 3, 48, 48, 3) and views.shape == (16, 48, 48, 3) and views.dtype == np.uint8
+    design = [[np.array_equal(view, other) for other in bank.reshape(60, 48, 48, 3)].index(True) for view in views]
+    assert [i // 3 for i in design[:8]] == [i // 3 for i in design[8:]] and len({*design}) == 2 * len({i // 3 for i in design})

@@ -7,9 +7,9 @@ import pytest
 from conftest import image, stopped_at, tiny_flamingo
 from little_suite import suite
 from PIL import Image
+from test_benchmarks import coco_questions
 
-import minflamingo
-from minflamingo import Pipeline, ToyTokenizer
+from minflamingo import Pipeline, ToyTokenizer, load
 from minflamingo.__main__ import main
 from minflamingo.data.images import ImagePreprocessor
 from minflamingo.evaluation.runner import Protocol, evaluate
@@ -25,10 +25,9 @@ def folder(tmp_path, monkeypatch) -> Path:
     for split, n in (("val", 5), ("train", 9)):
         images = tmp_path / "vqa" / f"{split}2014"
         images.mkdir(parents=True)
-        questions = [{"image_id": i, "question": f"What is {i}?", "question_id": 10 * i} for i in range(1, n + 1)]
-        answers = [{"question_id": 10 * i, "answers": [{"answer": f"{i}"}] * 10, "image_id": i} for i in range(1, n + 1)]
-        (tmp_path / f"vqa/v2_OpenEnded_mscoco_{split}2014_questions.json").write_text(json.dumps({"questions": questions}))
-        (tmp_path / f"vqa/v2_mscoco_{split}2014_annotations.json").write_text(json.dumps({"annotations": answers}))
+        rows = [(10 * i, i, f"What is {i}?", [{"answer": f"{i}"}] * 10) for i in range(1, n + 1)]
+        for name, content in coco_questions("v2_", {f"{split}2014": rows}).items():
+            (tmp_path / "vqa" / name).write_text(json.dumps(content))
         for i in range(1, n + 1):
             Image.fromarray(image(i)[0]).save(images / f"COCO_{split}2014_{i:012}.jpg")
     (tmp_path / "vqa/val2014/COCO_val2014_000000000003.jpg").write_bytes(b"not an image")
@@ -50,7 +49,7 @@ def test_all_tasks_of_a_suite_give_a_table_a_figure_and_files(folder, capsys):
     """Scores are those of the runner. The mean over tasks is in percent."""
     main([*TOY, "--task", "toy", "--shots", "0,0_text,2", "--out", "out"])
     found, printed = results(), capsys.readouterr().out
-    pipeline = minflamingo.load("model")
+    pipeline = load("model")
     for task in suite("test", 7).values():
         for shots in ("0", "0_text", "2"):
             expected = evaluate(pipeline, task, shots, protocol=Protocol(beams=1))
@@ -100,7 +99,7 @@ def test_trials_draw_other_shots_and_the_score_is_their_mean(folder):
     shots = results("rices")["tasks"]["chosen"]["shots"]
     assert len(shots["4"]["trials"]) == 1 and len(shots["0_text"]["trials"]) == 2
     (task,) = load_tasks(given(task="chosen"))
-    expected = evaluate(minflamingo.load("model"), task, "4", protocol=Protocol(rices=True, ensemble=True, beams=1))
+    expected = evaluate(load("model"), task, "4", protocol=Protocol(rices=True, ensemble=True, beams=1))
     assert shots["4"]["score"] == expected["score"]
 
 
@@ -116,7 +115,7 @@ def test_a_limit_draws_queries_by_the_seed(folder):
     assert {len(k) for k in keys} == {3} and len(set(map(tuple, keys))) > 2
 
 
-INVALID = [
+@pytest.mark.parametrize("options, message", [
     (["--task", "vqav2"], "vqav2 is a benchmark on disk: pass its folder with --data"),
     (["--task", "vqav2", "--data", "nowhere"], "nowhere"),
     (["--task", "nothing"], "unknown task 'nothing'; choose toy, named, chosen, or one of coco, "),
@@ -124,10 +123,7 @@ INVALID = [
     (["--task", "toy", "--shots", "4,four"], "four"),
     (["--task", "toy", "--shots", "64"], "named: 64 shots"),
     (["--task", "toy", "--trials", "0"], "--trials is 0; it must be at least 1"),
-]
-
-
-@pytest.mark.parametrize("options, message", INVALID)
+])  # fmt: skip
 def test_an_invalid_option_ends_with_one_sentence(folder, options, message):
     with pytest.raises(SystemExit, match=message):
         main([*TOY, *options, "--out", "out"])

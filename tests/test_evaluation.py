@@ -1,21 +1,23 @@
-"""The runner: which shots a query gets, the text of its prompt, broken files, scores, and resuming."""
+"""The few-shot protocol: prompts as in the paper, answers, intervals, random shots and RICES, broken files, resuming."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 from functools import partial
 
 import pytest
 import torch
-from conftest import LETTERS, batch_of, image, tiny_flamingo
-from test_fewshot import log_likelihood
+from conftest import LETTERS, batch_of, close, image, log_likelihood, next_log_p, preprocess, random, tiny_flamingo
 
-from minflamingo import EOC, Pipeline
+from minflamingo import EOC, Pipeline, ToyTokenizer, collate
 from minflamingo.data.images import ImagePreprocessor
-from minflamingo.evaluation import runner
-from minflamingo.evaluation.features import FeatureCache
+from minflamingo.evaluation import fewshot, runner
+from minflamingo.evaluation.features import FeatureCache, fingerprint
+from minflamingo.evaluation.fewshot import Query, count_shots, few_shot_prompt, predict, score_choices, shot_orders
+from minflamingo.evaluation.rices import most_similar, pool_features, support_features
 from minflamingo.evaluation.runner import Protocol, evaluate, random_order, score_records, select_shots
 from minflamingo.evaluation.task import Example, Task, Template
-from minflamingo.generate import beam_search
+from minflamingo.generate import beam_search, score_answers
 from minflamingo.training.stage import Stage
 
 PREPROCESS = ImagePreprocessor(8, mean=(128 / 255,) * 3, std=(64 / 255,) * 3)  # as conftest.preprocess
@@ -58,6 +60,165 @@ def pipeline() -> Pipeline:
 def shot_keys(pipeline, task, shots: str, trial: int = 0, seed: int = 0) -> list[list[str]]:
     cache, protocol = FeatureCache(pipeline), Protocol(seed)
     return [[e.key for e in select_shots(task, query, shots, trial, protocol, cache)[0]] for query in task.queries]
+
+
+TOKENIZER = ToyTokenizer(["Output", " red", " blue", " green"])
+SUPPORT = [(random(1, 4, 16, seed=i), f"Output: {word}") for i, word in enumerate(["red", "blue", "green", "red", "green"])]
+QUERY = Query(SUPPORT, random(1, 4, 16, seed=9), "Output:", " blue")
+
+
+def written(batch, row: int = 0) -> str:
+    """The tokens of a row, with the special ones in brackets."""
+    special = {TOKENIZER.bos_id: "<BOS>", TOKENIZER.eoc_id: "<EOC>", TOKENIZER.image_id: "<image>"}
+    ids = batch.ids[row][batch.attention_mask[row]].tolist()
+    return "".join(special.get(i) or TOKENIZER.decode([i]) for i in ids)
+
+
+# ---------------------------------------------------------------------------------------------------------- the prompt
+
+PROMPTS = {
+    "0": "<BOS><image>Output:",
+    "0_text": "<BOS>Output: red<EOC>Output: blue<EOC><image>Output:",
+    "1": "<BOS><image>Output: red<EOC><image>Output:",
+    "2": "<BOS><image>Output: red<EOC><image>Output: blue<EOC><image>Output:",
+    "4": "<BOS><image>Output: red<EOC><image>Output: blue<EOC><image>Output: green<EOC><image>Output: red<EOC><image>Output:",
+}
+
+
+@pytest.mark.parametrize("shots", PROMPTS)
+def test_the_prompt_is_that_of_the_paper_token_by_token(shots):
+    """Section 3.1 and appendix: zero-shot ("0_text") shows two examples without their images. Each image is before its text."""
+    batch = collate([few_shot_prompt(QUERY, shots)], TOKENIZER, pad="left")
+    assert written(batch) == PROMPTS[shots]
+    shown = [medium for medium, _ in SUPPORT[: 0 if shots == "0_text" else int(shots)]] + [QUERY.medium]
+    assert torch.equal(batch.media[0], torch.stack(shown))
+
+
+def test_the_answer_and_the_choices_of_the_query_are_not_in_its_prompt():
+    other = replace(QUERY, answer=" taxi", choices=(" taxi", " bus"))
+    for shots in PROMPTS:
+        one, two = few_shot_prompt(QUERY, shots).pieces, few_shot_prompt(other, shots).pieces
+        assert len(one) == len(two) and all(a is b or a == b for a, b in zip(one, two))
+
+
+def test_an_order_permutes_the_shots_and_nothing_else():
+    batch = collate([few_shot_prompt(QUERY, "3", (2, 0, 1))], TOKENIZER)
+    assert written(batch) == "<BOS><image>Output: green<EOC><image>Output: red<EOC><image>Output: blue<EOC><image>Output:"
+    assert torch.equal(batch.media[0], torch.stack([SUPPORT[2][0], SUPPORT[0][0], SUPPORT[1][0], QUERY.medium]))
+
+
+def test_texts_may_be_empty_and_never_contain_special_tokens():
+    """A query without a prompt ends with its image. The letters "<EOC>" do not end an example."""
+    bare = Query([(random(1, 4, 16), "<EOC>")], random(1, 4, 16), "", "wug", between="\n")
+    assert sum(piece is EOC for piece in few_shot_prompt(bare, "1").pieces) == 1
+    batch = collate([few_shot_prompt(bare, "1")], TOKENIZER)
+    assert written(batch) == "<BOS><image><EOC><EOC>\n<image>" and batch.ids[0].tolist().count(TOKENIZER.eoc_id) == 1
+
+
+def test_wrong_shots_are_an_error():
+    """Too many for the support, or not a number."""
+    assert [count_shots(shots) for shots in ("0", "0_text", "1", "32")] == [0, 2, 1, 32]
+    with pytest.raises(ValueError, match="8 shots need 8 support examples, but this query has 5"):
+        few_shot_prompt(QUERY, "8")
+    with pytest.raises(ValueError, match="0_text shots need 2 support examples, but this query has 1"):
+        few_shot_prompt(replace(QUERY, support=SUPPORT[:1]), "0_text")
+    for wrong in ("-1", "four", "4_text", ""):
+        with pytest.raises(ValueError, match="choose a number, such as '4', or '0_text'"):
+            few_shot_prompt(QUERY, wrong)
+
+
+def test_orders_are_different_and_the_first_one_is_the_given_order():
+    """All 3! orders of 3 shots; 6 orders of 32 shots, the same ones for a seed."""
+    for n in (0, 1, 2, 3, 8, 32):
+        orders = shot_orders(n, 6, 0)
+        assert len(set(orders)) == len(orders) == min(6, math.factorial(n)) and orders[0] == tuple(range(n))
+        assert all(sorted(order) == list(range(n)) for order in orders) and orders == shot_orders(n, 6, 0)
+
+
+# ---------------------------------------------------------------------------------------------------------- the answers
+
+
+@pytest.fixture(scope="module")
+def queries(pipeline):
+    """Seven queries of different lengths, some with videos of two frames."""
+
+    def query(i: int) -> Query:
+        support = [(features(10 * i + k, 1 + (i + k) % 2), "abcdefgh"[k : k + 1 + i % 3]) for k in range(3)]
+        return Query(support, features(100 + i), "ab" * (i % 3), "c")
+
+    def features(seed: int, frames: int = 1) -> torch.Tensor:
+        return pipeline.model.vision(preprocess(image(seed, frames))).detach()
+
+    return [query(i) for i in range(7)]
+
+
+def greedy(flamingo, prompt: list, n: int) -> str:
+    """The whole model from the start for each new token."""
+    ids: list[int] = []
+    while len(ids) < n and (token := int(next_log_p(flamingo, prompt, ids).argmax())) != LETTERS.eoc_id:
+        ids.append(token)
+    return LETTERS.decode(ids)
+
+
+@pytest.mark.parametrize("shots", ["0", "0_text", "2"])
+def test_open_ended_answers_are_greedy_and_do_not_depend_on_the_batch(pipeline, queries, shots):
+    expected = [greedy(pipeline.model, few_shot_prompt(query, shots).pieces, 5) for query in queries]
+    assert len(set(expected)) > 3
+    for batch_size in (1, 3, 64):
+        assert predict(pipeline.model, LETTERS, queries, shots, max_new_tokens=5, batch_size=batch_size) == expected
+
+
+@pytest.mark.parametrize("shots", ["0", "0_text", "3"])
+@pytest.mark.parametrize("scoring", ["sum", "mean"])
+def test_close_ended_scores_are_log_likelihoods_and_the_best_choice_wins(pipeline, queries, shots, scoring):
+    """Section 3.1: each choice after the prompt. Choices have different lengths; queries have 3 or 4 choices of their own."""
+    choices = ("ab", "ch", "fg", "ba", "he", "gdc")
+    asked, best = [replace(query, choices=choices[i % 3 :][: 4 - i % 2]) for i, query in enumerate(queries)], []
+    found = score_choices(pipeline.model, LETTERS, asked, shots, scoring=scoring).tolist()
+    for query, scores in zip(asked, found, strict=True):
+        prompt, mean = few_shot_prompt(query, shots).pieces, scoring == "mean"
+        expected = [log_likelihood(pipeline.model, prompt, LETTERS.encode(c)) / (len(c) if mean else 1) for c in query.choices]
+        assert scores == pytest.approx(expected + [-math.inf] * (4 - len(expected)), abs=1e-5)
+        best.append(query.choices[expected.index(max(expected))])
+    if scoring == "sum":
+        for batch_size in (1, 4, 64):
+            assert predict(pipeline.model, LETTERS, asked, shots, batch_size=batch_size) == best and len(set(best)) > 1
+
+
+def test_wrong_scoring_and_wrong_candidates_are_errors(pipeline, queries):
+    with pytest.raises(ValueError, match="scoring is 'max'; choose 'sum' or 'mean'"):
+        score_choices(pipeline.model, LETTERS, [replace(queries[0], choices=("a", "b"))], "0", scoring="max")
+    prompts = batch_of(*(few_shot_prompt(query, "0").pieces for query in queries[:2]), pad="left")
+    for answers, message in (([], "candidates for 0 prompts, but the batch has 2 prompts"), ([[], []], "at least one")):
+        with pytest.raises(ValueError, match=message):
+            score_answers(pipeline.model, prompts, answers)
+
+
+def test_prediction_changes_no_weight_and_leaves_no_gradient(pipeline, queries):
+    """Few-shot learning is only a forward pass."""
+    before = {name: value.clone() for name, value in pipeline.model.state_dict().items()}
+    predict(pipeline.model, LETTERS, queries, "2", max_new_tokens=2)
+    assert all(torch.equal(value, before[name]) for name, value in pipeline.model.state_dict().items())
+    assert all(p.grad is None for p in pipeline.model.parameters())
+    assert predict(pipeline.model, LETTERS, [], "2") == []
+
+
+# ---------------------------------------------------------------------------------------------------------- intervals
+
+
+@pytest.mark.parametrize("right, n", [(0, 1), (0, 200), (1, 4), (3, 50), (25, 50), (199, 200), (4, 4)])
+def test_the_ends_of_a_wilson_interval_are_the_rates_at_a_distance_of_196_standard_deviations(right, n):
+    """It is not empty and stays between 0 and 1, also if none or all are right."""
+    low, high = fewshot.wilson_interval(right, n)
+    assert 0 <= low < high <= 1
+    for bound in (low, high):
+        assert (right / n - bound) ** 2 == pytest.approx(1.96**2 * bound * (1 - bound) / n, abs=1e-12)
+
+
+def test_accuracy_is_in_percent():
+    assert fewshot.accuracy([True] * 190 + [False] * 10) == {"score": 95.0, "interval": [91.04, 97.26], "n": 200}
+    with pytest.raises(ValueError, match="at least one case"):
+        fewshot.accuracy([])
 
 
 # ------------------------------------------------------------------------------------------------------------- the shots
@@ -105,7 +266,70 @@ def test_a_broken_shot_is_replaced_by_the_next_candidate(pipeline):
     assert evaluate(pipeline, task, "0_text")["n"] == 7
 
 
-# ----------------------------------------------------------------------------------------------------- prompts and answers
+# --------------------------------------------------------------------------------------------- RICES, cache of features
+
+
+def by_definition(pipeline, example: Example) -> torch.Tensor:
+    """The mean over all patches of all frames, of length 1."""
+    patches = torch.cat([pipeline.model.vision(frame[None])[0] for frame in preprocess(example.media())])
+    return patches.mean(0) / patches.mean(0).norm()
+
+
+def test_the_most_similar_row_is_first_and_of_equal_rows_the_earlier_one():
+    """Cosines by hand: 0.6, 1, 0, 1."""
+    support = torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    assert most_similar(torch.tensor([1.0, 0.0]), support) == [1, 3, 0, 2]
+
+
+@torch.no_grad()
+def test_shots_are_the_most_similar_examples_and_the_most_similar_one_is_last(pipeline):
+    """The query itself is in the support, and one example is broken: neither is a shot."""
+    support = [example(i, broken=i == 3) for i in range(12)]
+    queries = [example(100, "test"), example(4)]
+    task, cache = Task("t", support, queries, Template(""), "exact_match"), FeatureCache(pipeline)
+    for query in queries:
+        row, _ = select_shots(task, query, "3", 0, Protocol(rices=True), cache)
+        others = [e for e in support if e.key not in (query.key, "train-3")]
+        similarity = {e.key: float(by_definition(pipeline, query) @ by_definition(pipeline, e)) for e in others}
+        assert [e.key for e in row] == sorted(similarity, key=similarity.get)[-3:]
+        assert close(pool_features(cache.get(query)), by_definition(pipeline, query))
+    broken = replace(task, support=[example(0, broken=True)])
+    with pytest.raises(ValueError, match=r"t: RICES cannot open any of the 1 support examples \(train/0.png is missing\)"):
+        support_features(cache, broken)
+
+
+def test_each_support_is_encoded_once(pipeline):
+    opened: list[str] = []
+    examples, cache = [logged(example(i), opened) for i in range(4)], FeatureCache(pipeline)
+    task = Task("t", examples[:3], [], Template(""), "exact_match")
+    first = support_features(cache, task)
+    assert support_features(cache, replace(task, queries=examples)) == first and opened == [e.key for e in examples[:3]]
+    assert support_features(cache, replace(task, support=examples))[0] == examples and opened == [e.key for e in examples]
+
+
+@torch.no_grad()
+def test_each_image_is_encoded_once_and_the_least_recently_used_features_are_dropped(pipeline):
+    opened: list[str] = []
+    examples, cache = [logged(example(i), opened) for i in range(8)], FeatureCache(pipeline)
+    for e in examples * 2:
+        assert close(cache.get(e), pipeline.model.vision(preprocess(e.media())))
+    assert Counter(opened) == dict.fromkeys((e.key for e in examples), 3)  # once by the cache, twice by this test
+    small = FeatureCache(pipeline, memory=3 * cache.get(examples[0]).nbytes)
+    for i in (0, 2, 0, 4, 6):  # images of one frame
+        small.get(examples[i])
+    assert list(small.features) == [examples[i].media for i in (0, 4, 6)]
+
+
+def test_a_fingerprint_changes_with_the_weights():
+    model = tiny_flamingo()
+    before = fingerprint(model)
+    assert before == fingerprint(tiny_flamingo()) and len(before) == 8
+    with torch.no_grad():
+        model.resampler.latents[0, 0] += 1e-3
+    assert fingerprint(model) != before
+
+
+# ---------------------------------------------------------------------------------------------------------- the runner
 
 
 def prompts(pipeline, task: Task, shots: str) -> list[list]:
@@ -141,7 +365,7 @@ def test_a_close_ended_prediction_is_the_choice_with_the_best_score(pipeline, en
 
     for pieces, record in zip(prompts(pipeline, task, "2"), result["records"], strict=True):
         orders = [pieces, [*pieces[3:6], *pieces[:3], *pieces[6:]]][: 1 + ensemble]
-        rows = [[log_likelihood(pipeline.model, order, choice) / len(choice) for choice in choices] for order in orders]
+        rows = [[log_likelihood(pipeline.model, order, LETTERS.encode(c)) / len(c) for c in choices] for order in orders]
         assert not ensemble or rows[0] != pytest.approx(rows[1], abs=1e-4)  # the order matters
         scores = [sum(column) / len(orders) for column in zip(*rows)]
         assert record["scores"] == pytest.approx(scores, abs=1e-5)

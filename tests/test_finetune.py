@@ -11,14 +11,12 @@ import torch
 from conftest import image, stopped_at, tiny_flamingo
 from little_suite import OPENED
 
-import minflamingo
-from minflamingo import EOC, NoLoss, Pipeline, ToyTokenizer, VisionConfig, collate
+from minflamingo import EOC, NoLoss, Pipeline, ToyTokenizer, VisionConfig, collate, load
 from minflamingo.__main__ import main
 from minflamingo.data.images import ImagePreprocessor
 from minflamingo.evaluation.task import Example, Task, Template
 from minflamingo.recipes.finetune import SCHEDULES, Hyperparameters, samples_of_step, split_validation, train, training_sample
 from minflamingo.training.checkpoint import load_json
-from minflamingo.training.stage import Stage
 
 TOKENIZER = ToyTokenizer([" a", " cat", " dog", "Output", ":", "Question", " Answer"])
 H = Hyperparameters(lr=3e-3, schedule="linear", steps=3, batch_size=4)
@@ -66,14 +64,11 @@ def test_a_batch_in_parts_makes_the_steps_of_a_whole_one(tmp_path):
     assert losses[1] == pytest.approx(losses[0], rel=1e-4) and losses[0][-1] < 0.9 * losses[0][0]
 
 
-@pytest.mark.parametrize(
-    "schedule, factors",
-    [
-        ("constant", [1, 1, 1, 1]),
-        ("linear", [1, 0.75, 0.5, 0.25]),
-        ("cosine", [1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5]),
-    ],
-)
+@pytest.mark.parametrize("schedule, factors", [
+    ("constant", [1, 1, 1, 1]),
+    ("linear", [1, 0.75, 0.5, 0.25]),
+    ("cosine", [1, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5]),
+])  # fmt: skip
 def test_schedules_fall_as_their_names_say(schedule, factors):
     assert [SCHEDULES[schedule](step / 4) for step in range(4)] == pytest.approx(factors)
 
@@ -143,7 +138,7 @@ def test_the_command_ends_in_a_table_a_figure_and_a_model_that_can_be_loaded(cap
         low, high = found[kind]["interval"]
         assert f"{found[kind]['score']:.1f} [{low:.0f}, {high:.0f}]" in printed and found[kind]["n"] == 6
     assert Path("out/grid.png").stat().st_size > 5000
-    pipeline, before = minflamingo.load("out/models/named"), small_pipeline().model
+    pipeline, before = load("out/models/named"), small_pipeline().model
     assert all(torch.equal(p, q) for p, q in zip(pipeline.model.lm.parameters(), before.lm.parameters(), strict=True))
     assert pipeline.preprocess.size == pipeline.model.config.vision.image_size == 16
     assert pipeline.model.vision.positions.shape == (17, 16)
@@ -167,10 +162,8 @@ def test_the_setting_with_the_best_validation_score_is_trained_on_all_examples_a
     assert len(after) > 4 * 4 and set(after) == {"train"}
 
 
-def test_a_stopped_search_resumes_with_the_same_result(monkeypatch):
+def test_a_stopped_search_resumes_with_the_same_result():
     """A third call has nothing to train. Another seed has another validation set, so all is trained again."""
-    init = Stage.__init__
-    monkeypatch.setattr(Stage, "__init__", lambda self, *args, **options: init(self, *args, **{**options, "save_every": -1.0}))
     main([*COMMAND, "--out", "whole"])
     with stopped_at(3), pytest.raises(SystemExit, match="resume"):
         main(COMMAND)

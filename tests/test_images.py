@@ -138,8 +138,7 @@ def test_read_image_and_read_video_read_files_and_name_broken_ones(tmp_path):
     for t in range(12):
         Image.new("RGB", (8, 8), (20 * t, 0, 0)).save(tmp_path / f"{t}.png")
     assert pixels(read_image(tmp_path / "3.png")) == pixels(read_image((tmp_path / "3.png").read_bytes()))
-    seconds = [image.getpixel((0, 0))[0] // 20 for image in read_video(tmp_path)]
-    assert seconds == list(range(12))
+    assert [i.getpixel((0, 0))[0] // 20 for i in read_video(tmp_path)] == list(range(12))
     assert [i.getpixel((0, 0))[0] // 20 for i in read_video(tmp_path, start=2, end=11, max_frames=3)] == [3, 6, 9]
     assert [i.getpixel((0, 0))[0] // 20 for i in read_video(tmp_path, start=99)] == [11]
     (tmp_path / "empty").mkdir()
@@ -183,18 +182,11 @@ def test_a_preprocessor_can_be_stored_as_json_and_rejects_invalid_settings():
             ImagePreprocessor(**{"size": 4, **wrong})
 
 
-def as_pixels(result: torch.Tensor) -> list:
-    return (result[0].permute(1, 2, 0) * 255).round().int().tolist()
-
-
-CROPS = [  # (width, height) -> resized at size 4 -> left and top margin
+@pytest.mark.parametrize("size, resized, margin", [  # (width, height) -> resized at size 4 -> left and top margin
     ((4, 5), (4, 5), (0, 0)), ((4, 6), (4, 6), (0, 1)), ((4, 7), (4, 7), (0, 2)), ((9, 4), (9, 4), (2, 0)),
     ((10, 4), (10, 4), (3, 0)), ((4, 11), (4, 11), (0, 4)), ((3, 5), (4, 6), (0, 1)), ((5, 3), (6, 4), (1, 0)),
     ((9, 9), (4, 4), (0, 0)), ((7, 40), (4, 22), (0, 9)),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("size, resized, margin", CROPS)
+])  # fmt: skip
 def test_crop_rounds_the_longer_side_down_and_half_of_the_margin_to_even(size, resized, margin):
     """By hand: 4 * 5/3 = 6.7 -> 6; 4 * 40/7 = 22.9 -> 22; half of 3 is 1.5 -> 2, half of 5 is 2.5 -> 2."""
     image, (left, top) = Image.fromarray(noise(*size[::-1])), margin

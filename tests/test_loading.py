@@ -13,8 +13,7 @@ import torch
 from conftest import enliven, equal, image, random
 from torch import nn
 
-import minflamingo
-from minflamingo import EOC, LM, Flamingo, LMConfig, VisionConfig
+from minflamingo import EOC, LM, Flamingo, LMConfig, VisionConfig, load
 from minflamingo.pretrained import from_state_dict, load_lm, openflamingo
 from minflamingo.pretrained.files import fetch
 from minflamingo.pretrained.language_models import FAMILIES
@@ -103,15 +102,12 @@ def test_missing_extra_and_misshapen_tensors_are_named():
             from_state_dict(GPT2_CONFIG, tensors)
 
 
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True; only False is implemented"),
-        ({"activation_function": "mish"}, "activation_function='mish'"),
-        ({"model_type": "rwkv"}, "unknown family of language models 'rwkv'; choose one of gpt2, opt"),
-        ({"n_positions": None}, "the config of this gpt2 has no field 'n_positions'"),
-    ],
-)
+@pytest.mark.parametrize("change, message", [
+    ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True; only False is implemented"),
+    ({"activation_function": "mish"}, "activation_function='mish'"),
+    ({"model_type": "rwkv"}, "unknown family of language models 'rwkv'; choose one of gpt2, opt"),
+    ({"n_positions": None}, "the config of this gpt2 has no field 'n_positions'"),
+])  # fmt: skip
 def test_a_config_with_a_setting_that_is_not_implemented_is_refused(change, message):
     config = {k: v for k, v in {**GPT2_CONFIG, **change}.items() if v is not None}
     with pytest.raises(ValueError, match=message):
@@ -218,13 +214,13 @@ def test_every_name_that_openflamingos_weights_have_had_is_known(alias):
 def test_a_published_openflamingo_is_assembled_from_its_parts(parts):
     """Weights, tokenizer and image preprocessing. The embedding table of the checkpoint replaces that of the LM."""
     model, paths = parts
-    flamingo = minflamingo.load("openflamingo-3b", **paths)
+    flamingo = load("openflamingo-3b", **paths)
     assert same(flamingo.model, model) and flamingo.model.config == model.config
     assert flamingo.tokenizer.image_id == flamingo.model.image_id == 51 and flamingo.tokenizer.eoc_id == 50
     assert flamingo.preprocess.size == 28 and flamingo.preprocess.resize == "crop"
     assert not any(m.training for m in flamingo.model.modules())
     paths["flamingo"] /= "checkpoint.pt"
-    for loaded in (flamingo, minflamingo.load("openflamingo-3b", **paths, dtype=torch.bfloat16)):
+    for loaded in (flamingo, load("openflamingo-3b", **paths, dtype=torch.bfloat16)):
         assert isinstance(loaded.complete([image(0)[0], "!#", EOC, image(1)[0], "#"], max_new_tokens=3, beams=2), str)
 
 
@@ -258,10 +254,10 @@ def test_a_published_name_downloads_its_own_parts(parts, hub):
         shutil.copytree(path, hub.root / repo)
         (hub.root / repo / "pytorch_model.bin.copy").touch()
     (hub.root / CLIP_L14 / "pytorch_model.bin").touch()
-    assert same(minflamingo.load("openflamingo-3b").model, model)
+    assert same(load("openflamingo-3b").model, model)
     assert hub.downloads == dict(zip(repositories, (["*.safetensors"], ["*.bin"], ["*.pt"])))
     hub.downloads.clear()
-    assert same(minflamingo.load("openflamingo-3b", language=paths["language"], flamingo=paths["flamingo"]).model, model)
+    assert same(load("openflamingo-3b", language=paths["language"], flamingo=paths["flamingo"]).model, model)
     assert list(hub.downloads) == [CLIP_L14]
 
 
@@ -280,7 +276,7 @@ def test_every_published_openflamingo_has_a_preset_and_unknown_names_are_refused
     names = [name.removesuffix("-instruct") for name in REPOSITORIES if name.startswith("openflamingo")]
     assert {PRESETS[name].n_added_tokens for name in names} == {3}
     with pytest.raises(FileNotFoundError, match="openflamingo-5b is not .*choose a published model: openflamingo-3b, "):
-        minflamingo.load("openflamingo-5b")
+        load("openflamingo-5b")
 
 
 def test_a_checkpoint_without_one_gated_layer_is_refused_by_its_name(parts):
@@ -290,20 +286,20 @@ def test_a_checkpoint_without_one_gated_layer_is_refused_by_its_name(parts):
     del content["model_state_dict"]["module.lang_encoder.gated_cross_attn_layers.1.attn.to_q.weight"]
     torch.save(content, path)
     with pytest.raises(ValueError, match=r"missing: lang_encoder\.gated_cross_attn_layers\.1\.attn\.to_q\.weight"):
-        minflamingo.load("openflamingo-3b", **parts[1])
+        load("openflamingo-3b", **parts[1])
 
 
 @pytest.mark.parametrize("options", [{}, {"safetensors": True}])
 def test_a_published_model_can_be_saved_and_loaded_again(parts, tmp_path, options):
     """In our own format: the whole, or the trained modules alone around the same vision encoder and LM."""
-    flamingo = minflamingo.load("openflamingo-3b", **parts[1])
+    flamingo = load("openflamingo-3b", **parts[1])
     flamingo.save(tmp_path / "own", **options)
-    again = minflamingo.load(tmp_path / "own")
+    again = load(tmp_path / "own")
     assert same(again.model, flamingo.model) and again.model.config == flamingo.model.config
     assert again.preprocess == flamingo.preprocess and again.tokenizer.to_dict() == flamingo.tokenizer.to_dict()
     flamingo.save(tmp_path / "own", trainable_only=True, **options)
     frozen = {"vision": again.model.vision, "language": again.model.lm}
-    assert same(minflamingo.load(tmp_path / "own", **frozen).model, flamingo.model)
+    assert same(load(tmp_path / "own", **frozen).model, flamingo.model)
     assert len(list((tmp_path / "own").iterdir())) == 3
 
 

@@ -142,9 +142,8 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("case", REFUSED)
-def test_an_outcome_without_what_the_metric_needs_is_named(case):
-    metric, outcomes, message = REFUSED[case]
+@pytest.mark.parametrize("metric, outcomes, message", REFUSED.values(), ids=REFUSED)
+def test_an_outcome_without_what_the_metric_needs_is_named(metric, outcomes, message):
     with pytest.raises(ValueError, match=message):
         METRICS[metric](outcomes)
 

@@ -12,21 +12,13 @@ from conftest import EOC, LETTERS, batch_of, close, equal, image, preprocess, ra
 from torch import nn
 
 from minflamingo.data.sample import NoLoss, Sample, collate
+from minflamingo.training import optim
 from minflamingo.training.batching import least_padding, micro_batches
-from minflamingo.training.optim import (
-    Muon,
-    accumulate_gradients,
-    checkpoint_activations,
-    learning_rate_factor,
-    orthogonalize,
-    parameter_groups,
-    set_learning_rate,
-)
 
 
 def decaying(model: nn.Module, key: str = "weight_decay", value: float | bool = 0.1) -> set[str]:
     """Names of the parameters in a group with the paper's weight decay (or another property). Others have none."""
-    groups = parameter_groups(model.named_parameters(), lr=1e-4)
+    groups = optim.parameter_groups(model.named_parameters(), lr=1e-4)
     assert {group[key] for group in groups} <= {value, 0.0}
     ids = {id(p) for group in groups if group[key] for p in group["params"]}
     return {name for name, p in model.named_parameters() if id(p) in ids}
@@ -46,7 +38,7 @@ def test_only_matrices_decay_and_none_of_the_resampler():
 def test_every_trainable_parameter_is_in_one_group_and_no_frozen_parameter_in_any(make):
     """An optimizer that held frozen weights would decay them (section 2.3)."""
     model = make()
-    groups = parameter_groups(model.named_parameters(), lr=1e-3)
+    groups = optim.parameter_groups(model.named_parameters(), lr=1e-3)
     ids = [id(p) for group in groups for p in group["params"]]
     assert sorted(ids) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     assert all(group["params"] for group in groups)
@@ -56,10 +48,9 @@ def test_every_trainable_parameter_is_in_one_group_and_no_frozen_parameter_in_an
 def test_gates_can_have_their_own_learning_rate(gate_lr, expected):
     """A factor is always relative to the peak: setting it twice does not multiply twice."""
     flamingo = tiny_flamingo()
-    groups = parameter_groups(flamingo.trainable_parameters(), lr=0.01, gate_lr=gate_lr)
-    optimizer = torch.optim.AdamW(groups)
+    optimizer = torch.optim.AdamW(optim.parameter_groups(flamingo.trainable_parameters(), lr=0.01, gate_lr=gate_lr))
     for factor in (1.0, 0.5, 0.25):
-        set_learning_rate(optimizer, factor)
+        optim.set_learning_rate(optimizer, factor)
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
         for name, p in flamingo.trainable_parameters():
             assert rates[id(p)] == pytest.approx(factor * (expected if "alpha_" in name else 0.01)), name
@@ -67,13 +58,13 @@ def test_gates_can_have_their_own_learning_rate(gate_lr, expected):
 
 def test_the_learning_rate_warms_up_linearly_and_then_is_constant_or_cools_down():
     """Appendix: linear from 0, then constant. With a cooldown it falls linearly to 1/20."""
-    assert [learning_rate_factor(s, 4) for s in (0, 1, 2, 3, 4, 5, 10**6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
-    assert learning_rate_factor(0, 0) == 1.0  # no warm-up
-    factors = [learning_rate_factor(s, 1, 40, cooldown=0.25) for s in range(40)]
+    assert [optim.learning_rate_factor(s, 4) for s in (0, 1, 2, 3, 4, 5, 10**6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0, 1.0]
+    assert optim.learning_rate_factor(0, 0) == 1.0  # no warm-up
+    factors = [optim.learning_rate_factor(s, 1, 40, cooldown=0.25) for s in range(40)]
     assert factors[:31] == [1.0] * 31 and factors[31:] == pytest.approx([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
-    assert [learning_rate_factor(s, 1, 100, cooldown=1.0) for s in (94, 96, 99)] == pytest.approx([0.06, 0.05, 0.05])
-    docstring = [round(learning_rate_factor(s, 4, 20, cooldown=0.25), 2) for s in (0, 1, 3, 10, 15, 19)]
-    assert str(docstring) in learning_rate_factor.__doc__
+    assert [optim.learning_rate_factor(s, 1, 100, cooldown=1.0) for s in (94, 96, 99)] == pytest.approx([0.06, 0.05, 0.05])
+    docstring = [round(optim.learning_rate_factor(s, 4, 20, cooldown=0.25), 2) for s in (0, 1, 3, 10, 15, 19)]
+    assert str(docstring) in optim.learning_rate_factor.__doc__
 
 
 # ---------------------------------------------------------------------------------------------------------------- Muon
@@ -86,7 +77,7 @@ SHAPES = {
 
 def start(optimizer: type) -> tuple[dict[str, nn.Parameter], torch.optim.Optimizer]:
     named = {name: nn.Parameter(random(*shape, seed=i)) for i, (name, shape) in enumerate(SHAPES.items())}
-    return named, optimizer(parameter_groups(named.items(), lr=0.01), betas=(0.9, 0.98))
+    return named, optimizer(optim.parameter_groups(named.items(), lr=0.01), betas=(0.9, 0.98))
 
 
 def gradient(name: str, step: int) -> torch.Tensor:
@@ -114,7 +105,7 @@ def test_orthogonalize_keeps_singular_vectors_and_brings_singular_values_near_1(
     """For singular values from 1 to 0.02. The scale of a matrix does not matter, nor do the other matrices of the batch."""
     u, _, v = torch.linalg.svd(random(3, a, b), full_matrices=False)
     values = torch.logspace(0, -1.7, min(a, b)) * torch.tensor([0.01, 1, 100])[:, None]
-    result = orthogonalize((u * values[:, None]) @ v)
+    result = optim.orthogonalize((u * values[:, None]) @ v)
     values = (u.mT @ result @ v.mT).diagonal(dim1=1, dim2=2)
     assert ((values > 0.65) & (values < 1.2)).all()
     assert close(result, (u * values[:, None]) @ v, 1e-4)
@@ -122,7 +113,7 @@ def test_orthogonalize_keeps_singular_vectors_and_brings_singular_values_near_1(
 
 def test_a_step_of_muon_is_its_formula_for_matrices_and_a_step_of_adamw_for_the_rest():
     """Momentum 0.95 one step ahead (Nesterov), orthogonalised, times 0.2 sqrt(longer side). A kernel is out x (in k k)."""
-    (named, muon), (others, adamw) = start(Muon), start(torch.optim.AdamW)
+    (named, muon), (others, adamw) = start(optim.Muon), start(torch.optim.AdamW)
     before = {name: p.detach().clone() for name, p in named.items()}
     take_steps(named, muon, range(3))
     take_steps(others, adamw, range(3))
@@ -131,16 +122,16 @@ def test_a_step_of_muon_is_its_formula_for_matrices_and_a_step_of_adamw_for_the_
         for step in range(3):
             momentum = 0.95 * momentum + 0.05 * gradient(name, step).flatten(1)
             ahead = 0.95 * momentum + 0.05 * gradient(name, step).flatten(1)
-            weight = (1 - 0.01 * 0.1) * weight - 0.01 * 0.2 * longer**0.5 * orthogonalize(ahead[None])[0]
+            weight = (1 - 0.01 * 0.1) * weight - 0.01 * 0.2 * longer**0.5 * optim.orthogonalize(ahead[None])[0]
         assert close(named[name].flatten(1), weight)
     assert all(torch.equal(named[name], others[name]) for name in ("up.bias", "embed.weight"))
     assert [name for name in SHAPES if torch.equal(named[name], before[name])] == ["unused.weight"]
 
 
 def test_muon_continues_from_its_state_bit_for_bit():
-    named, muon = start(Muon)
+    named, muon = start(optim.Muon)
     take_steps(named, muon, range(2))
-    again, fresh = start(Muon)
+    again, fresh = start(optim.Muon)
     fresh.load_state_dict(deepcopy(muon.state_dict()))
     for name, p in again.items():
         p.data.copy_(named[name])
@@ -166,7 +157,7 @@ def accumulated(flamingo, names=tuple(BATCHES), workers: int = 1) -> tuple[dict,
     losses = {name: lambda name=name: flamingo.loss(BATCHES[name]) for name in names}
     # Each worker thread computes with as many threads as this one: another number rounds differently.
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),))
-    losses = accumulate_gradients(losses, WEIGHTS, list(named.values()), pool if workers > 1 else None)
+    losses = optim.accumulate_gradients(losses, WEIGHTS, list(named.values()), pool if workers > 1 else None)
     return losses, {name: p.grad for name, p in named.items()}
 
 
@@ -175,7 +166,7 @@ def test_accumulated_gradients_are_the_gradient_of_the_weighted_sum(workers, rec
     """Section 2.4: L = sum lambda_m L_m over datasets of all kinds, also with activation checkpointing and in threads."""
     flamingo, other = tiny_flamingo(), tiny_flamingo()
     if recompute:
-        checkpoint_activations(flamingo)
+        optim.checkpoint_activations(flamingo)
     losses, gradients = accumulated(flamingo, workers=workers)
     expected = {name: other.loss(batch) for name, batch in BATCHES.items()}
     sum(WEIGHTS[name] * loss for name, loss in expected.items()).backward()
@@ -198,7 +189,7 @@ def test_checkpointed_activations_are_not_kept():
 
     flamingo = tiny_flamingo()
     before = saved_bytes(flamingo)
-    checkpoint_activations(flamingo)
+    optim.checkpoint_activations(flamingo)
     assert saved_bytes(flamingo) < before / 2
 
 

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from conftest import equal, image, tiny_config, tiny_flamingo
+from conftest import CreatesFile, equal, image, tiny_config, tiny_flamingo
 from PIL import Image
 
 from minflamingo import EOC, Batch, Pipeline, ToyTokenizer, load
@@ -69,8 +69,7 @@ def test_images_and_videos_take_their_places_in_the_prompt(flamingo):
     assert answer == greedy(flamingo, ids, CAT, video) != ""
     others = {flamingo.complete([*prompt[:3], other, "Output:"], max_new_tokens=6) for other in (CAT, DOG, VIDEO[::-1])}
     assert len(others | {answer}) > 2  # the content of images and the order of frames matter
-    text = [BOS, *OUTPUT, *A_CAT]
-    assert flamingo.complete(["Output:", " a cat"], max_new_tokens=6) == greedy(flamingo, text) != ""
+    assert flamingo.complete(["Output:", " a cat"], max_new_tokens=6) == greedy(flamingo, [BOS, *OUTPUT, *A_CAT]) != ""
 
 
 @pytest.mark.parametrize("text", ["<image>", "<EOC>", "<BOS><PAD><image>Output: a cat<EOC>"])
@@ -215,20 +214,12 @@ def test_files_of_two_models_are_refused(folder):
         load(folder)
 
 
-class Trap:
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return (open, (self.path, "w"))
-
-
 def test_loading_runs_no_code(folder, tmp_path):
     state = torch.load(folder / "model.pt", weights_only=True)
-    torch.save({**state, "trap": Trap(tmp_path / "sprung")}, folder / "model.pt")
+    torch.save({**state, "code": CreatesFile(tmp_path / "created")}, folder / "model.pt")
     with pytest.raises(ValueError, match=r"model\.pt"):
         load(folder)
-    assert not (tmp_path / "sprung").exists()
+    assert not (tmp_path / "created").exists()
 
 
 def test_a_save_that_fails_keeps_the_earlier_model(folder, flamingo, monkeypatch):

@@ -204,13 +204,10 @@ def test_an_attention_map_is_bright_at_the_patch_with_the_largest_weight(figure_
     assert (y // 12, x // 12) == (1, 3) and lit[y, x] > image[0, 0] > lit[46, 2]
 
 
-NOTHING = [
+@pytest.mark.parametrize("plot, data", [
     (plots.plot_shots, {}), (plots.plot_loss, []), (plots.plot_gates, log()[:3]), (plots.plot_grid, {}),
     (plots.plot_ablations, {}), (plots.plot_prompts, []),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("plot, data", NOTHING)
+])  # fmt: skip
 def test_without_data_there_is_an_error_and_no_file(plot, data, tmp_path):
     with pytest.raises(ValueError, match="no data for the figure '"):
         plot(data, tmp_path / "figure.png")

@@ -265,7 +265,7 @@ def test_openflamingo_has_the_logits_and_tokens_of_the_package_itself(tmp_path):
 
     OPEN_FLAMINGO_PYTHON=ENV/bin/python; `peers/open_flamingo_peer.py` says what ENV contains.
     """
-    script = Path(__file__).parent / "peers" / "open_flamingo_logits.py"
+    script = Path(__file__).parent / "peers" / "open_flamingo_peer.py"
     subprocess.run([os.environ["OPEN_FLAMINGO_PYTHON"], script, tmp_path / "cases.pt"], check=True)
     vision = VisionConfig(28, 14, d=32, n_layers=2, n_heads=4, activation="quick_gelu", keep_class_token=False)
     for case in torch.load(tmp_path / "cases.pt", weights_only=True):

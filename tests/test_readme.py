@@ -17,10 +17,13 @@ CARD = (ROOT / "tutorials" / "pretrained" / "tiny" / "README.md").read_text()
 FIGURES = ROOT / "tutorials" / "figures"
 RUNS = [json.loads(path.read_text()) for path in sorted(FIGURES.glob("results_seed*.json"))]
 TASKS = RUNS[0]["tasks"]  # of seed 0
-MEANS = {
-    task: {shots: mean(run["tasks"][task]["shots"][shots]["score"] for run in RUNS) for shots in entry["shots"]}
-    for task, entry in TASKS.items()
-}
+
+
+def scores_of(run: dict) -> dict[str, dict[str, float]]:
+    return {task: {shots: cell["score"] for shots, cell in entry["shots"].items()} for task, entry in run["tasks"].items()}
+
+
+MEANS = {task: {s: mean(scores_of(run)[task][s] for run in RUNS) for s in entry["shots"]} for task, entry in TASKS.items()}
 
 
 def section(name: str) -> str:
@@ -44,10 +47,6 @@ def test_the_first_example_runs_as_printed():
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == re.search(r"print\(answer\)  # (.+)", code)[1]
-
-
-def scores_of(run: dict) -> dict[str, dict[str, float]]:
-    return {task: {shots: cell["score"] for shots, cell in entry["shots"].items()} for task, entry in run["tasks"].items()}
 
 
 def test_the_tables_of_results_are_those_of_the_committed_runs():

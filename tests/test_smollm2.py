@@ -19,21 +19,16 @@ TEXT = "The capital of France is"
 
 
 @pytest.fixture(scope="module")
-def lm():
-    return load_lm(FILE)
+def lm_and_base():
+    from minflamingo.pretrained.tokenizers import base_from_gguf  # needs a package
 
-
-@pytest.fixture(scope="module")
-def base():
-    from minflamingo.pretrained.tokenizers import base_from_gguf
-
-    return base_from_gguf(read_gguf(FILE)[1])
+    return load_lm(FILE), base_from_gguf(read_gguf(FILE)[1])
 
 
 @torch.no_grad()
-def test_its_logits_are_those_that_transformers_reads_from_the_same_file(lm, base):
+def test_its_logits_are_those_that_transformers_reads_from_the_same_file(lm_and_base):
     """Dequantised, rows of q and k in the other order: equal to 1e-5, relative."""
-    transformers = pytest.importorskip("transformers")
+    (lm, base), transformers = lm_and_base, pytest.importorskip("transformers")
     model = transformers.AutoModelForCausalLM.from_pretrained(FILE.parent, gguf_file=FILE.name, dtype=torch.float32).eval()
     ids = torch.tensor([base.encode(f"{TEXT} Paris. Once upon a time there was a bear who").ids])
     ours, oracle = lm(lm.embed(ids))[0], model(ids).logits
@@ -41,8 +36,9 @@ def test_its_logits_are_those_that_transformers_reads_from_the_same_file(lm, bas
 
 
 @torch.no_grad()
-def test_it_continues_english(lm, base):
+def test_it_continues_english(lm_and_base):
     """Greedily, with its cache."""
+    lm, base = lm_and_base
     ids, cache, new = torch.tensor([base.encode(TEXT).ids]), None, []
     for _ in range(3):
         logits, cache = lm(lm.embed(ids), cache=cache)

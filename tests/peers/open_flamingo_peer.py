@@ -1,4 +1,6 @@
-"""open_flamingo 2.0.1 for the bench; the protocol is in `serve.py`.
+"""open_flamingo 2.0.1 for the bench (the protocol is in `serve.py`), or for `tests/test_pretrained.py`:
+
+    ENV/bin/python tests/peers/open_flamingo_peer.py OUT.pt      small random models: weights, inputs, logits, generated tokens
 
 ENV needs: torch, open_flamingo 2.0.1 without its pinned dependencies, transformers 4.33.3, einops, einops-exts:
 
@@ -13,27 +15,17 @@ import types
 from pathlib import Path
 
 import torch
+import transformers
 from serve import serve
 from torch import nn
 
-sys.modules.setdefault(
-    "open_clip", types.ModuleType("open_clip")
-)  # imported by open_flamingo's factory, which is not used here
+# open_flamingo's factory imports it, but we do not use it.
+sys.modules.setdefault("open_clip", types.ModuleType("open_clip"))
 
 from open_flamingo.src.factory import _infer_decoder_layers_attr_name  # noqa: E402
 from open_flamingo.src.flamingo import Flamingo  # noqa: E402
 from open_flamingo.src.flamingo_lm import FlamingoLMMixin  # noqa: E402
 from open_flamingo.src.utils import extend_instance  # noqa: E402
-from transformers import (  # noqa: E402
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MptConfig,
-    MptForCausalLM,
-    OPTConfig,
-    OPTForCausalLM,
-)
 
 
 def changes(**sizes) -> dict:
@@ -46,13 +38,14 @@ def language_model(family: str, vocabulary: int, d: int, layers: int, heads: int
     sizes = {"vocab_size": vocabulary, "hidden_size": d, "num_hidden_layers": layers, "num_attention_heads": heads}
     sizes["max_position_embeddings"] = length
     if family == "opt":
-        return OPTForCausalLM(OPTConfig(**sizes, ffn_dim=d_ff, word_embed_proj_dim=d, dropout=0.0))
+        return transformers.OPTForCausalLM(transformers.OPTConfig(**sizes, ffn_dim=d_ff, word_embed_proj_dim=d, dropout=0.0))
     if family == "gpt_neox":
-        config = GPTNeoXConfig(**sizes, intermediate_size=d_ff, rotary_pct=1.0, use_parallel_residual=False)
-        return GPTNeoXForCausalLM(config)
+        config = transformers.GPTNeoXConfig(**sizes, intermediate_size=d_ff, rotary_pct=1.0, use_parallel_residual=False)
+        return transformers.GPTNeoXForCausalLM(config)
     if family == "llama":
-        return LlamaForCausalLM(LlamaConfig(**sizes, intermediate_size=d_ff))
-    return MptForCausalLM(MptConfig(vocab_size=vocabulary, d_model=d, n_layers=layers, n_heads=heads, max_seq_len=length))
+        return transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes, intermediate_size=d_ff))
+    config = transformers.MptConfig(vocab_size=vocabulary, d_model=d, n_layers=layers, n_heads=heads, max_seq_len=length)
+    return transformers.MptForCausalLM(config)
 
 
 class Block(nn.Module):
@@ -139,5 +132,29 @@ def loss(model: Flamingo, ids: torch.Tensor, labels: torch.Tensor, media: torch.
     return model(pixels(media), ids, torch.ones_like(ids), labels=labels).loss
 
 
-if __name__ == "__main__":
+@torch.no_grad()
+def case(family: str, every: int) -> dict:
+    d_ff = 128 if family == "mpt" else 48
+    model = build(50, d=32, layers=4, heads=4, length=40, d_vision=32, d_ff=d_ff, every=every, family=family)
+    for p in model.parameters():
+        p.add_(torch.randn_like(p) * 0.25)  # so that not always the same token is the most likely one
+    ids = torch.randint(0, 50, (2, 14))
+    ids[0, [2, 6, 7]] = 51  # <image>
+    ids[1, [0, 5, 9]] = 51
+    pixels = torch.randn(2, 3, 3, 28, 28)  # (B, N, C, H, W)
+    inputs = (pixels[:, :, None], ids, torch.ones_like(ids))
+    result = {"family": family, "every": every, "ids": ids, "pixels": pixels, "logits": model(*inputs).logits,
+              "lm": model.lang_encoder.config.to_json_string(),
+              "state": {k: v.clone() for k, v in model.state_dict().items()}}  # fmt: skip
+    how = {"max_new_tokens": 10, "do_sample": False, "suppress_tokens": [51], "eos_token_id": 50, "pad_token_id": 52}
+    for beams in (1, 3):
+        tokens = model.generate(*inputs, num_beams=beams, length_penalty=0.0, **how)
+        result[f"tokens, {beams} beams"] = tokens[:, ids.shape[1] :]
+    return result
+
+
+if __name__ == "__main__" and sys.argv[1].endswith(".pt"):
+    families = ("opt", "gpt_neox", "llama", "mpt")
+    torch.save([case(family, every) for family in families for every in (1, 2, 4)], sys.argv[1])
+elif __name__ == "__main__":
     serve(sys.modules[__name__], Path(sys.argv[1]))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import EOC, LETTERS, batch_of, close, image, tiny_flamingo
+from conftest import EOC, LETTERS, batch_of, close, image, log_likelihood, next_log_p, tiny_flamingo
 
 from minflamingo.flamingo import Batch, Flamingo
 from minflamingo.generate import beam_search, decode_step, filter_logits, generate, prefill, score_answers
@@ -29,14 +29,6 @@ def talker(seed: int = 0, end: float = 0.5, flat: float = 0.3, lm: dict | None =
     return flamingo
 
 
-@torch.no_grad()
-def next_log_p(flamingo: Flamingo, pieces: list, new: list[int]) -> torch.Tensor:
-    """(V,) after a prompt and new tokens, everything computed from scratch."""
-    batch = batch_of(pieces)
-    ids = torch.cat([batch.ids, torch.tensor([new], dtype=torch.long)], dim=1)
-    return flamingo(replace(batch, ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool)))[0][0, -1].log_softmax(-1)
-
-
 def slow_beam_search(flamingo: Flamingo, pieces: list, beams: int, steps: int, length_penalty: float = 0.0) -> list[int]:
     """Beam search of one prompt in which every hypothesis is recomputed from its pixels. One beam: greedy search."""
     running, finished = [(0.0, [])], []
@@ -52,10 +44,6 @@ def slow_beam_search(flamingo: Flamingo, pieces: list, beams: int, steps: int, l
             break
     finished += [(score / steps**length_penalty, ids) for score, ids in running]
     return max(finished, key=lambda c: c[0])[1]
-
-
-def slow_score(flamingo: Flamingo, pieces: list, answer: list[int]) -> float:
-    return float(sum(next_log_p(flamingo, pieces, answer[:i])[token] for i, token in enumerate(answer)))
 
 
 @pytest.mark.parametrize("pad", ["left", "right"])
@@ -125,7 +113,7 @@ def test_the_image_token_is_never_generated():
     flamingo, prompt = talker(end=-50.0, added_head="own"), batch_of(*PROMPTS, pad="left")
     with torch.no_grad():
         flamingo.added_head.weight.mul_(30)
-    assert any(int(next_log_p(flamingo, row, []).argmax()) == LETTERS.image_id for row in PROMPTS)
+    assert any(int(next_log_p(flamingo, row).argmax()) == LETTERS.image_id for row in PROMPTS)
     answers = generate(flamingo, prompt, END, temperature=9.0, generator=torch.Generator().manual_seed(0))
     for a in [*answers, *generate(flamingo, prompt, END), *beam_search(flamingo, prompt, END, max_new_tokens=6)]:
         assert a and max(a) < LETTERS.image_id
@@ -135,7 +123,7 @@ def test_tokens_are_sampled_from_the_softmax_of_logits_divided_by_the_temperatur
     """4,000 samples: each frequency within four standard errors. top_k = 1 is greedy; the generator decides."""
     flamingo, n = talker(), 4000
     one = batch_of(["ab"])
-    expected = (next_log_p(flamingo, ["ab"], []) / 0.5).softmax(-1)
+    expected = (next_log_p(flamingo, ["ab"]) / 0.5).softmax(-1)
     many = Batch(*(t.expand(n, -1) for t in (one.ids, one.labels, one.attention_mask)))
 
     def sample(**options) -> list[list[int]]:
@@ -169,7 +157,7 @@ def test_the_score_of_an_answer_is_the_sum_of_its_token_log_likelihoods():
     answers = [[[3, END], [4, 5, 6, END], [7]], [[9], [10, 3, 3, 3, END], [3]], [[8, 8, 3], [4], [END]], [[3], [4], [5, 5]]]
     for pad in ("left", "right"):
         scores = score_answers(flamingo, batch_of(*PROMPTS, pad=pad), answers)
-        expected = torch.tensor([[slow_score(flamingo, p, a) for a in several] for p, several in zip(PROMPTS, answers)])
+        expected = torch.tensor([[log_likelihood(flamingo, p, a) for a in several] for p, several in zip(PROMPTS, answers)])
         assert close(scores, expected, 2e-5) and not scores.requires_grad
     every_token = [[[t] for t in range(LETTERS.vocab_size)]]
     assert close(score_answers(flamingo, batch_of(PROMPTS[0]), every_token).exp().sum(1), torch.ones(1))
