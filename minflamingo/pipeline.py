@@ -14,7 +14,7 @@ A saved model is a folder with `config.json` (sizes, image preprocessing), `toke
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -106,7 +106,7 @@ class Pipeline:
         """
         folder, state = Path(folder), self.model.state_dict()
         folder.mkdir(parents=True, exist_ok=True)
-        save_json({"flamingo": self.model.config.to_dict(), "image": self.preprocess.to_dict()}, folder / "config.json")
+        save_json({"flamingo": self.model.config.to_dict(), "image": asdict(self.preprocess)}, folder / "config.json")
         write_atomically(folder / "tokenizer.json", self.tokenizer.save)
         if trainable_only:
             state = {name: state[name] for name, _ in self.model.trainable_parameters()}

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -194,7 +195,7 @@ def test_a_missing_or_damaged_file_is_named(folder, name):
 
 
 def test_a_foreign_config_is_refused_by_its_field(folder):
-    config = {"flamingo": tiny_config().to_dict(), "image": PREPROCESS.to_dict()}
+    config = {"flamingo": tiny_config().to_dict(), "image": asdict(PREPROCESS)}
     for content, message in (
         ({"model_type": "llama"}, "config.json"),
         ({**config, "flamingo": {**config["flamingo"], "xattn_evry": 1}}, "did you mean 'xattn_every'"),

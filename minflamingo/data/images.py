@@ -14,7 +14,8 @@ A published vision encoder needs images exactly as in its training. There are tw
 
 import io
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -113,18 +114,12 @@ class ImagePreprocessor:
         """One image or video, in any form that `as_frames` accepts -> (T, 3, size, size) float32."""
         frames = as_frames(media, where)
         if frames.shape[1:3] != (self.size, self.size):
-            images = map(Image.fromarray, frames)
-            if self.resize == "squash":
-                images = [image.resize((self.size, self.size), Image.Resampling.BICUBIC) for image in images]
-            else:
-                images = [shrink_and_crop(image, self.size) for image in images]
-            frames = np.stack([np.asarray(image) for image in images])
+            squash = partial(Image.Image.resize, size=(self.size, self.size), resample=Image.Resampling.BICUBIC)
+            resize = squash if self.resize == "squash" else partial(shrink_and_crop, size=self.size)
+            frames = np.stack([np.asarray(resize(Image.fromarray(frame))) for frame in frames])
         x = torch.tensor(frames).permute(0, 3, 1, 2).float().div_(255)  # (T, H, W, 3) -> (T, 3, H, W)
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
         return x.sub_(mean).div_(std)
-
-    def to_dict(self) -> dict:
-        return asdict(self)
 
 
 def shrink_and_crop(image: Image.Image, size: int) -> Image.Image:
@@ -144,11 +139,9 @@ def shrink_and_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def clip_preprocessor(size: int = 224) -> ImagePreprocessor:
-    """CLIP's preprocessing at evaluation, also used by OpenFlamingo. Transparent pixels are white here, as everywhere."""
-    return ImagePreprocessor(size, CLIP_MEAN, CLIP_STD, resize="crop")
+def clip_preprocessor(size: int = 224, resize: str = "crop") -> ImagePreprocessor:
+    """CLIP's preprocessing at evaluation, also used by OpenFlamingo. Transparent pixels are white here, as everywhere.
 
-
-def idefics_preprocessor(size: int = 224) -> ImagePreprocessor:
-    """IDEFICS: the mean and standard deviation of CLIP, but the image is squashed and nothing is cut off."""
-    return ImagePreprocessor(size, CLIP_MEAN, CLIP_STD, resize="squash")
+    With "squash" it is that of IDEFICS: the same mean and standard deviation, but nothing is cut off.
+    """
+    return ImagePreprocessor(size, CLIP_MEAN, CLIP_STD, resize)

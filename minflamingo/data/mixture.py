@@ -92,5 +92,4 @@ class _Batches(IterableDataset):
         for number in count(self.first + offset, every):
             items = [next(streams[number % len(streams)]) for _ in range(self.dataset.batch_size)]
             batch = collate([sample for sample, _, _ in items], self.tokenizer, self.preprocess)
-            reasons = [reason for _, _, skipped in items for reason in skipped]
-            yield vars(batch), number, items[-1][1], reasons
+            yield vars(batch), number, items[-1][1], [reason for _, _, skipped in items for reason in skipped]

@@ -90,8 +90,7 @@ def write_jsonl(samples: Iterable[Sample], path: str | Path, ids: Iterable[str] 
         kind = {0: "text", 1: "pair" if frames == [1] else "video"}.get(len(frames), "document")
         pieces = [_to_json(p, path.parent, f"{path}, sample {i}, piece {k}") for k, p in enumerate(sample.pieces)]
         record = {"id": name, "kind": kind, "pieces": pieces}
-        record |= {"attend_next": True} if sample.attend_next else {}
-        record |= {} if sample.bos else {"bos": False}
+        record |= ({"attend_next": True} if sample.attend_next else {}) | ({} if sample.bos else {"bos": False})
         lines.append(json.dumps(record, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
     write_atomically(path, lambda temporary: temporary.write_bytes(b"".join(lines)))
 

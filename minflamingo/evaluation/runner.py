@@ -15,10 +15,9 @@ from pathlib import Path
 
 from .. import Pipeline, __version__
 from ..training.stage import Stage
-from .features import FeatureCache, fingerprint
+from .features import FeatureCache, fingerprint, most_similar, pool_features, support_features
 from .fewshot import Query, count_shots, generate_answers, score_choices
 from .metrics import METRICS, Outcome, interval
-from .rices import most_similar, pool_features, support_features
 from .task import Example, Task, task_fingerprint
 
 N_ORDERS = 6  # of the shots, in prompt ensembling
@@ -31,9 +30,6 @@ class Protocol:
     ensemble: bool = False  # average the scores of choices over orders of the shots
     beams: int = 3  # as in the paper; 1: greedy
     batch_size: int = 16
-
-
-DEFAULT_PROTOCOL = Protocol()
 
 
 def random_order(n: int, *words: object) -> Iterator[int]:
@@ -133,7 +129,7 @@ def score_records(task: Task, records: Sequence[dict], seed: int = 0) -> dict:
 
 
 def evaluate(
-    pipeline: Pipeline, task: Task, shots: str, *, trial: int = 0, protocol: Protocol = DEFAULT_PROTOCOL,
+    pipeline: Pipeline, task: Task, shots: str, *, trial: int = 0, protocol: Protocol | None = None,
     features: FeatureCache | None = None, folder: str | Path | None = None,
 ) -> dict:  # fmt: skip
     """Answer all queries -> the result of `score_records`, and "records".
@@ -143,8 +139,9 @@ def evaluate(
         features: a cache to share between calls with one pipeline.
         folder: for the answers so far: a later call with the same model, task and protocol resumes there.
     """
-    features, queries = features or FeatureCache(pipeline), list(task.queries)
-    records, starts = [], range(0, len(queries), protocol.batch_size)
+    features, protocol = features or FeatureCache(pipeline), protocol or Protocol()
+    records, queries = [], list(task.queries)
+    starts = range(0, len(queries), protocol.batch_size)
     if folder is not None:
         settings = {
             "version": __version__, "model": fingerprint(pipeline.model), "image": repr(pipeline.preprocess),
@@ -153,6 +150,5 @@ def evaluate(
         stage = Stage(f"{task.name}-{shots}-{trial}", folder, len(queries), settings=settings, restart=True)
         records, starts = stage.rows, stage.steps(by=protocol.batch_size)
     for start in starts:
-        part = queries[start : start + protocol.batch_size]
-        records += answer_examples(task, part, shots, trial, protocol, features)
+        records += answer_examples(task, queries[start : start + protocol.batch_size], shots, trial, protocol, features)
     return score_records(task, records, protocol.seed) | {"records": records}

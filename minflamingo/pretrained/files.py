@@ -92,11 +92,8 @@ def read_gguf(path: Path) -> tuple[Tensors, dict]:
     """The tensors and the metadata of a GGUF file. The metadata get the fields of a config.json that they do not have."""
     gguf = extra("gguf")
     reader = gguf.GGUFReader(path)
-
-    def dequantise(tensor) -> Tensor:
-        return torch.from_numpy(gguf.quants.dequantize(tensor.data, tensor.tensor_type).copy())
-
-    tensors = {t.name: lambda t=t: dequantise(t) for t in reader.tensors}
+    dequantise = gguf.quants.dequantize
+    tensors = {t.name: lambda t=t: torch.from_numpy(dequantise(t.data, t.tensor_type).copy()) for t in reader.tensors}
     metadata = {name: field.contents() for name, field in reader.fields.items()}
     metadata["model_type"] = f"{metadata.get('general.architecture')}.gguf"
     metadata["vocab_size"] = next((int(t.shape[1]) for t in reader.tensors if t.name == "token_embd.weight"), 0)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.images import ImagePreprocessor, clip_preprocessor, idefics_preprocessor
+from ..data.images import ImagePreprocessor, clip_preprocessor
 from ..flamingo import Flamingo
 from ..tokenizer import Tokenizer
 from . import clip, openflamingo
@@ -22,13 +22,11 @@ from .presets import PRESETS
 CLIP_L14 = "openai/clip-vit-large-patch14"
 REPOSITORIES = {
     "openflamingo-3b": ("anas-awadalla/mpt-1b-redpajama-200b", "openflamingo/OpenFlamingo-3B-vitl-mpt1b"),
-    "openflamingo-3b-instruct": (
-        "anas-awadalla/mpt-1b-redpajama-200b-dolly", "openflamingo/OpenFlamingo-3B-vitl-mpt1b-langinstruct"
-    ),
+    "openflamingo-3b-instruct":
+        ("anas-awadalla/mpt-1b-redpajama-200b-dolly", "openflamingo/OpenFlamingo-3B-vitl-mpt1b-langinstruct"),
     "openflamingo-4b": ("togethercomputer/RedPajama-INCITE-Base-3B-v1", "openflamingo/OpenFlamingo-4B-vitl-rpj3b"),
-    "openflamingo-4b-instruct": (
-        "togethercomputer/RedPajama-INCITE-Instruct-3B-v1", "openflamingo/OpenFlamingo-4B-vitl-rpj3b-langinstruct"
-    ),
+    "openflamingo-4b-instruct":
+        ("togethercomputer/RedPajama-INCITE-Instruct-3B-v1", "openflamingo/OpenFlamingo-4B-vitl-rpj3b-langinstruct"),
     "openflamingo-9b": ("anas-awadalla/mpt-7b", "openflamingo/OpenFlamingo-9B-vitl-mpt7b"),
     **{f"idefics-{size}": f"HuggingFaceM4/idefics-{size}" for size in ("9b", "9b-instruct", "80b", "80b-instruct")},
 }  # fmt: skip
@@ -48,19 +46,17 @@ def load_published(
         path = fetch(flamingo or REPOSITORIES[name])
         model = from_state_dict(read_config(path), open_tensors(path), dtype=dtype, device=device, where=str(path))
         tokenizer = idefics_tokenizer(read_base(path), instruct=model.config.n_added_tokens == 3)
-        return model, tokenizer, idefics_preprocessor(model.config.vision.image_size)
+        return model, tokenizer, clip_preprocessor(model.config.vision.image_size, "squash")
 
     given = zip((vision, language, flamingo), (CLIP_L14, *REPOSITORIES[name]))
     vision, language, flamingo = (fetch(own or default) for own, default in given)
     tokenizer = openflamingo_tokenizer(read_base(language))
     # Published LMs often have more rows than their tokenizer has tokens. The first added token comes after the last token.
     lm = replace(read_lm_config(read_config(language)), vocab_size=tokenizer.eoc_id)
-    every = PRESETS[name.removesuffix("-instruct")].xattn_every
-    config = openflamingo.config(lm, every, clip.config(read_config(vision)))
+    config = openflamingo.config(lm, PRESETS[name.removesuffix("-instruct")].xattn_every, clip.config(read_config(vision)))
     parts = {f"vision_encoder.{n}": tensor for n, tensor in clip.vision_tensors(open_tensors(vision)).items()}
     parts |= {f"lang_encoder.{n}": tensor for n, tensor in open_tensors(language).items()}
     # The token embeddings of the checkpoint replace those of the LM.
     whole = {**openflamingo.canonical(parts), **openflamingo.canonical(open_tensors(flamingo))}
-    where = f"{vision}, {language}, {flamingo}"
-    model = from_state_dict(config, whole, dtype=dtype, device=device, where=where)
+    model = from_state_dict(config, whole, dtype=dtype, device=device, where=f"{vision}, {language}, {flamingo}")
     return model, tokenizer, clip_preprocessor(config.vision.image_size)

@@ -77,8 +77,7 @@ class PretrainedTokenizer:
 
     @classmethod
     def from_dict(cls, content: Mapping) -> "PretrainedTokenizer":
-        base = tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"]))
-        return cls(base, **{name: content[name] for name in SPECIAL})
+        return cls(tokenizers.Tokenizer.from_str(json.dumps(content["tokenizer"])), **{name: content[name] for name in SPECIAL})
 
     def __reduce__(self):  # the library's own pickle forgets `encode_special_tokens`
         return PretrainedTokenizer.from_dict, (self.to_dict(),)

@@ -152,9 +152,8 @@ class Bench:
             batch = self.batch(1, shots + 1, SHOT_TOKENS * (shots + 1))
             prompt = partial(self.prefill, batch), {"do": "prompt", "batch": batch}
             whole = partial(generate, self.flamingo, batch, -1, max_new_tokens=NEW_TOKENS)
-            taken, _ = self.in_turns(
-                {"prompt": prompt, "all": (whole, {"do": "generate", "batch": batch, "tokens": NEW_TOKENS})}
-            )
+            request = {"do": "generate", "batch": batch, "tokens": NEW_TOKENS}
+            taken, _ = self.in_turns({"prompt": prompt, "all": (whole, request)})
             # The prefill gives the first new token. Each of the others costs one decode step.
             token = {v: [(a - p) / (NEW_TOKENS - 1) for a, p in zip(taken["all"][v], taken["prompt"][v])] for v in taken["all"]}
             self.add(f"prompt, {shots} shots", taken["prompt"])
@@ -186,18 +185,15 @@ class Bench:
 
         works = {"zero-shot": ask, "prefill": partial(self.prefill, shots), "after shots": partial(ask, shots)}
         taken, _ = self.in_turns({label: (call, None) for label, call in works.items()})
-        zero_shot, after_shots = {}, {}
-        for v in ("fast", "plain"):
-            prefill_only = taken["prefill"][v]
-            zero_shot[v] = [20 * a for a in taken["zero-shot"][v]]
-            after_shots[v] = [p + 20 * (a - p) for a, p in zip(taken["after shots"][v], prefill_only)]
-        self.add("1,000 zero-shot queries", zero_shot)
+        once, whole = taken["prefill"], taken["after shots"]
+        self.add("1,000 zero-shot queries", taken["zero-shot"], scale=20)
+        after_shots = {v: [p + 20 * (a - p) for a, p in zip(whole[v], once[v])] for v in whole}
         self.add("1,000 queries after the same 32 shots", after_shots)
 
 
 def add_parser(commands, add_model_options: Callable | None = None) -> None:
     parser = commands.add_parser("bench", help="measure the fast versions, also against another implementation",
-                                 description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+                                 description=__doc__)  # fmt: skip
     parser.add_argument("--size", choices=tuple(SIZES), help="default: 3b on a GPU, small elsewhere")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each number")

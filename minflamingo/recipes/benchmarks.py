@@ -111,13 +111,12 @@ def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
 def evaluate_trials(task: Task, shots: str, features: FeatureCache, args: argparse.Namespace) -> dict:
     """The result of the first trial, with the mean score and the mean interval of all trials. Writes the predictions."""
     protocol = Protocol(args.seed, args.rices, args.ensemble, args.beams, args.batch_size)
+    options = {"protocol": protocol, "features": features, "folder": args.out / "cells"}
     # Without shots and with RICES nothing is random. RICES needs images, so the shots of 0_text are always random.
     random_shots = shots == "0_text" or (shots != "0" and not args.rices)
     trials = []
     for trial in range(args.trials if random_shots else 1):
-        found = evaluate(
-            features.pipeline, task, shots, trial=trial, protocol=protocol, features=features, folder=args.out / "cells"
-        )
+        found = evaluate(features.pipeline, task, shots, trial=trial, **options)
         save_json(found.pop("records"), args.out / "predictions" / f"{task.name}-{shots}-{trial}.json")
         trials.append(found)
     if "score" not in trials[0]:

@@ -104,8 +104,7 @@ def train(
     for p in trained.values():
         p.data = p.data.float()  # in bfloat16, small updates would be lost
     # Weight decay, betas and clipping are those of pretraining (train.py).
-    groups = optim.parameter_groups(trained.items(), h.lr, weight_decay=0.1)
-    optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95))
+    optimizer = torch.optim.AdamW(optim.parameter_groups(trained.items(), h.lr, weight_decay=0.1), betas=(0.9, 0.95))
     state = {n: module for n, module in model.named_children() if n != "lm"} | {"optimizer": optimizer}  # the LM is frozen
     stage = Stage(name, folder, h.steps, state=state, settings=settings, save_every=60.0, restart=True)
 
@@ -168,8 +167,7 @@ def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
     if min(args.lr) <= 0 or min(*args.steps, *args.batch_size, args.micro_batch) < 1:
         raise ValueError("--lr, --steps, --batch-size and --micro-batch must be positive")
     tasks = load_tasks(args)
-    grid = itertools.product(args.lr, args.schedule, args.steps, args.batch_size)
-    settings = [Hyperparameters(*values) for values in grid]
+    settings = list(itertools.starmap(Hyperparameters, itertools.product(args.lr, args.schedule, args.steps, args.batch_size)))
     pipeline, results = load(), {"shots": args.shots, "tasks": {}}
     for task in tasks:  # few-shot scores first, at the image size of pretraining
         few_shot = evaluate(pipeline, task, args.shots, protocol=Protocol(args.seed), folder=args.out / "cells")

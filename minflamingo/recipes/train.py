@@ -112,10 +112,8 @@ def train(
     state = {"trained": nn.ParameterList(parameters), "optimizer": optimizer, "data": places}
     settings = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
     settings |= {"processes": processes.world, "model": fingerprint(pipeline.model), "datasets": sorted(mixture.datasets)}
-    stage = Stage(
-        "flamingo", Path(out) / "stages", config.steps, state=state, settings=settings, save_every=config.save_every,
-        writes=processes.rank == 0,
-    )  # fmt: skip
+    saving = {"save_every": config.save_every, "writes": processes.rank == 0}
+    stage = Stage("flamingo", Path(out) / "stages", config.steps, state=state, settings=settings, **saving)
 
     def loss_of(batch: Batch) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):

@@ -195,8 +195,7 @@ def build(variant: Variant, config: FlamingoConfig, vision: nn.Module, lm: LM) -
     }[variant.place]  # fmt: skip
     if variant.place in ("vanilla", "grafting"):
         lm = split_blocks(lm) if variant.place == "vanilla" else double_blocks(lm)
-    n_time = config.resampler.n_time_embeddings if variant.time_embeddings else 0
-    resampler = replace(config.resampler, n_time_embeddings=n_time)
+    resampler = config.resampler if variant.time_embeddings else replace(config.resampler, n_time_embeddings=0)
     config = replace(config, lm=lm.config, resampler=resampler, xattn_first=first, xattn_every=min(every, lm.config.n_layers))
     flamingo = variant.model(config, vision, lm)
     if variant.resampler is not PerceiverResampler:

@@ -14,8 +14,7 @@ from ..data.readers import write_atomically
 
 
 def save_json(content: object, path: str | Path) -> None:
-    text = json.dumps(content, indent=2, ensure_ascii=False)
-    write_atomically(path, lambda temporary: temporary.write_text(text + "\n"))
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n"))
 
 
 def load_json(path: str | Path) -> dict:

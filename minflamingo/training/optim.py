@@ -109,8 +109,7 @@ def accumulate_gradients(
 
     def loss_and_gradients(name: str) -> tuple[Tensor, tuple[Tensor, ...]]:
         loss = losses[name]()
-        gradients = torch.autograd.grad(weights[name] * loss, parameters, allow_unused=True, materialize_grads=True)
-        return loss.detach(), gradients
+        return loss.detach(), torch.autograd.grad(weights[name] * loss, parameters, allow_unused=True, materialize_grads=True)
 
     # `map` keeps the order of `losses`, so the sums are the same, bit for bit, with any number of threads.
     values, gradients = zip(*(pool.map if pool else map)(loss_and_gradients, losses))

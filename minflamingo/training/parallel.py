@@ -34,8 +34,7 @@ def run_in_parallel(functions: Sequence[Callable], *arguments: object) -> None:
     """
     n = min(len(functions), CORES)
     with ProcessPoolExecutor(n, get_context("spawn"), torch.set_num_threads, (CORES // n,)) as pool:
-        jobs = [pool.submit(function, *arguments, line=i) for i, function in enumerate(functions)]
-        for job in jobs:
+        for job in [pool.submit(function, *arguments, line=i) for i, function in enumerate(functions)]:
             job.result()
     print("\n" * (len(functions) - 1), file=sys.stderr)
 
