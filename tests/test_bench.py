@@ -61,18 +61,7 @@ def test_the_command_writes_a_table_and_a_figure(tmp_path, capsys):
     for label, row in rows.items():
         assert row["plain / fast"] == pytest.approx(row["plain"] / row["fast"])  # one round: its ratio is that of the medians
         assert label in printed.out + printed.err
-    with Image.open(tmp_path / "bench.png") as figure:
-        assert figure.width >= 600
-
-
-@pytest.mark.parametrize("options, message", [
-    (["--against", "peer.py"], "--against and --python belong together"),
-    (["--rounds", "0"], "--rounds must be at least 1"),
-])  # fmt: skip
-def test_invalid_options_are_errors_before_anything_is_measured(options, message, tmp_path):
-    with pytest.raises(SystemExit, match=message):
-        main(["bench", "--size", "tiny", "--out", str(tmp_path / "out"), *options])
-    assert not (tmp_path / "out").exists()
+    assert Image.open(tmp_path / "bench.png").width >= 600
 
 
 def test_the_error_of_a_peer_that_cannot_start_is_shown(tmp_path):

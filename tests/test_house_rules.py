@@ -58,13 +58,11 @@ def test_the_core_is_heavily_commented():
     assert explained / code >= 0.2
 
 
-@pytest.mark.parametrize(
-    "files, most",
-    # The plan is 6,500 lines for the package, 1,600 for data_toy and 17,000 for all Python. It is not reached: Muon, drawings
-    # and the tasks with any name came later. These limits may only fall.
-    [(PACKAGE, 7055), ([ROOT / "train_tiny.py"], 330), (TOY, 1600), (PYTHON, 17_700)],
-    ids=["package", "train_tiny.py", "data_toy", "all Python outside tutorials"],
-)
+# The plan is 6,500 lines for the package, 1,600 for data_toy and 17,000 for all Python. It is not reached: Muon, drawings
+# and the tasks with any name came later. These limits may only fall.
+@pytest.mark.parametrize("files, most", [
+    (PACKAGE, 6980), ([ROOT / "train_tiny.py"], 330), (TOY, 1600), (PYTHON, 17_250)
+], ids=["package", "train_tiny.py", "data_toy", "all Python outside tutorials"])  # fmt: skip
 def test_line_budgets(files, most):
     assert n_lines(files) <= most
 

@@ -4,6 +4,7 @@ import io
 import json
 import warnings
 from dataclasses import asdict
+from itertools import product
 
 import numpy as np
 import pytest
@@ -207,14 +208,12 @@ def theirs(name: str, image: object) -> torch.Tensor:
 SIZES = [(333, 500), (500, 333), (224, 224), (17, 900), (900, 17), (225, 224), (224, 226), (640, 480), (31, 7), (2, 2)]
 
 
-@pytest.mark.parametrize(
-    "width, height, mode",
-    [*((*size, "RGB") for size in SIZES), *((30, 40, mode) for mode in ("L", "P", "RGBA", "LA", "CMYK"))],
-)
-def test_preprocessing_of_clip_and_idefics_equals_transformers(width, height, mode):
-    image = Image.fromarray(noise(height, width)).convert(mode)
+@pytest.mark.parametrize("size, mode", [*product(SIZES, ["RGB"]), *product([(30, 40)], ["L", "P", "RGBA", "LA", "CMYK"])])
+def test_preprocessing_of_clip_and_idefics_equals_transformers(size, mode):
+    """Size: width and height."""
+    image = Image.fromarray(noise(*size[::-1])).convert(mode)
     if "A" in mode:
-        image.putalpha(Image.fromarray(noise(height, width, seed=1)[..., 0]))
+        image.putalpha(Image.fromarray(noise(*size[::-1], seed=1)[..., 0]))
     assert torch.allclose(clip_preprocessor(resize="squash")(image), theirs("IdeficsImageProcessor", image), rtol=0, atol=1e-6)
     if "A" not in mode:
         assert torch.allclose(clip_preprocessor()(image), theirs("CLIPImageProcessor", image), rtol=0, atol=1e-6)

@@ -330,9 +330,8 @@ def test_presets_have_the_numbers_of_parameters_of_table_1_and_of_the_model_card
     """
     with torch.device("meta"):  # nothing is allocated
         flamingo = Flamingo(PRESETS[name])
-    xattn, resampler, lm = (
-        sum(p.numel() for p in part.parameters()) / 1e9 for part in (flamingo.xattn_layers, flamingo.resampler, flamingo.lm)
-    )
+    parts = flamingo.xattn_layers, flamingo.resampler, flamingo.lm
+    xattn, resampler, lm = (sum(p.numel() for p in part.parameters()) / 1e9 for part in parts)
     if name in CARDS:
         assert (xattn + resampler, lm) == pytest.approx(CARDS[name], abs=0.001)
     else:

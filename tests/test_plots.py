@@ -34,23 +34,16 @@ def log() -> list[dict]:
     return rows
 
 
-def grid() -> dict:
-    trials = [(1e-4, 58.0), (1e-3, 70.5), (1e-2, 71.5)]
-    grid = [{"hyperparameters": {"lr": lr, "steps": 80}, "score": score} for lr, score in trials]
-    questions = {"hyperparameters": {"lr": 1e-2, "steps": 80}, "grid": grid}
-    return {"tasks": {"questions_$1$": questions, "captions": {"hyperparameters": {"lr": 1e-4, "steps": 80}, "grid": grid[:1]}}}
-
-
-def ablations() -> dict:
-    first = {"4": {"score": 69.0, "seeds": [65.0, 73.0], "difference": None}, "32": {"score": 68.0}}
-    second = {"4": {"score": 60.0, "seeds": [58.0, 62.0], "difference": -9.0}}
-    other = {"changed": "training data", "to": "without $videos$", "paper_difference": -3.4, "shots": second}
-    return {"rows": {"baseline": {"changed": "-", "to": "the whole model", "shots": first}, "no-videos": other}}
-
-
-def bench() -> dict:
-    rows = {"prompt, 32 shots": {"unit": "s", "fast": 0.5, "plain": 0.6, "peer": 1.25}, "queries": {"unit": "s", "fast": 2.0}}
-    return {"device": "2 CPU threads", "against": "peers/open_flamingo_peer.py", "rows": rows}
+LOW, MIDDLE, HIGH = ({"lr": lr, "steps": 80} for lr in (1e-4, 1e-3, 1e-2))
+TRIALS = [{"hyperparameters": h, "score": score} for h, score in ((LOW, 58.0), (MIDDLE, 70.5), (HIGH, 71.5))]
+CAPTIONS, QUESTIONS = {"hyperparameters": LOW, "grid": TRIALS[:1]}, {"hyperparameters": HIGH, "grid": TRIALS}
+GRID = {"tasks": {"questions_$1$": QUESTIONS, "captions": CAPTIONS}}
+FIRST = {"4": {"score": 69.0, "seeds": [65.0, 73.0], "difference": None}, "32": {"score": 68.0}}
+SECOND = {"4": {"score": 60.0, "seeds": [58.0, 62.0], "difference": -9.0}}
+OTHER = {"changed": "training data", "to": "without $videos$", "paper_difference": -3.4, "shots": SECOND}
+ABLATIONS = {"rows": {"baseline": {"changed": "-", "to": "the whole model", "shots": FIRST}, "no-videos": OTHER}}
+TIMES = {"prompt, 32 shots": {"unit": "s", "fast": 0.5, "plain": 0.6, "peer": 1.25}, "queries": {"unit": "s", "fast": 2.0}}
+BENCH = {"device": "2 CPU threads", "against": "peers/open_flamingo_peer.py", "rows": TIMES}
 
 
 def example(**changed) -> dict:
@@ -64,9 +57,9 @@ FIGURES = {
     "shots": lambda path: plots.plot_shots(results(), path),
     "loss": lambda path: plots.plot_loss(log(), path),
     "gates": lambda path: plots.plot_gates(log(), path),
-    "grid": lambda path: plots.plot_grid(grid(), path),
-    "ablations": lambda path: plots.plot_ablations(ablations(), path),
-    "bench": lambda path: plots.plot_bench(bench(), path),
+    "grid": lambda path: plots.plot_grid(GRID, path),
+    "ablations": lambda path: plots.plot_ablations(ABLATIONS, path),
+    "bench": lambda path: plots.plot_bench(BENCH, path),
     "prompts": lambda path: plots.plot_prompts([example(), WRONG], path),
     "attention": lambda path: plots.plot_attention(IMAGE, TOKENS, RNG.random((10, 4, 4)), path),
     "world": lambda path: plots.plot_world([(IMAGE, "two purple diamonds"), (VIDEO, "the $red$ circle moves right")] * 3, path),
@@ -151,7 +144,7 @@ def test_gates_have_one_panel_per_kind_and_one_line_per_block(figure_of):
 
 
 def test_a_grid_shows_the_best_trials_first_and_marks_the_chosen_one(figure_of):
-    axes = figure_of(plots.plot_grid, grid()).axes[0]
+    axes = figure_of(plots.plot_grid, GRID).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [71.5, 70.5, 58.0, 58.0]
     names = [t.get_text() for t in axes.get_yticklabels()]
     assert (names[0], names[-1]) == ("questions_$1$: lr 0.01, steps 80", "captions: lr 0.0001, steps 80")
@@ -160,7 +153,7 @@ def test_a_grid_shows_the_best_trials_first_and_marks_the_chosen_one(figure_of):
 
 
 def test_ablations_show_scores_seeds_and_differences(figure_of):
-    axes = figure_of(plots.plot_ablations, ablations()).axes[0]
+    axes = figure_of(plots.plot_ablations, ABLATIONS).axes[0]
     assert [bar.get_width() for bar in axes.patches] == [69.0, 60.0]
     assert [t.get_text() for t in axes.get_yticklabels()] == ["the whole model", "training data: without $videos$"]
     assert axes.texts[1].get_text() == "60.0   -9.0   (paper -3.4)"
@@ -168,7 +161,7 @@ def test_ablations_show_scores_seeds_and_differences(figure_of):
 
 
 def test_bench_bars_are_relative_to_the_fast_version(figure_of):
-    axes = figure_of(plots.plot_bench, bench()).axes[0]
+    axes = figure_of(plots.plot_bench, BENCH).axes[0]
     assert [bar.get_width() for bar in axes.patches] == pytest.approx([1, 1.2, 2.5, 1])
     assert axes.texts[2].get_text() == "1.25 s   open_flamingo_peer"
 

@@ -21,20 +21,18 @@ from minflamingo.pretrained.language_models import read_lm_config
 transformers = pytest.importorskip("transformers")
 
 SIZES = dict(vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, max_position_embeddings=40)
-LLAMA = dict(**SIZES, intermediate_size=48)
+WIDE = dict(**SIZES, intermediate_size=48)  # with the width of the MLP
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 1.0}
 CONFIGS = {
     "gpt2": lambda: transformers.GPT2Config(vocab_size=50, n_embd=32, n_layer=3, n_head=4, n_positions=40),
     "opt": lambda: transformers.OPTConfig(**SIZES, ffn_dim=48, word_embed_proj_dim=32),
-    "pythia": lambda: transformers.GPTNeoXConfig(**SIZES, intermediate_size=48),
-    "redpajama": lambda: transformers.GPTNeoXConfig(
-        **SIZES, intermediate_size=48, use_parallel_residual=False, rope_parameters=ROPE
-    ),
+    "pythia": lambda: transformers.GPTNeoXConfig(**WIDE),
+    "redpajama": lambda: transformers.GPTNeoXConfig(**WIDE, use_parallel_residual=False, rope_parameters=ROPE),
     "mpt": lambda: transformers.MptConfig(vocab_size=50, d_model=32, n_layers=3, n_heads=4, max_seq_len=60),
     "mpt, 6 heads": lambda: transformers.MptConfig(vocab_size=50, d_model=48, n_layers=2, n_heads=6, max_seq_len=60),
-    "llama": lambda: transformers.LlamaConfig(**LLAMA),
-    "grouped": lambda: transformers.LlamaConfig(**LLAMA, num_key_value_heads=2, tie_word_embeddings=True, rms_norm_eps=1e-5),
-    "biased": lambda: transformers.LlamaConfig(**LLAMA, attention_bias=True, mlp_bias=True),
+    "llama": lambda: transformers.LlamaConfig(**WIDE),
+    "grouped": lambda: transformers.LlamaConfig(**WIDE, num_key_value_heads=2, tie_word_embeddings=True, rms_norm_eps=1e-5),
+    "biased": lambda: transformers.LlamaConfig(**WIDE, attention_bias=True, mlp_bias=True),
 }  # fmt: skip
 
 
@@ -204,10 +202,9 @@ def example(rows: list[list[int]], length: int) -> tuple[torch.Tensor, torch.Ten
     return ids, random(len(rows), 3, 3, 28, 28, seed=2)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{}, {"alpha_type": "vector"}, {"cross_layer_interval": 1}, {"cross_layer_interval": 4}, {"qk_layer_norms": False}],
-)
+@pytest.mark.parametrize("changes", [
+    {}, {"alpha_type": "vector"}, {"cross_layer_interval": 1}, {"cross_layer_interval": 4}, {"qk_layer_norms": False}
+])  # fmt: skip
 @torch.no_grad()
 def test_idefics_has_the_logits_of_transformers(changes):
     """Three images, text before the first, adjacent images."""

@@ -9,6 +9,7 @@ import pickle
 import random
 import sys
 import unicodedata
+from functools import partial
 
 import pytest
 import torch
@@ -62,8 +63,7 @@ def trained(*special: str, words=None, alphabet=None) -> lib.Tokenizer:
     return base
 
 
-def gpt2() -> lib.Tokenizer:
-    return trained("<|endoftext|>")
+gpt2 = partial(trained, "<|endoftext|>")
 
 
 def neox() -> lib.Tokenizer:

@@ -13,7 +13,7 @@ from data_toy.evaluation_tasks import format_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-CARD = (ROOT / "tutorials" / "pretrained" / "tiny" / "README.md").read_text()
+TINY = ROOT / "tutorials" / "pretrained" / "tiny"
 FIGURES = ROOT / "tutorials" / "figures"
 RUNS = [json.loads(path.read_text()) for path in sorted(FIGURES.glob("results_seed*.json"))]
 TASKS = RUNS[0]["tasks"]  # of seed 0
@@ -90,13 +90,13 @@ def test_the_table_of_speed_is_that_of_the_committed_bench():
 
 def test_the_ready_model_is_described_by_its_own_results():
     """The model card: the accuracies of the run that made it. And it is small."""
-    folder = ROOT / "tutorials" / "pretrained" / "tiny"
-    assert sum(path.stat().st_size for path in folder.iterdir()) < 5_000_000
-    found = table(CARD)
+    assert sum(path.stat().st_size for path in TINY.iterdir()) < 5_000_000
+    card = (TINY / "README.md").read_text()
+    found = table(card)
     assert found.keys() == TASKS.keys()
     for task, cells in found.items():
         assert cells == pytest.approx(scores_of(RUNS[0])[task], abs=0.0501), task
-    assert "python train_tiny.py" in CARD and re.search(r"commit `?[0-9a-f]{7}", CARD)
+    assert "python train_tiny.py" in card and re.search(r"commit `?[0-9a-f]{7}", card)
 
 
 def test_every_linked_file_and_figure_exists():

@@ -312,7 +312,6 @@ def test_documents_and_pairs_become_batches(tmp_path):
     document = b'{"texts": ["ab", null, "cd", null, "e"], "images": [null, "0.png", null, "1.png", null]}'
     tar(tmp_path / "documents.tar", {"a.json": document, "a.0.png": encoded(0), "a/1.png": encoded(1)})
     documents = Dataset(f"{tmp_path}/documents.tar", partial(document_sample, tokenizer=LETTERS, length=9), batch_size=2)
-    mixed = Mixture({"d": documents, "p": Dataset(f"{tmp_path}/pairs.tar", pair_sample, 3)}, LETTERS, preprocess)
-    batches = next(iter(mixed))
+    batches = next(iter(Mixture({"d": documents, "p": Dataset(f"{tmp_path}/pairs.tar", pair_sample, 3)}, LETTERS, preprocess)))
     assert batches["d"].media.shape == (2, 2, 1, 3, 8, 8) and batches["p"].media.shape == (3, 1, 1, 3, 8, 8)
     assert torch.equal(batches["d"].media[0, :, 0], torch.cat([preprocess(image(i)) for i in range(2)]))

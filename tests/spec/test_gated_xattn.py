@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import close, enliven, random, tiny_config
 
 from minflamingo.config import ResamplerConfig
-from minflamingo.gated_xattn import GatedCrossAttentionDense, MaskedCrossAttention, media_index, xattn_mask
+from minflamingo.gated_xattn import GatedCrossAttentionDense, media_index
 
 R, N, L, D, DV = 3, 2, 6, 16, 12  # latents, images, text tokens, widths of text and of visual tokens
 SMALL = tiny_config(lm={"d": D}, resampler=ResamplerConfig(d=DV, n_latents=R))
@@ -50,16 +50,6 @@ def test_phi_is_the_number_of_the_last_image_or_with_attend_next_of_the_next_one
     assert both.tolist() == [last, following]
 
 
-def test_the_mask_allows_exactly_the_visual_tokens_of_image_phi():
-    """Section 2.3: a loop over tokens, images and latents; images are numbered from 1."""
-    phi = torch.tensor([[0, 0, 1, 3], [1, 2, 2, 0]])
-    mask = xattn_mask(phi, n_media=3, n_latents=2)
-    assert mask.shape == (2, 1, 4, 6)
-    for b in range(2):
-        for l in range(4):
-            assert mask[b, 0, l].tolist() == [n == phi[b, l] for n in (1, 2, 3) for _ in range(2)]
-
-
 @pytest.mark.parametrize(
     "changes", [{}, {"xattn_qk_norm": True}, {"xattn_vector_gate": True}, {"xattn_gated_mlp": True, "xattn_d_ff": 20}], ids=str
 )
@@ -84,13 +74,6 @@ def test_gated_xattn_dense_is_the_papers_equations(changes):
         act = layer.ff.up.weight @ z if layer.ff.gate is None else layer.ff.gate.weight @ z
         hidden = act.clamp_min(0) ** 2 if layer.ff.gate is None else act.clamp_min(0) ** 2 * (layer.ff.up.weight @ z)
         assert close(out[0, l], token + layer.alpha_dense.tanh() * (layer.ff.out.weight @ hidden))
-
-
-def test_both_gates_start_at_zero_so_a_new_layer_changes_nothing():
-    """Section 2.2: tanh(0) = 0, bit for bit, with one gate per layer or one per channel."""
-    y, visual = text_and_visual()
-    for config in (SMALL, replace(SMALL, xattn_vector_gate=True)):
-        assert torch.equal(run(GatedCrossAttentionDense(config), y, visual), y)
 
 
 @pytest.mark.parametrize("gate", ["alpha_xattn", "alpha_dense"])
@@ -126,12 +109,3 @@ def test_a_token_before_the_first_image_gets_exactly_zero_from_cross_attention()
     assert torch.equal(out[0, 0], torch.zeros(D)) and out[0, 1:].abs().amax(-1).min() > 0
     no_image = torch.zeros_like(PHI)
     assert close(layer(y, None, no_image, R), run(layer, y, visual, no_image))
-
-
-def test_the_projection_of_media_holds_keys_first_and_values_second():
-    """`to_kv`: rows of keys, then rows of values, heads in blocks; the visual tokens are not normalised again."""
-    xattn, visual = enliven(MaskedCrossAttention(SMALL)), random(2, N, R, DV)
-    k, v = xattn.project_media(visual)
-    weight = xattn.to_kv.weight.view(2, 2, 8, DV)  # keys or values, head, channel, D_v
-    assert close(k, torch.einsum("hcd,bnd->bhnc", weight[0], visual.flatten(1, 2)))
-    assert close(v, torch.einsum("hcd,bnd->bhnc", weight[1], visual.flatten(1, 2)))

@@ -72,10 +72,8 @@ def test_greedy_search_takes_the_most_likely_token_at_every_step(seed, pad):
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_beam_search_keeps_the_most_likely_hypotheses(seed, beams, length_penalty):
     """Appendix: beam 3. Caches are reordered with their hypotheses; the oracle recomputes everything."""
-    flamingo = talker(seed)
-    answers = beam_search(
-        flamingo, batch_of(*PROMPTS, pad="left"), END, beams=beams, max_new_tokens=5, length_penalty=length_penalty
-    )
+    flamingo, prompts = talker(seed), batch_of(*PROMPTS, pad="left")
+    answers = beam_search(flamingo, prompts, END, beams=beams, max_new_tokens=5, length_penalty=length_penalty)
     assert answers == [slow_beam_search(flamingo, row, beams, 5, length_penalty) for row in PROMPTS]
 
 
@@ -136,14 +134,11 @@ def test_tokens_are_sampled_from_the_softmax_of_logits_divided_by_the_temperatur
     assert sample(temperature=2.0, top_k=1) == sample(temperature=2.0, top_p=1e-6) == sample()
 
 
-@pytest.mark.parametrize(
-    "options, kept",
-    [
-        (dict(top_p=0.4), [2]), (dict(top_p=0.79), [0, 2]), (dict(top_p=0.81), [0, 2, 3]), (dict(top_p=1.0), [0, 1, 2, 3]),
-        (dict(top_k=1), [2]), (dict(top_k=3), [0, 2, 3]), (dict(top_k=9), [0, 1, 2, 3]), 
-        (dict(top_k=2, top_p=0.6), [2]), ({}, [0, 1, 2, 3]),
-    ], ids=str,
-)  # fmt: skip
+@pytest.mark.parametrize("options, kept", [
+    (dict(top_p=0.4), [2]), (dict(top_p=0.79), [0, 2]), (dict(top_p=0.81), [0, 2, 3]), (dict(top_p=1.0), [0, 1, 2, 3]),
+    (dict(top_k=1), [2]), (dict(top_k=3), [0, 2, 3]), (dict(top_k=9), [0, 1, 2, 3]),
+    (dict(top_k=2, top_p=0.6), [2]), ({}, [0, 1, 2, 3]),
+], ids=str)  # fmt: skip
 def test_top_k_and_top_p_keep_the_most_likely_tokens(options, kept):
     """Probabilities 0.3, 0.05, 0.5, 0.15 by hand. top_p: the fewest tokens with this probability, measured among the top_k."""
     logits = torch.tensor([[0.3, 0.05, 0.5, 0.15], [0.25, 0.25, 0.25, 0.25]]).log()
