@@ -313,7 +313,7 @@ COMMANDS = {  # with options that are valid
     ("bench --rounds 0", "--rounds must be at least 1"),
 ])  # fmt: skip
 def test_bad_input_on_the_command_line_ends_with_one_sentence(place, line, message):
-    """Before anything is trained or measured."""
+    """In train, ablate and bench before anything is computed: there is no output folder."""
     command, *words = line.split()
     with pytest.raises(SystemExit, match=message):
         main([command, *COMMANDS[command].split(), *words])
