@@ -67,6 +67,14 @@ def test_attention_is_the_softmax_of_scaled_dot_products_times_the_values(case, 
 
 
 @both_functions
+def test_the_score_is_divided_by_the_square_root_of_the_head_width(function):
+    """Two keys with scores ln 3 and 0 after the division have the weights 3/4 and 1/4."""
+    q = torch.tensor([[[[2.0 * math.log(3), 0, 0, 0]]]])  # d = 4, so sqrt(d) = 2
+    k = torch.tensor([[[[1.0, 0, 0, 0], [0, 1.0, 0, 0]]]])
+    assert close(function(q, k, k), torch.tensor([[[[0.75, 0.25, 0, 0]]]]))
+
+
+@both_functions
 def test_a_query_that_may_attend_to_no_key_gets_exactly_zero(function):
     """Section 2.3: zero, not the mean of all values, and no gradient flows back. In bfloat16 too."""
     q, k, v = inputs()

@@ -73,7 +73,8 @@ def test_the_model_compares_mean_features_as_unit_vectors(drawings):
 
 def test_the_scale_starts_at_clips_temperature_and_is_at_most_100():
     """1 / 0.07 at first; a learned scale above 100 counts as 100."""
-    assert abs(ContrastiveModel(torch.nn.Identity(), 4, TextEncoder(12, 8), 8).log_scale.exp().item() - 1 / 0.07) < 1e-4
+    new = ContrastiveModel(torch.nn.Identity(), 4, TextEncoder(12, 8), 8)
+    assert abs(new.log_scale.exp().item() - 1 / 0.07) < 1e-4
     model, losses = tiny_model(), []
     for scale in (100.0, 5000.0):
         with torch.no_grad():

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minflamingo.data.sample import is_medium
 from minflamingo.flamingo import Batch, Flamingo, check_batch
+from minflamingo.gated_xattn import media_index
 
 
 def written_out(flamingo: Flamingo, pieces: list, bos: bool = True, attend_next: bool = False) -> Tensor:
@@ -56,11 +57,10 @@ def with_features(flamingo: Flamingo, batch: Batch) -> Batch:
 
 
 @pytest.mark.parametrize("rows", [[["a", image(1), "bcd", EOC, image(2, frames=3), "e"], [image(3), "fgh"]], [["abc"], ["d"]]])
-@pytest.mark.parametrize("vector_gate", [False, True])
-def test_at_initialisation_the_logits_are_exactly_those_of_the_frozen_lm(rows, vector_gate):
-    """Section 2.2: all gates are 0, one per layer or per channel, so gated layers add nothing, bit for bit. They can open."""
+def test_at_initialisation_the_logits_are_exactly_those_of_the_frozen_lm(rows):
+    """Section 2.2: all gates are 0, so images and gated layers add nothing, bit for bit. The gates have a gradient."""
     torch.manual_seed(0)
-    flamingo, batch = Flamingo(tiny_config(xattn_vector_gate=vector_gate)), batch_of(*rows)
+    flamingo, batch = Flamingo(tiny_config()), batch_of(*rows)
     assert torch.equal(flamingo(batch)[0], flamingo.lm(flamingo.embed(batch.ids), batch.attention_mask)[0])
     flamingo.loss(batch).backward()
     assert all(p.grad.any() for name, p in flamingo.named_parameters() if "alpha_dense" in name)
@@ -92,7 +92,8 @@ def test_with_attend_next_text_attends_to_the_next_image():
 @pytest.mark.parametrize("pad", ["right", "left"])
 def test_each_sample_of_a_batch_has_the_logits_that_it_has_alone(pad):
     """0 to 2 images and videos per row, padded on either side."""
-    assert_equal_to_written_out(tiny_flamingo(), [*SAMPLES.values()][:-1], pad=pad)
+    rows = [*SAMPLES.values()][:-1]
+    assert_equal_to_written_out(tiny_flamingo(), rows, pad=pad)
 
 
 def test_features_can_be_given_instead_of_pixels():
@@ -127,6 +128,19 @@ def test_no_token_depends_on_a_later_image_and_every_token_depends_on_all_earlie
             (grad,) = torch.autograd.grad(logits[b, l].square().sum(), batch.media, retain_graph=True)
             reached = grad.flatten(2).any(-1)  # (B, N)
             assert reached.tolist() == [[row == b and n < n_images for n in range(3)] for row in range(3)]
+
+
+def test_text_attends_only_to_the_last_image_before_it():
+    """Section 2.3: after image 2, cross-attention depends on image 2 alone; image 1 arrives through self-attention."""
+    flamingo = tiny_flamingo()
+    batch = with_features(flamingo, batch_of([image(1), "ab", image(2), "cd"]))
+    layer, R = flamingo.xattn_layers["0"].xattn, flamingo.config.resampler.n_latents
+    media = layer.project_media(flamingo.encode_media(batch.media))
+    direct = layer(flamingo.embed(batch.ids), media, media_index(batch.ids == flamingo.image_id), R)
+    logits, _ = flamingo(batch)
+    for out, expected in ((direct, [False, True]), (logits, [True, True])):
+        (grad,) = torch.autograd.grad(out[0, -1].square().sum(), batch.media, retain_graph=True)
+        assert grad[0].flatten(1).any(1).tolist() == expected
 
 
 def test_only_resampler_gated_layers_and_added_embeddings_are_trained():
@@ -180,9 +194,10 @@ def test_added_tokens_have_their_own_embeddings_after_the_vocabulary_of_the_lm()
     assert flamingo.lm is donor.lm and not any(p.requires_grad for p in [*donor.lm.parameters(), *donor.vision.parameters()])
 
 
-@pytest.mark.parametrize("prompts", [
-    [["a", image(1), "b", image(2), "cd"], [image(3, frames=3), "ab"], ["efgh"]], [["a"], ["ab"], ["abc"]]
-], ids=["images", "text alone"])  # fmt: skip
+PROMPTS = [["a", image(1), "b", image(2), "cd"], [image(3, frames=3), "ab"], ["efgh"]]
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [["a"], ["ab"], ["abc"]]], ids=["images", "text alone"])
 @pytest.mark.parametrize("pad", ["left", "right"])
 def test_a_sequence_in_pieces_with_a_cache_equals_the_whole_sequence(pad, prompts):
     """Prompts, then pieces with and without new images. The cache keeps the last image of each row."""

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from conftest import close, enliven, random, tiny_config
 
 from minflamingo.config import ResamplerConfig
-from minflamingo.gated_xattn import GatedCrossAttentionDense, media_index
+from minflamingo.gated_xattn import GatedCrossAttentionDense, MaskedCrossAttention, media_index, xattn_mask
 
 R, N, L, D, DV = 3, 2, 6, 16, 12  # latents, images, text tokens, widths of text and of visual tokens
 SMALL = tiny_config(lm={"d": D}, resampler=ResamplerConfig(d=DV, n_latents=R))
@@ -35,19 +35,32 @@ def text_and_visual() -> tuple[torch.Tensor, torch.Tensor]:
     return random(1, L, D, seed=1), random(1, N, R, DV, seed=2)
 
 
-@pytest.mark.parametrize("layout, last, following", [
-    ("..#..#.", [0, 0, 1, 1, 1, 2, 2], [1, 1, 1, 2, 2, 2, 0]),  # the example of the module
-    (".....", [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]),
-    ("#....", [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]),
-    ("....#", [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]),
-    ("##.#.", [1, 2, 2, 3, 3], [1, 2, 3, 3, 0]),
-    (".###.", [0, 1, 2, 3, 3], [1, 1, 2, 3, 0]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "layout, last, following",
+    [
+        ("..#..#.", [0, 0, 1, 1, 1, 2, 2], [1, 1, 1, 2, 2, 2, 0]),  # the example of the module
+        (".....", [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]),
+        ("#....", [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]),
+        ("....#", [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]),
+        ("##.#.", [1, 2, 2, 3, 3], [1, 2, 3, 3, 0]),
+        (".###.", [0, 1, 2, 3, 3], [1, 1, 2, 3, 0]),
+    ],
+)
 def test_phi_is_the_number_of_the_last_image_or_with_attend_next_of_the_next_one(layout, last, following):
     """Figure 7 and p_next (section 2.4), chosen per row. An <image> token has its own number; the last one has no next one."""
     assert media_index(is_image(layout)).tolist() == [last]
     both = media_index(is_image(layout).expand(2, -1), attend_next=torch.tensor([False, True]))
     assert both.tolist() == [last, following]
+
+
+def test_the_mask_allows_exactly_the_visual_tokens_of_image_phi():
+    """Section 2.3: a loop over tokens, images and latents; images are numbered from 1."""
+    phi = torch.tensor([[0, 0, 1, 3], [1, 2, 2, 0]])
+    mask = xattn_mask(phi, n_media=3, n_latents=2)
+    assert mask.shape == (2, 1, 4, 6)
+    for b in range(2):
+        for l in range(4):
+            assert mask[b, 0, l].tolist() == [n == phi[b, l] for n in (1, 2, 3) for _ in range(2)]
 
 
 @pytest.mark.parametrize(
@@ -74,6 +87,13 @@ def test_gated_xattn_dense_is_the_papers_equations(changes):
         act = layer.ff.up.weight @ z if layer.ff.gate is None else layer.ff.gate.weight @ z
         hidden = act.clamp_min(0) ** 2 if layer.ff.gate is None else act.clamp_min(0) ** 2 * (layer.ff.up.weight @ z)
         assert close(out[0, l], token + layer.alpha_dense.tanh() * (layer.ff.out.weight @ hidden))
+
+
+def test_both_gates_start_at_zero_so_a_new_layer_changes_nothing():
+    """Section 2.2: tanh(0) = 0, bit for bit, with one gate per layer or one per channel."""
+    y, visual = text_and_visual()
+    for config in (SMALL, replace(SMALL, xattn_vector_gate=True)):
+        assert torch.equal(run(GatedCrossAttentionDense(config), y, visual), y)
 
 
 @pytest.mark.parametrize("gate", ["alpha_xattn", "alpha_dense"])
@@ -109,3 +129,20 @@ def test_a_token_before_the_first_image_gets_exactly_zero_from_cross_attention()
     assert torch.equal(out[0, 0], torch.zeros(D)) and out[0, 1:].abs().amax(-1).min() > 0
     no_image = torch.zeros_like(PHI)
     assert close(layer(y, None, no_image, R), run(layer, y, visual, no_image))
+
+
+def test_rows_of_a_batch_have_their_own_phi():
+    """Each row gives what it gives alone."""
+    layer, y, visual = gated_layer(), random(3, L, D, seed=1), random(3, N, R, DV, seed=2)
+    phi = torch.tensor([[0, 1, 1, 2, 2, 2], [0, 0, 0, 0, 0, 0], [2, 2, 1, 1, 0, 0]])
+    for b in range(3):
+        assert close(run(layer, y, visual, phi)[b], run(layer, y[[b]], visual[[b]], phi[[b]])[0])
+
+
+def test_the_projection_of_media_holds_keys_first_and_values_second():
+    """`to_kv`: rows of keys, then rows of values, heads in blocks; the visual tokens are not normalised again."""
+    xattn, visual = enliven(MaskedCrossAttention(SMALL)), random(2, N, R, DV)
+    k, v = xattn.project_media(visual)
+    weight = xattn.to_kv.weight.view(2, 2, 8, DV)  # keys or values, head, channel, D_v
+    assert close(k, torch.einsum("hcd,bnd->bhnc", weight[0], visual.flatten(1, 2)))
+    assert close(v, torch.einsum("hcd,bnd->bhnc", weight[1], visual.flatten(1, 2)))

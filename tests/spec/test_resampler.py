@@ -51,6 +51,13 @@ def test_the_resampler_is_the_papers_equations(T, changes):
     assert close(resampler(features), torch.stack([written_out(resampler, video) for video in features]))
 
 
+def test_keys_and_values_include_the_latents():
+    """Figure 5: in one layer, latents 1 and 2 change visual token 0 (gradient probe). Only attention can do this."""
+    resampler = tiny_resampler(n_layers=1)
+    (grad,) = torch.autograd.grad(resampler(random(1, 1, S, D))[0, 0].square().sum(), resampler.latents)
+    assert grad.abs().amax(-1).min() > 1e-4
+
+
 @pytest.mark.parametrize("T, patches", [(1, 1), (1, 7), (2, 5), (4, 5), (5, 5), (30, 2)])
 def test_any_number_of_frames_and_patches_becomes_r_visual_tokens(T, patches):
     """Section 2.1: and each of the T x S features has an influence."""

@@ -43,7 +43,8 @@ def test_no_text_becomes_a_special_token(tokenizer):
 
 def test_a_word_of_the_list_is_one_token_with_the_space_before_it(tokenizer):
     """The example of the module: an unknown word is spelled, and " redder" is not " red" + "der"."""
-    assert [tokenizer.decode([i]) for i in tokenizer.encode("This is a dax")] == ["This", " is", " a", " ", "d", "a", "x"]
+    pieces = [tokenizer.decode([i]) for i in tokenizer.encode("This is a dax")]
+    assert pieces == ["This", " is", " a", " ", "d", "a", "x"]
     assert [tokenizer.encode(word) for word in WORDS] == [[259 + i] for i in range(len(WORDS))]
     assert tokenizer.encode(" redder") == [3 + byte for byte in b" redder"]
     assert split_pieces("Output: 12 cats\n") == ["Output", ":", " 12", " cats", "\n"]

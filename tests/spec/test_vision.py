@@ -125,9 +125,10 @@ def test_resizing_keeps_the_patch_size_and_the_class_token_and_accepts_larger_im
         resize_vit(nn.Identity(), 8)
 
 
-@pytest.mark.parametrize("patch, d, n_layers, published", [
-    (32, 768, 12, 87_849_216), (16, 768, 12, 86_192_640), (14, 1024, 24, 303_966_208), (14, 1280, 32, 632_076_800)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "patch, d, n_layers, published",
+    [(32, 768, 12, 87_849_216), (16, 768, 12, 86_192_640), (14, 1024, 24, 303_966_208), (14, 1280, 32, 632_076_800)],
+)
 def test_the_config_covers_the_sizes_of_clip(patch, d, n_layers, published):
     """ViT-B/32, B/16, L/14, H/14: published numbers of parameters, without CLIP's projection to its shared space."""
     with torch.device("meta"):
