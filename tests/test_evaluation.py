@@ -13,8 +13,9 @@ from minflamingo import EOC, Batch, Pipeline, ToyTokenizer, collate
 from minflamingo.data.images import ImagePreprocessor
 from minflamingo.evaluation import fewshot, runner
 from minflamingo.evaluation.attention_maps import patch_attention
-from minflamingo.evaluation.features import FeatureCache, fingerprint, most_similar, pool_features, support_features
+from minflamingo.evaluation.features import FeatureCache, fingerprint
 from minflamingo.evaluation.fewshot import Query, count_shots, few_shot_prompt, predict, score_choices, shot_orders
+from minflamingo.evaluation.rices import most_similar, pool_features, support_features
 from minflamingo.evaluation.runner import Protocol, evaluate, random_order, score_records, select_shots
 from minflamingo.evaluation.task import Example, Task, Template
 from minflamingo.generate import beam_search, score_answers

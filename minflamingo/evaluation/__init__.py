@@ -1,1 +1,1 @@
-"""The few-shot protocol and its metrics (paper section 3.1). Read task, fewshot, features, runner, metrics, benchmarks."""
+"""The few-shot protocol and its metrics (paper section 3.1). Read task, fewshot, rices, runner, metrics, benchmarks."""

@@ -15,9 +15,10 @@ from pathlib import Path
 
 from .. import Pipeline, __version__
 from ..training.stage import Stage
-from .features import FeatureCache, fingerprint, most_similar, pool_features, support_features
+from .features import FeatureCache, fingerprint
 from .fewshot import Query, count_shots, generate_answers, score_choices
 from .metrics import METRICS, Outcome, interval
+from .rices import most_similar, pool_features, support_features
 from .task import Example, Task, task_fingerprint
 
 N_ORDERS = 6  # of the shots, in prompt ensembling
