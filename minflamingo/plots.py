@@ -65,7 +65,7 @@ def line_panel(axes: Axes, lines: dict[str, tuple], *, smooth: bool = False, **l
         axes.plot(x, y, color=colour, linewidth=0.8, alpha=0.2)
         axes.plot(x, mean, color=colour, linewidth=2, label=f"{label}: {mean[-1]:.2f}", gid=label)
         top = max(top, 1.08 * mean.max())
-    axes.legend()
+    axes.legend(loc="upper left", bbox_to_anchor=(-0.02, -0.2), ncols=2)  # below, where it covers no line
     axes.set(ylim=(0, top), **labels)
 
 

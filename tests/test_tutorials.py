@@ -1,0 +1,96 @@
+"""The notebooks: built from their sources, executed, and their exercises can be solved."""
+
+import json
+import re
+import sys
+
+import pytest
+from test_house_rules import ROOT
+
+FOLDER = ROOT / "tutorials"
+sys.path.append(str(FOLDER))
+
+from build import SOLUTION, SOURCES, execute, insert_solutions, read_cells  # noqa: E402
+
+NAMES = [path.stem for path in SOURCES]
+each = pytest.mark.parametrize("name", NAMES)
+FIRST_CODE = next(cell["source"] for cell in read_cells(SOURCES[0]) if cell["cell_type"] == "code")
+
+
+def source_cells(name: str) -> list[dict]:
+    return read_cells(FOLDER / f"{name}.py")
+
+
+def notebook_cells(name: str) -> list[dict]:
+    cells = json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]
+    return [{**cell, "source": "".join(cell["source"]), "tags": cell["metadata"].get("tags", [])} for cell in cells]
+
+
+def printed(cell: dict) -> str:
+    return "".join("".join(output["text"]) for output in cell["outputs"] if output.get("name") == "stdout")
+
+
+def test_there_are_eleven_notebooks():
+    assert [name[:2] for name in NAMES] == [f"{number:02}" for number in range(11)]
+
+
+@each
+def test_a_notebook_has_the_cells_of_its_source_and_was_executed_to_the_end(name):
+    cells = notebook_cells(name)
+    for cell, source in zip(cells, source_cells(name), strict=True):
+        assert {key: cell[key] for key in source} == source
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in code] == list(range(1, len(code) + 1))
+    assert not any(output["output_type"] == "error" for cell in code for output in cell["outputs"])
+
+
+@each
+def test_every_figure_has_a_description_and_at_most_300_kb(name):
+    outputs = [output for cell in notebook_cells(name) for output in cell.get("outputs", [])]
+    figures = [output for output in outputs if "image/png" in output.get("data", {})]
+    assert figures
+    for figure in figures:
+        assert len(figure["metadata"]["image/png"]["alt"]) > 40
+        assert len("".join(figure["data"]["image/png"])) * 3 / 4 <= 300_000  # base64: four letters for three bytes
+
+
+@each
+def test_a_notebook_has_every_part_of_a_tutorial(name):
+    """DESIGN: question, paper, an example by hand, code, exercise, break it, one line, links. Short cells."""
+    cells = source_cells(name)
+    text = "\n".join(cell["source"] for cell in cells if cell["cell_type"] == "markdown")
+    parts = "question:", "what the paper says", "by hand", "# exercise", "break it", "would notice", "one line to remember"
+    for part in parts:
+        assert part in text.lower(), part
+    code = [cell["source"] for cell in cells if cell["cell_type"] == "code"]
+    assert code[0] == FIRST_CODE and any("source(" in cell for cell in code)
+    assert all(sum(bool(line.strip()) for line in cell.split("\n")) <= 18 for cell in code)
+    for target in re.findall(r"\]\(([^)#]+)", text):
+        assert target.startswith("https://") or (FOLDER / target).exists(), target
+
+
+@each
+def test_an_exercise_fails_its_checks_as_shipped_and_says_what_is_wrong(name):
+    checks = [cell for cell in notebook_cells(name) if "check" in cell["tags"]]
+    assert checks
+    for cell in checks:
+        assert "✗" in printed(cell) and "expected" in printed(cell) and "hint: " in printed(cell)
+    assert len(SOLUTION.findall("\n".join(cell["source"] for cell in source_cells(name)))) > 0
+
+
+@pytest.mark.slow
+@each
+def test_the_solutions_pass_the_checks_and_everything_else_gives_the_committed_output(name):
+    """Runs the whole notebook. Numbers may differ by a few percent: rounding differs between machines. Times are left out."""
+    pytest.importorskip("nbclient")
+    solved = execute(insert_solutions(source_cells(name))).cells
+    for cell, committed in zip(solved, notebook_cells(name), strict=True):
+        if "check" in committed["tags"]:
+            lines = printed(cell).splitlines()
+            assert lines and all(line.startswith("✓") for line in lines), printed(cell)
+        elif cell["cell_type"] == "code" and "time" not in committed["tags"]:
+            ours, theirs = printed(cell), printed(committed)
+            number = re.compile(r"-?\d+(?:\.\d+)?(?:e-?\d+)?")
+            assert number.sub("#", ours).split() == number.sub("#", theirs).split()
+            for a, b in zip(map(float, number.findall(ours)), map(float, number.findall(theirs))):
+                assert a == pytest.approx(b, rel=0.1, abs=8), (ours, theirs)
