@@ -248,6 +248,7 @@ def accuracy(make_prompt) -> float:
     return 100 * sum(f"{s.colour} {s.shape}" in answer for s, answer in zip(scenes, answers)) / len(scenes)
 
 
+# %%
 before = accuracy(lambda image: [image, "Output:"])
 after = accuracy(lambda image: ["Output:", image])
 print(f"image before the text: {before:.0f}% right")
@@ -256,11 +257,11 @@ for prompt in ([images[0], "Output:"], ["Output:", images[0]]):
     batch = flamingo.batch(prompt)
     phi = media_index(batch.ids == tokenizer.image_id)[0].tolist()
     tokens = [name(i) for i in batch.ids[0].tolist()]
-    print([f"{token} {number}" for token, number in zip(tokens, phi)], "->", flamingo.complete(prompt, max_new_tokens=8))
+    print([f"{token} {number}" for token, number in zip(tokens, phi)], "->", repr(flamingo.complete(prompt, max_new_tokens=8)))
 
 # %% [markdown] The second prompt has the same image and the same words. But its tokens `Output` and `:` have $\phi = 0$, and
-# the prompt ends with `<image>`. The model was never trained on such sequences. Its answer may still have something to do with
-# the image, but not the right form. **How you would notice**: print the tokens of the prompt with their $\phi$, as above. The
+# the prompt ends with `<image>`. The model was never trained on such sequences. Its answer
+# is empty or has another form. **How you would notice**: print the tokens of the prompt with their $\phi$, as above. The
 # text before the answer must have the number of the query's image.
 #
 # ## One line to remember

@@ -330,7 +330,7 @@ for name, changed in (("right", positions), ("zero", 0 * positions), ("reversed"
     place = np.mean([answer.endswith(s.place) for answer, s in one])
     exact = [np.mean([answer == " " + caption(s) for answer, s in pairs]) for pairs in (pair, row)]
     print(f"{name:12}{thing:16.0%}{place:8.0%}{exact[0]:20.0%}{exact[1]:19.0%}")
-vit.positions.data.copy_(positions)  # repair it
+vit.positions.data = positions  # repair it
 
 # %% [markdown]
 # The first two columns are about images with a single thing.

@@ -249,7 +249,7 @@ show(figure, "Three panels: the loss of documents, pairs and videos against the 
 #
 # - **Long turns** (dashed): the loss of a dataset falls in its own turn. In the next turn the modules change for another
 #   dataset, and the loss rises again. This is called forgetting. The middle panel shows it most clearly.
-# - **Accumulation** and **round-robin** (solid): the losses fall together, because every three batches include all datasets.
+# - **Accumulation** and **round-robin** (solid): every three batches include all datasets, so none of them is forgotten.
 #
 # Is accumulation better than round-robin? There are two ways to compare:
 

@@ -76,8 +76,8 @@ for name, log_p in (("bus", bus), ("red taxi", red_taxi)):
 # %% [markdown]
 # The sum chooses " bus" (0.30 against 0.20), the mean chooses " red taxi". The sum is the log-likelihood of the whole answer,
 # but each further token makes it lower. The mean corrects for the length, but it is not the probability of the answer. If all
-# answers have the same length, both choose the same one. In the package, `predict` uses the sum, and a benchmark says which one it uses
-# (`Task.scoring`).
+# answers have the same length, both choose the same one. In the package, `predict` uses the sum, and each benchmark has its
+# own setting (`Task.scoring`).
 #
 # ## Figure 1: a few-shot prompt
 #
@@ -131,7 +131,7 @@ for ax, (name, cells) in zip(axes, scores.items()):
     ax.set(title=name, xlabel="shots", ylim=(0, 103))
 axes[0].set_ylabel("accuracy (%)")
 show(figure, "Three panels of accuracy against shots with a pale band. binding_2way is at chance with 0 and 1 shots and high "
-     "from 2. binding_random rises with the number of shots. task is at zero without examples and high from 0_text.")  # fmt: skip
+     "from 2. binding_random rises with more shots. task is at zero without examples and high from 0_text.")  # fmt: skip
 
 # %% [markdown]
 # The band is the 95% interval: with 60 queries, an accuracy is known only up to about ten points. A difference smaller than the
@@ -207,8 +207,8 @@ for ax, name in zip(axes, tasks):
 axes[1].axhline(50, color="#5b6676", linestyle="--", label="chance")
 axes[1].legend(loc="lower left")
 axes[0].set_ylabel("accuracy (%)")
-show(figure, "Two panels of accuracy against shots. RICES is close to 100 in both. Random shots stay near 50 in memes and rise "
-     "with the number of shots in poor_images.")  # fmt: skip
+show(figure, "Two panels of accuracy against shots. RICES is clearly above random shots in both. Random shots stay near 50 in "
+     "memes and rise with the number of shots in poor_images.")  # fmt: skip
 
 # %% [markdown]
 # Few of the random shots are similar to the query. In `memes` the rule combines two attributes, and random shots stay near
@@ -226,17 +226,16 @@ for name, task in tasks.items():
     print(f"{name:12} answer of the nearest example: {accuracy(right)['score']:.0f}% right")
 
 # %% [markdown]
-# In these tasks the retrieval alone is enough: a model that copies the answer of a similar example is almost always right. So
-# RICES and random shots are two different measurements. A report must say which one it used, and how large the support set
-# was.
+# This is close to the accuracy with RICES. So in these tasks, copying the answer of a similar example is enough. RICES and
+# random shots are two different measurements. A report must say which one it used, and how large the support set was.
 #
 # ## Figure 4: fine-tuning
 #
 # Fine-tuning uses the same 256 examples as **training data**. The language model stays frozen; the resampler, the gated
-# layers and the vision encoder are trained. The query then has no shots. Here: 60 steps with 8 examples each.
+# layers and the vision encoder are trained. The query then has no shots. Here: 80 steps with 8 examples each.
 
 # %%
-h = Hyperparameters(lr=2e-3, schedule="linear", steps=60, batch_size=8)
+h = Hyperparameters(lr=1e-3, schedule="linear", steps=80, batch_size=8)
 fine_tuned, losses = {}, {}
 for name, task in tasks.items():
     copied = copy.deepcopy(flamingo)  # the ready model stays as it is
@@ -265,7 +264,7 @@ show(figure, "Left: the losses of two fine-tunings against the step, on a logari
 # %% [markdown]
 # Left: the loss against the step, with a logarithmic axis. Right: accuracies with 95% intervals; dashed: chance in `memes`.
 #
-# - `poor_images`: the names are learned in 60 steps. Afterwards the model needs no shots.
+# - `poor_images`: the names are learned in 80 steps. Afterwards the model needs no shots.
 # - `memes`: the loss stays at a higher value, and the accuracy stays near chance. In these few steps the model learns to answer
 #   with yes or no, but not the rule.
 #
