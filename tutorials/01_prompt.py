@@ -223,7 +223,8 @@ check("text without any image", lambda: my_media_index(torch.zeros(1, 3, dtype=t
 attend_next = torch.tensor([True])
 print("last:", media_index(one).tolist(), " next:", media_index(one, attend_next).tolist())
 
-# %% [markdown] With `attend_next`, $\phi$ is the number of the next image. `<BOS>` counts as text, so it gets 1. The text
+# %% [markdown]
+# With `attend_next`, $\phi$ is the number of the next image. `<BOS>` counts as text, so it gets 1. The text
 # after the last image has no next image, so it gets 0.
 #
 # ## Break it: the image after its text
@@ -259,7 +260,8 @@ for prompt in ([images[0], "Output:"], ["Output:", images[0]]):
     tokens = [name(i) for i in batch.ids[0].tolist()]
     print([f"{token} {number}" for token, number in zip(tokens, phi)], "->", repr(flamingo.complete(prompt, max_new_tokens=8)))
 
-# %% [markdown] The second prompt has the same image and the same words. But its tokens `Output` and `:` have $\phi = 0$, and
+# %% [markdown]
+# The second prompt has the same image and the same words. But its tokens `Output` and `:` have $\phi = 0$, and
 # the prompt ends with `<image>`. The model was never trained on such sequences. Its answer
 # is empty or has another form. **How you would notice**: print the tokens of the prompt with their $\phi$, as above. The
 # text before the answer must have the number of the query's image.

@@ -110,7 +110,8 @@ for ax, (name, x) in zip(axes, inputs.items()):
 show(figure, "Three panels. Left of each arrow are the features as blue squares, one column per frame: 1, 4 and 30 columns of "
      "16. Right of each arrow are 8 pink squares.")  # fmt: skip
 
-# %% [markdown] Blue squares: features, one column for each frame, one row for each patch. Pink squares: visual tokens. The
+# %% [markdown]
+# Blue squares: features, one column for each frame, one row for each patch. Pink squares: visual tokens. The
 # number of pink squares is always R. So the cost of the cross-attention in the language model does not depend on the size of
 # the input. (Only the resampler itself needs more time for more frames.) In comments, M is the number of images and videos,
 # and D the width of a vector.

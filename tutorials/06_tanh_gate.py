@@ -310,7 +310,8 @@ ax.legend(loc="upper right")
 show(figure, "Left: one bar for each gate, between 0 and 1. Right: the loss of captions if this gate alone is closed. A dashed "
      "line shows the unchanged model. Most bars are clearly above the line.")  # fmt: skip
 
-# %% [markdown] The horizontal axes show the two gates of each layer: `xattn` is the gate of the attention, `dense` that of the
+# %% [markdown]
+# The horizontal axes show the two gates of each layer: `xattn` is the gate of the attention, `dense` that of the
 # feed-forward block. Layer 1 is `xattn_layers["0"]`. Most gates opened clearly during training. Closing one of them makes the
 # captions worse, in most cases much worse. Compare the bars at the left and at the right: a small gate can be important,
 # because the output of its layer may be large. So the size of a gate alone does not say how important it is.
@@ -417,7 +418,8 @@ print(f"new layers with gates:    perplexity {perplexity(model(text_batch)[0]):6
 print(f"new layers without gates: perplexity {perplexity(logits_with(no_gate, model, text_batch)):6.2f}")
 print(f"(guessing: {tokenizer.vocab_size})")
 
-# %% [markdown] **How you would notice**: compare the very first loss of the training with the loss of the LM alone, or the
+# %% [markdown]
+# **How you would notice**: compare the very first loss of the training with the loss of the LM alone, or the
 # logits at initialisation with those of the LM. With gates they are equal. The loss of captions may not show this bug: the
 # model that starts with open gates (above) is similar, and its loss of captions falls.
 #

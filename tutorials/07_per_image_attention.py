@@ -273,7 +273,8 @@ gated_xattn.xattn_mask = xattn_mask  # repair it
 for n, one, other in zip(shots, with_mask, without_mask):
     print(f"{n} shots: {one:3.0f}% with the mask, {other:3.0f}% without")
 
-# %% [markdown] With 0 shots only `<BOS>` changes: it now attends to the query's image, although it comes before it. With more
+# %% [markdown]
+# With 0 shots only `<BOS>` changes: it now attends to the query's image, although it comes before it. With more
 # images, the caption mixes the content of several images. **How you would notice**: without the mask, accuracy falls much more
 # with the number of shots than with it. (One caption of 60 is 1.7%, so small differences mean nothing.)
 #

@@ -22,12 +22,14 @@ def read_cells(path: Path) -> list[dict]:
     cells = []
     for part in re.split(r"^# %%", path.read_text(), flags=re.MULTILINE)[1:]:  # nothing comes before the first cell
         header, _, text = part.partition("\n")
-        markdown, tags = "[markdown]" in header, re.search(r"tags=(\[.*\])", header)
+        if not (known := re.fullmatch(r"( \[markdown\])?(?: tags=(\[.*\]))?", header)):
+            raise ValueError(f"{path.name}: unknown header of a cell: # %%{header}")
+        markdown, tags = known.groups()
         text = text.strip("\n")
         if markdown:
             text = "\n".join(line.removeprefix("#").removeprefix(" ") for line in text.split("\n"))
         cells.append({"cell_type": "markdown" if markdown else "code", "source": text,
-                      "tags": json.loads(tags[1]) if tags else []})  # fmt: skip
+                      "tags": json.loads(tags or "[]")})  # fmt: skip
     return cells
 
 
