@@ -79,8 +79,9 @@ for names in (("dax", "fep"), ("fep", "dax")):
     print("names of the shots:", *names, "  weights:", weights.round(2), "  answer:", names[weights.argmax()])
 
 # %% [markdown]
-# This rule is attention with one head and no learned weights. Flamingo is a much larger function with fixed weights. In
-# training, it received many documents in which the names were new each time. So it learned to use the examples in the prompt.
+# This rule is attention with one head and no learned weights. Flamingo is a much larger function with fixed weights. Our small
+# model was trained on many documents in which the names were new each time. So it learned to use the examples in the prompt.
+# (The paper's models were trained on web pages, image-text pairs and video-text pairs.)
 #
 # ## A first prompt
 #
@@ -181,14 +182,18 @@ prompt_strip([row(title, 0) for title in tasks],
 # %% [markdown]
 # Every row is another task for the same weights:
 #
-# - **Names**: the shots define the names. The query shows the same thing as some of the shots, in another image.
+# - **Names**: the shots define the names. The query shows the same thing as some of the shots, in another image. With two shots
+#   for each name, the two images may be the same.
 # - **An animal and its country**: no image of this animal came with its country in training. Only the texts from which the
 #   language model learned state it. So the vision encoder recognises the animal, and the language model adds the country.
 # - **A sign, a sum**: the shots show that only the word, or the sum, is asked.
 # - **A video**: the four frames are encoded one by one. The answer needs all of them, because one frame shows no motion.
 #
-# How often is the model right? A few examples that work prove little. So the next cell counts right answers, and figure 2 shows
-# the **first wrong** answer of each task, if there is one.
+# One of the answers above may be wrong. How often is the model right? A few examples that work prove little.
+#
+# ## Figure 2: mistakes
+#
+# The next cell counts right answers, and then shows the **first wrong** answer of each task, if there is one.
 
 # %%
 mistakes = []
@@ -201,10 +206,8 @@ if mistakes:
     prompt_strip(mistakes, "Prompts in the form of figure 1, each with a wrong answer of the model and the right answer.")
 
 # %% [markdown]
-# ## Figure 2: mistakes
-#
-# In the tasks with names, a wrong answer is often the name of another shot, or it mixes the letters of two names. In a wrong
-# sum, often the digits are right and only the result is wrong.
+# Compare each wrong answer with the shots. Typical mistakes are: the name of another shot, a mixture of two names, the word of
+# a shot instead of the query's word, and a sum with the right digits and a wrong result.
 #
 # ## The same query with other names, many times
 #
@@ -231,8 +234,8 @@ for name, prompts in (("as they are", asked), ("names exchanged", [exchange_name
 #
 # ## Figure 3: without shots, only chance
 #
-# Now the model chooses among the names of the prompt (2 or 4), and we vary the number of shots. "0 shots" means: the query
-# alone.
+# Now the model chooses among the names of the prompt (2 or 4): `predict` computes the log-likelihood of each name and takes the
+# highest ([09](09_few_shot_evaluation.ipynb)). We vary the number of shots. "0 shots" means here: the query alone.
 
 # %%
 numbers = ("0", "1", "2", "4", "8")
@@ -331,8 +334,8 @@ print(f"query turned by 90 degrees      {doodle_accuracy(doodles, turn):4.0%}")
 print(f"one face in three orientations  {doodle_accuracy(faces):4.0%}")
 
 # %% [markdown]
-# The model was not trained on these drawings or names. Different drawings are easy for it. Turned drawings are harder, and it
-# can hardly distinguish a face from the same face upside down. Change the drawings and try your own.
+# The model was not trained on these drawings or names. Different drawings are easy for it. For turned drawings, and for the
+# same face in three orientations, it is not much better than chance (33%). Change the drawings and try your own.
 #
 # ## The package's code
 #
@@ -348,9 +351,9 @@ source(few_shot_prompt, generate_answers)
 #
 # | | shots, in this order | query |
 # |---|---|---|
-# | A | red star = dax, blue ring = fep | red star |
-# | B | red star = fep, blue ring = dax | red star |
-# | C | blue ring = fep, red star = dax | red star |
+# | A | blue ring = dax, red star = fep | red star |
+# | B | red star = dax, blue ring = fep | blue ring |
+# | C | blue ring = dax, blue ring = dax, red star = fep | blue ring |
 # | D | red star = dax, blue ring = fep | **red ring** |
 #
 # D has no right answer: the query has the colour of one shot and the shape of the other. It is not checked, but make a guess.
@@ -388,12 +391,12 @@ def mostly_wanted(thing: Scene, other: Scene, wanted: str) -> bool:
 
 # %% tags=["check"]
 model_answers = {
-    "A": most_frequent([(star, "dax"), (ring, "fep")], another_star),
-    "B": most_frequent([(star, "fep"), (ring, "dax")], another_star),
-    "C": most_frequent([(ring, "fep"), (star, "dax")], another_star),
+    "A": most_frequent([(ring, "dax"), (star, "fep")], another_star),
+    "B": most_frequent([(star, "dax"), (ring, "fep")], ring),
+    "C": most_frequent([(ring, "dax"), (ring, "dax"), (star, "fep")], ring),
 }
 check("predictions", lambda: predictions, model_answers,
-      "which name does the shot with the red star have? The order of the shots matters little")  # fmt: skip
+      "which name does the shot with the query's thing have? The order of the shots matters little")  # fmt: skip
 check("the wanted name for a star", lambda: mostly_wanted(star, ring, "mip"), True,
       "two shots, each with an image, a text and EOC; the prompt ends with the query and the text 'This is a'")  # fmt: skip
 check("the wanted name for a ring", lambda: mostly_wanted(ring, star, "zot"), True,
@@ -425,8 +428,8 @@ print(f"D: the name of the same colour (dax) {counts['dax']} times, of the same 
 # %% [markdown]
 # ## Break it: shots without their images
 #
-# We remove the images from the shots, and keep the texts. This is the paper's zero-shot prompt: two examples as text only, so
-# that the form of the answer is known. In this package it has the name `0_text`.
+# We remove the images from the shots, and keep the texts. The paper calls this prompt zero-shot: two examples as text only, so
+# that the form of the answer is known. In this package it has the name `0_text`, because "0" is the query alone.
 
 # %%
 print(f"{'':22}2 shots   2 texts without images")

@@ -169,8 +169,9 @@ show(figure, "Two maps of 48 by 48 pixels with the patch grid. Patch stem: only 
 
 # %% [markdown]
 # The axes are pixels, and the lines are the borders of the patches. Left: exactly one patch. Right: the vector also depends on
-# pixels of the neighbouring patches. Near the border of the image, the small convolutions also receive the zeros with which the
-# image is padded. So a vector of a conv stem contains some information about its place. This matters in "Break it".
+# pixels of neighbouring patches. (This region is larger than a patch and not centred on it; the border of the image cuts it.)
+# Near the border of the image, the small convolutions also receive the zeros with which the image is padded. So a vector of a
+# conv stem contains some information about its place. This matters in "Break it".
 #
 # ## Figure 3: the learned positions
 #
@@ -341,9 +342,10 @@ vit.positions.data = positions  # repair it
 # - **Reversed**: now the positions contradict the image. The place is often wrong. The colour and the shape of a single thing
 #   are still mostly right, because they need no position.
 #
-# **How you would notice**: the model names colours and shapes, but confuses left and right, or the order of things. Measure
+# **How you would notice**: the model names colours and shapes, but makes mistakes with several things and their order. Measure
 # the accuracy for each kind of question. A mean over all questions can hide this bug, because many questions need no position.
-# A fast test is part 1: shuffle the patches of an image. If the mean feature does not change, the positions are missing.
+# For a patch stem there is a fast test, part 1: shuffle the patches of an image. If the mean feature does not change, the
+# positions are missing. With a conv stem this test does not work, because its vectors depend on more than one patch.
 #
 # ## One line to remember
 #

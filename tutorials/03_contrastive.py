@@ -52,7 +52,8 @@ from minflamingo.vision import ViT
 # $$\text{logits}_{ij} = \text{scale} \cdot \langle v_i, t_j \rangle \qquad
 # \text{loss} = \tfrac{1}{2}\,\text{CE(rows)} + \tfrac{1}{2}\,\text{CE(columns)}$$
 #
-# CE is the cross-entropy. In row $i$ and in column $i$, the right answer is number $i$. The scale is a learned number.
+# CE is the cross-entropy. In row $i$ and in column $i$, the right answer is number $i$. The scale is a learned number: cosines
+# are between -1 and 1, so without a scale the softmax over many texts would be almost flat.
 #
 # ## By hand: two pairs
 #
@@ -132,7 +133,7 @@ print("for example:", ", ".join(caption(scene) for scene in unseen[:3]))
 # ## The model
 #
 # Two encoders, and one linear map for each, into a shared space of 64 dimensions. The text encoder has no attention: it
-# processes each word alone and takes the mean. [contrastive.py](../minflamingo/contrastive.py) says why.
+# processes each word with its position only, and takes the mean. With attention, the encoders could memorise whole captions.
 
 
 # %%
@@ -247,9 +248,9 @@ print("after training")
 report(after)
 
 # %% [markdown]
-# No training image showed these combinations. The encoder has learned colour, shape and place separately, so it can represent
-# new combinations. The data has no labels such as "colour: red". The captions were enough: the other captions of the batch were
-# the wrong answers.
+# No training image showed these combinations. So the encoders did not only memorise captions: they can represent new
+# combinations of colour, shape and place. The data has no labels such as "colour: red". The captions were enough: the other
+# captions of the batch were the wrong answers.
 #
 # ## Exercise: the two-way loss
 #
@@ -272,7 +273,7 @@ expected, _ = contrastive_loss(image, text, 10.0, torch.eye(5).bool())
 check("two pairs, computed by hand", lambda: my_contrastive_loss(two_images, two_texts, 5.0), torch.tensor(by_hand),
       "the rows give 0.181 and the columns 0.660; the loss is the mean of both. Did you multiply by the scale?")  # fmt: skip
 check("one pair has no wrong answer", lambda: my_contrastive_loss(image[:1], text[:1], 10.0), torch.tensor(0.0),
-      "the right answer of row i is column i: target = 0, 1, ..., B - 1")  # fmt: skip
+      "return one number; the right answer of row i is column i: target = 0, 1, ..., B - 1")  # fmt: skip
 check("five pairs, as the package", lambda: my_contrastive_loss(image, text, 10.0), expected,
       "the columns of the logits are the rows of logits.T")  # fmt: skip
 check("images and texts exchanged", lambda: my_contrastive_loss(text, image, 10.0), expected,
@@ -294,13 +295,15 @@ check("images and texts exchanged", lambda: my_contrastive_loss(text, image, 10.
 # </details>
 #
 # ## The package's code
+#
+# Here V is 0. Only the toy run has V "drawings": it also compares images with images.
 
 # %%
 source(contrastive_loss, ContrastiveModel.forward)
 
 # %% [markdown]
-# `same` solves a problem of small batches: two images can have the same caption. Then both captions are right answers, so
-# the package leaves out the copy. It gets the logit minus infinity, which is the probability 0.
+# `same` solves a problem of small batches: two images can have the same caption. If image j has the same caption as image i,
+# the logit (i, j) becomes minus infinity. Its probability is then 0, so it does not count as a wrong answer.
 #
 # ## Break it: no wrong answers
 #

@@ -44,7 +44,8 @@ from minflamingo.lm import Block, next_token_loss
 # - Flamingo starts from a language model that was trained **on text alone**. Then the LM is **frozen**: its weights do not
 #   change any more (section 2).
 # - The new layers are inserted between the blocks of this LM (section 2.2). They are trained, the LM is not.
-# - The LM is by far the largest part. Flamingo-80B has an LM with 70 billion parameters (table 1).
+# - In the paper's models the LM is by far the largest part. Flamingo-80B has an LM with 70 billion parameters (table 1). (In
+#   our toy model, the LM and the new layers have about the same size.)
 # - If the LM is trained together with the new layers, the results are worse (table 3).
 #
 # The LM models the probability of each token, given the tokens before it:
@@ -56,15 +57,16 @@ from minflamingo.lm import Block, next_token_loss
 # The vocabulary has three tokens: 0 is `<BOS>`, 1 is ` ha`, 2 is `<EOC>`. The text is `<BOS> ha ha <EOC>`. The first ` ha` is
 # only input, so its label is -100. The LM returns these probabilities:
 #
-# | position | token | label | p(`<BOS>`) | p(` ha`) | p(`<EOC>`) | the next token | its loss |
-# |---|---|---|---|---|---|---|---|
-# | 0 | `<BOS>` | -100 | 0.2 | 0.5 | 0.3 | ` ha` | not counted |
-# | 1 | ` ha` | -100 | 0.25 | 0.5 | 0.25 | ` ha` | -log 0.5 = 0.693 |
-# | 2 | ` ha` | 1 | 0.25 | 0.5 | 0.25 | `<EOC>` | -log 0.25 = 1.386 |
-# | 3 | `<EOC>` | 2 | 0.4 | 0.3 | 0.3 | unknown | not counted |
+# | position | token | label | p(`<BOS>`) | p(` ha`) | p(`<EOC>`) | the next token | label of the next token | its loss |
+# |---|---|---|---|---|---|---|---|---|
+# | 0 | `<BOS>` | -100 | 0.2 | 0.5 | 0.3 | ` ha` | -100 | not counted |
+# | 1 | ` ha` | -100 | 0.25 | 0.5 | 0.25 | ` ha` | 1 | -log 0.5 = 0.693 |
+# | 2 | ` ha` | 1 | 0.25 | 0.5 | 0.25 | `<EOC>` | 2 | -log 0.25 = 1.386 |
+# | 3 | `<EOC>` | 2 | 0.4 | 0.3 | 0.3 | unknown | - | not counted |
 #
-# Position $l$ predicts token $l + 1$. So the loss of position 1 uses the label of position 2. The mean of the two losses is
-# 1.040. The package computes the same:
+# Position $l$ predicts token $l + 1$. So the loss of position 1 uses the label of position 2. Labels are not shifted; the loss
+# function does it. The mean of the two losses is 1.040. The package computes the same (log-probabilities can be used as
+# logits, because the softmax does not change them):
 
 # %%
 probabilities = torch.tensor([[[0.2, 0.5, 0.3], [0.25, 0.5, 0.25], [0.25, 0.5, 0.25], [0.4, 0.3, 0.3]]])  # (B, L, V)
@@ -77,7 +79,8 @@ print("the package:", round(next_token_loss(probabilities.log(), labels).item(),
 #
 # The toy LM is trained on text about the toy world: descriptions, questions, sums, and facts about animals. There are no
 # images in it. A document is a row of short chunks, and each chunk ends with `<EOC>`. Here is one document of each kind, with
-# three chunks. Some chunks begin with a description. It is at the place where a Flamingo prompt has an image.
+# three chunks. Some chunks begin with a description. It is at the place where a Flamingo prompt has an image, so no space comes
+# after it. The ready LM was also trained on `lookup_practice`, see figure 2.
 
 # %%
 flamingo = minflamingo.load("tiny")
@@ -160,8 +163,8 @@ for which, one in {"small LM": small, "ready LM": lm}.items():
     print(f"{which}: {right(one, facts, -2):3.0f}% of the facts, {right(one, sums, -1):3.0f}% of the sums")
 
 # %% [markdown]
-# Formats need few steps. Each fact and each sum must be memorised, and this needs many more steps. From here on we use
-# the ready LM.
+# Each fact and each sum must be memorised. This needs many more steps, and the ready LM is also larger. From here on we use the
+# ready LM. (In the figure, the loss of single training batches is noisy: some have more facts than others.)
 #
 # ## Figure 1: what comes next?
 #
@@ -200,8 +203,10 @@ show(figure, "Four bar charts of next-token probabilities. The fact and the sum 
 # We make 200 such sequences with random pairs. So knowledge from the training text does not help.
 
 # %%
-rng, keys, answers = Random(0), [f" {word}" for word in SIGN_WORDS], [f" {colour}" for colour in COLOURS]
-n_keys, rows, asked = 4, [], []
+rng, n_keys = Random(0), 4
+keys = [f" {word}" for word in SIGN_WORDS]
+answers = [f" {colour}" for colour in COLOURS]
+rows, asked = [], []
 for _ in range(200):
     pairs = list(zip(rng.sample(keys, n_keys), rng.sample(answers, n_keys)))
     ids = [tokenizer.bos_id]
@@ -214,8 +219,8 @@ copy_at = 1 + 3 * torch.tensor(asked)  # (200,) the position of the earlier copy
 
 # %% [markdown]
 # `attention` in the package returns no weights. `attention_written_out` does. So we compute the input of each attention with
-# the block's own layers: the norm, the convolution, the projections to queries and keys, the rotation. `info.bias` is the
-# causal mask.
+# the block's own layers: the norm, the convolution, the projections to queries and keys, and the rotary position
+# embedding (RoPE). `lm.prepare` computes what all blocks share; `info.bias` is the causal mask.
 
 
 # %%
@@ -268,11 +273,11 @@ show(figure, "Left: the mean attention weight of the last token, for each head. 
 #   copy**. The toy LM's training text contains practice for this: random words in random pairs (`lookup_practice` in
 #   [text_corpus.py](../data_toy/text_corpus.py)). Which head does the work, and how, was not programmed. It was learned.
 # - Right: the map of this head. Rows are the tokens that attend, columns the tokens that they attend to. Notice the last row:
-#   it is dark at the answer of the same key. A key or an answer that occurs for the first time has no earlier
-#   copy, so its row has no such meaning.
+#   it is dark at the answer of the same key. Ignore the rows of
+#   tokens that occur for the first time: they have no earlier copy.
 #
-# The position of the answer knows which key came before it, because this LM has a small convolution before each attention. In
-# an LM without it, an earlier block must first write this information.
+# How can the last token find the answer? This LM has a small convolution before each attention. It mixes the key into the
+# vector of the answer. In an LM without it, an earlier block must first write this information.
 #
 # ## The package's code
 #
@@ -306,7 +311,7 @@ print(f"resampler, gated layers and <image>: {trained:,} trained parameters")
 # 1. Freeze the LM.
 # 2. Make the embeddings an input that collects a gradient: `embeddings.detach().requires_grad_()`.
 # 3. Compute the loss with `next_token_loss`. `lm(embeddings)` returns the logits and a cache.
-# 4. Go backward, and return the gradient of the embeddings.
+# 4. Call `loss.backward()`, and return the gradient of the embeddings.
 
 
 # %% tags=["exercise"]
@@ -353,13 +358,13 @@ check("number of parameters of the LM that require a gradient, and that have one
 x = embeddings.detach().requires_grad_()
 loss = next_token_loss(lm(x)[0], text_labels)  # the LM of the ready model is frozen
 loss.backward()
-print(f"frozen LM:       the loss has a gradient: {loss.requires_grad}, norm at the input {x.grad.norm():.4f}")
+print(f"frozen LM:       loss.requires_grad is {loss.requires_grad}, norm of the gradient at the input {x.grad.norm():.4f}")
 with torch.no_grad():
     loss = next_token_loss(lm(x)[0], text_labels)
-print(f"torch.no_grad(): the loss has a gradient: {loss.requires_grad}")
+print(f"torch.no_grad(): loss.requires_grad is {loss.requires_grad}")
 
 # %% [markdown]
-# With `no_grad` nothing before the LM could be trained: no gated layer and no resampler. **How you would notice**:
+# With `no_grad` nothing before a frozen block could be trained: no gated layer and no resampler. **How you would notice**:
 # `backward()` raises an error, or the gradients of the layers before the LM are `None`.
 #
 # ## Break it, part 2: train the LM on captions

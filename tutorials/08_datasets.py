@@ -75,7 +75,8 @@ print("mean of the two means:", (first.mean() / 2 + second.mean() / 2).item())
 print("means weighted by their number of tokens:", (3 / 4 * first.mean() + 1 / 4 * second.mean()).item())
 
 # %% [markdown]
-# $L_m$ is the mean over **tokens**. If a batch is cut into parts, the mean of each part needs a weight: its share of the tokens
+# $L_m$ is the mean over **tokens with loss**. (In toy documents these are mainly the answers and their `<EOC>`. Images, prompts
+# and padding carry no loss.) If a batch is cut into parts, the mean of each part needs a weight: its share of the tokens
 # with loss.
 #
 # ## Figure 1: three kinds of samples
@@ -131,9 +132,10 @@ token_strip(strips, "Three rows of token boxes. The pair and the video have one 
 #
 # ## p_next: which image does a text belong to?
 #
-# In a web page, a text may describe the image before it or after it. So the paper changes a sample with probability
-# p_next = 1/2: in the whole sequence, each text attends to the **next** image (`attend_next`). The toy training does it for one
-# document in ten. An evaluation never does it, because all prompts have the image first.
+# In a web page, a text may describe the image before it or after it. So the paper changes a sample with probability p_next =
+# 1/2: in the whole sequence, each text attends to the **next** image (`attend_next`). In a toy document the image and its text
+# always belong together, so `to_sample` also moves each text before its image. The toy training does this for only one
+# document in ten, and an evaluation never does it, because all prompts have the image first.
 
 # %%
 document = rows["interleaved document"]
@@ -145,14 +147,15 @@ token_strip(strips, "The same document twice. First each image token is followed
             "comes before the image token of its colour.")  # fmt: skip
 
 # %% [markdown]
-# In both rows, each text has the colour of its own image. Only the order differs.
+# In both rows, each text has the colour of its own image: it attends to the right one. With `attend_next`, `<BOS>` also
+# attends to the first image.
 #
 # ## One step: one batch of each dataset
 #
 # `draw_step` draws the samples of one step. We print the size of the three batches, and their loss with the ready model.
 
 # %%
-SIZE = StepData(shots=24, pairs=12, videos=5)  # smaller than in train_tiny.py
+SIZE = StepData(shots=24, pairs=12, videos=5)  # about how many images each dataset has in a step; less than in train_tiny.py
 
 
 def batches_of_step(seed: str) -> dict:
@@ -168,7 +171,8 @@ for name, batch in batches_of_step("one step").items():
     print(f"{name:10} {B:2} sequences of {L:3} tokens, N = {N}, T = {T}, {n:3} tokens with loss, loss {loss:.3f}")
 
 # %% [markdown]
-# (Toy documents have up to 32 images. A toy sample of videos can have several videos.)
+# (All documents of a step have the same length, from 4 to 32 images, and there are at least two. A toy sample of videos can
+# have several videos.)
 #
 # The three batches have different shapes, so they cannot be one tensor. Each has its own forward and backward pass, and then
 # the gradients are added. The number of tokens does not change the weight of a dataset: $L_m$ is a mean, and only $\lambda_m$
@@ -209,7 +213,7 @@ def measure(model) -> dict:
 def train(order: str) -> list[dict]:
     torch.manual_seed(0)
     new = minflamingo.Flamingo(model.config, model.vision, model.lm).train()  # new trained modules, the same frozen parts
-    optimizer = torch.optim.AdamW(parameter_groups(new.trainable_parameters(), lr=3e-3, gate_lr=9e-3))
+    optimizer = torch.optim.AdamW(parameter_groups(new.trainable_parameters(), lr=3e-3, gate_lr=9e-3))  # gates learn faster
     parameters = [parameter for _, parameter in new.trainable_parameters()]
     updates, measured = orders[order], []
     for i, update in enumerate(tqdm(updates, desc=order)):
@@ -242,7 +246,7 @@ for ax, name in zip(axes, LAMBDAS):
 axes[0].set_ylabel("loss")
 axes[1].legend()
 show(figure, "Three panels: the loss of documents, pairs and videos against the number of batches, one line for each order. "
-     "Accumulation and round-robin fall. With long turns, the loss of pairs falls in its turn and rises again.")  # fmt: skip
+     "Accumulation and round-robin are close. With long turns, the loss of pairs falls and later rises again.")  # fmt: skip
 
 # %% [markdown]
 # Each panel is one dataset. The words at the bottom say which dataset the run with long turns uses at this time.
@@ -250,6 +254,7 @@ show(figure, "Three panels: the loss of documents, pairs and videos against the 
 # - **Long turns** (dashed): the loss of a dataset falls in its own turn. In the next turn the modules change for another
 #   dataset, and the loss rises again. This is called forgetting. The middle panel shows it most clearly.
 # - **Accumulation** and **round-robin** (solid): every three batches include all datasets, so none of them is forgotten.
+#   The loss of videos hardly changes in this short training.
 #
 # Is accumulation better than round-robin? There are two ways to compare:
 
@@ -260,7 +265,7 @@ print(f"after  {len(steps)} updates: accumulation {one[-1]:.2f}, round-robin {ot
 print(f"after {3 * len(steps)} batches: accumulation {one[-1]:.2f}, round-robin {other[-1]:.2f}, long turns {turns[-1]:.2f}")
 
 # %% [markdown]
-# The numbers are the sum of the three losses.
+# The numbers are the sum of the three losses. All are far above those of the ready model, which was trained much longer.
 #
 # - After the same number of **updates**, accumulation is better. But it has used three times as many batches.
 # - After the same number of **batches**, the two are close to each other, and with another seed the order may change. So this
@@ -287,7 +292,8 @@ source(accumulate_gradients, micro_batches)
 # - `nll`: the negative log-likelihood of each token,
 # - `labels`: -100 where a token has no loss, for example at padding. There, `nll` may hold any number.
 #
-# The result must not depend on how a batch is cut.
+# Micro-batches have different lengths L, so they cannot be joined to one tensor. The result must not depend on how a batch is
+# cut.
 
 
 # %% tags=["exercise"]
@@ -314,7 +320,7 @@ def cut(n_parts: int) -> dict:
 
 
 # %% tags=["check"]
-table = [(first[None], torch.tensor([[5, 6, 7]])), (torch.tensor([[6.0, 9.0]]), torch.tensor([[8, -100]]))]
+table = [(torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[5, 6, 7]])), (torch.tensor([[6.0, 9.0]]), torch.tensor([[8, -100]]))]
 check("by hand: 3 tokens and 1 token", lambda: my_loss({"pairs": table}, {"pairs": 1.0}), torch.tensor(3.0),
       "add up the losses of all tokens with a label, then divide once by their number; 9.0 has no label")  # fmt: skip
 check("by hand: two datasets", lambda: my_loss({"a": table[:1], "b": table[1:]}, {"a": 1.0, "b": 0.5}), torch.tensor(5.0),

@@ -105,8 +105,8 @@ print("choices:", example.choices, "  right:", example.answer)
 #
 # - `binding_2way`: two names. With 2 shots, each name is shown once.
 # - `binding_random`: five names, and each shot shows a random one. So a few shots do not show all names.
-# - `task`: one attribute, for example the colour, after `Output:`. Only the answers of the shots say which attribute is asked.
-#   `0_text` is the paper's zero-shot prompt.
+# - `task`: one attribute, for example the colour, after `Output:`. The answer is generated. Only the answers of the shots say
+#   which attribute is asked. `0_text` is the paper's zero-shot prompt.
 
 # %%
 features = encode_media_pool(model, media)  # each image is encoded once
@@ -115,7 +115,8 @@ for name, numbers in (("binding_2way", "0 1 2 4 8"), ("binding_random", "2 4 8 1
     asked[name], scores[name] = queries(name, features, 60, seed=0), {}
     for n in numbers.split():
         answers = predict(model, tokenizer, asked[name], n)
-        scores[name][n] = accuracy(correct(name, answers, asked[name])[name])
+        right = correct(name, answers, asked[name])[name]  # a list of bool; `correct` returns one list per score
+        scores[name][n] = accuracy(right)
 print("binding_2way with 8 shots:", scores["binding_2way"]["8"])
 
 # %%
@@ -156,9 +157,10 @@ print(f"with 1 shot, the model chooses the name of the shot in {100 * sum(copies
 #
 # RICES needs a large support set. We take two toy benchmarks with 256 support examples and 60 queries.
 #
-# - `memes` (after HatefulMemes): do the word and the colour of a sign fit? yes or no.
-# - `poor_images` (after VizWiz): names of three things in blurred, noisy or dark images. If nothing can be recognised, the
-#   right answer is `nah`.
+# - `memes` (after HatefulMemes): do the word and the colour of a sign fit? yes or no. The rule is invented: "stop", "food" and
+#   "shop" fit red, orange and yellow; "taxi", "bus" and "tea" fit green, cyan and blue. The answer is written "This is a yes."
+# - `poor_images` (after VizWiz): made-up names of three things in blurred, noisy or dark images. If nothing can be recognised,
+#   the right answer is `nah`.
 
 # %%
 tasks = {name: task for name, task in suite("test", queries=60, support=256).items() if name in ("poor_images", "memes")}
@@ -265,8 +267,9 @@ show(figure, "Left: the losses of two fine-tunings against the step, on a logari
 # Left: the loss against the step, with a logarithmic axis. Right: accuracies with 95% intervals; dashed: chance in `memes`.
 #
 # - `poor_images`: the names are learned in 80 steps. Afterwards the model needs no shots.
-# - `memes`: the loss stays at a higher value, and the accuracy stays near chance. In these few steps the model learns to answer
-#   with yes or no, but not the rule.
+# - `memes`: the loss stops falling early, and the accuracy stays near chance. In these few steps the model learns to answer
+#   with yes or no, but not the rule. The loss is small although the answer is a guess, because it is a mean over all tokens of
+#   the answer, and only one of them is "yes" or "no".
 #
 # Shots need no training, and one model serves all tasks. Fine-tuning can use any number of examples, but it needs more time and
 # hyperparameters, which are searched on a validation subset of the training set. The recipe of the package does this:
@@ -343,8 +346,10 @@ compare("names that are spelled, 8 shots", named, "8", "sum over tokens; each pr
 # ## Break it: two small mistakes
 #
 # 1. **Off by one**: the prediction of each token is read at the token itself, not at the token before it.
-# 2. **Shuffled answers**: each shot has the answer of a random other shot. The prompt has the right form, but it defines
+# 2. **Shuffled answers**: the answers of the shots are put in random order. The prompt has the right form, but it defines
 #    nothing.
+#
+# The task is `binding_4way`: as `binding_2way`, but with four names. The tokenizer spells made-up names letter by letter.
 
 
 # %%
