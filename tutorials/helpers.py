@@ -8,7 +8,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from IPython.display import Image, Markdown, display
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from minflamingo import plots
@@ -21,10 +21,14 @@ torch.set_num_threads(2)  # results do not depend on the number of cores
 
 
 def show(figure: Figure, alt: str) -> None:
-    """Display a figure as a PNG. `alt` describes it for readers who cannot see it."""
+    """Display a figure as a PNG, and below it, folded, a description for readers who cannot see it.
+
+    `alt` is also in the metadata of the image, but JupyterLab 4.6 does not display it from there.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = plots.save(figure, Path(folder) / "figure.png")
-        display(Image(data=path.read_bytes(), format="png", alt=alt))
+        display({"image/png": path.read_bytes(), "text/plain": alt}, metadata={"image/png": {"alt": alt}}, raw=True)
+    display(Markdown(f"<details><summary>Description of the figure</summary>{alt}</details>"))
     plt.close(figure)  # otherwise Jupyter displays it a second time
 
 
