@@ -158,7 +158,7 @@ show(figure, "Two matrices of tokens and images. Left, cross-attention: each tok
 # - Left: in the first gated layer, the cross-attention of a token depends on its own image alone. In later layers the query $q$
 #   already carries information from earlier images, but keys and values still come from one image.
 # - Right: the logit depends on **all images before the token**. This is the work of the language model's self-attention. The
-#   last ` a` must know all three images to answer "dax": the query's image, and which name came after a similar image.
+#   last ` a` needs all three images to answer "dax": the query's image, and the name that came after a similar image.
 # - Right, above the blocks: no token depends on a later image. Otherwise the model could not generate from left to right.
 #
 # ## Exercise: the mask
