@@ -406,7 +406,7 @@ check("the wanted name for a ring", lambda: mostly_wanted(ring, star, "zot"), Tr
 # <details><summary>Solution</summary>
 #
 # ```python
-# predictions = {"A": "dax", "B": "fep", "C": "dax"}
+# predictions = {"A": "fep", "B": "fep", "C": "dax"}
 #
 #
 # def make_prompt(same: np.ndarray, other: np.ndarray, query: np.ndarray, wanted: str) -> list:
