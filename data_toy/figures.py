@@ -55,6 +55,6 @@ def draw_figures(flamingo: Flamingo, results: dict, rows: list[dict], out: Path,
     maps = maps[-1 - len(words) : -1].unflatten(1, (int(maps.shape[1] ** 0.5), -1)).numpy()
     plots.plot_attention(image[0], words, maps, out / "attention.png")
 
-    chosen = [rng.choice(pool.having("kind", kind)) for kind in VALUES for _ in range(2)]
+    chosen = [i for kind in VALUES for i in rng.sample(pool.having("kind", kind), 2)]
     media = [pool.media[i][0] if len(pool.media[i]) == 1 else pool.media[i] for i in chosen]
     plots.plot_world([(medium, caption(pool.scenes[i])) for medium, i in zip(media, chosen)], out / "world.png")

@@ -2,15 +2,10 @@
 
 import json
 import re
-import sys
 
 import pytest
-from test_house_rules import ROOT
 
-FOLDER = ROOT / "tutorials"
-sys.path.append(str(FOLDER))
-
-from build import SOLUTION, SOURCES, execute, insert_solutions, read_cells  # noqa: E402
+from tutorials.build import FOLDER, SOLUTION, SOURCES, execute, insert_solutions, read_cells
 
 NAMES = [path.stem for path in SOURCES]
 each = pytest.mark.parametrize("name", NAMES)

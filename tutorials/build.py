@@ -1,7 +1,7 @@
 """Build the notebooks: `NN_name.py` (source, in percent format) -> `NN_name.ipynb`, executed.
 
-    pip install '.[notebooks]' && python tutorials/build.py          # all, about ten minutes on two cores
-    python tutorials/build.py 01 07                                  # some
+    python -m tutorials.build            # all, about five minutes on two cores; needs the extra [notebooks]
+    python -m tutorials.build 01 07      # only these two
 
 A notebook is written only if all its cells ran. In the source, `# %%` begins a code cell and `# %% [markdown]` a text cell.
 """
@@ -11,6 +11,8 @@ import json
 import re
 import time
 from pathlib import Path
+
+from minflamingo.training.checkpoint import write_atomically
 
 FOLDER = Path(__file__).parent
 SOURCES = sorted(FOLDER.glob("[0-9][0-9]_*.py"))
@@ -82,9 +84,7 @@ def main() -> None:
             continue
         began = time.monotonic()
         notebook = execute(read_cells(path))
-        temporary = path.with_suffix(".tmp")
-        nbformat.write(notebook, temporary)
-        temporary.replace(path.with_suffix(".ipynb"))
+        write_atomically(path.with_suffix(".ipynb"), lambda temporary, notebook=notebook: nbformat.write(notebook, temporary))
         print(f"{path.stem}: {time.monotonic() - began:.0f} s", flush=True)
 
 

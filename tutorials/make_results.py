@@ -45,8 +45,6 @@ def summary(runs: list[dict]) -> dict[str, dict]:
 
 def seeds_table(tasks: dict[str, dict], n: int) -> str:
     """Mean, lowest and highest run of each task with 8 shots, or the largest number of shots that it has."""
-    if n == 1:
-        return "These are results of one seed so far. How much they vary with the seed is still to be measured."
     rows = [f"| {n} seeds | shots | mean | lowest | highest |", "|---|---:|---:|---:|---:|"]
     for name, entry in tasks.items():
         shots = "8" if "8" in entry["shots"] else list(entry["shots"])[-1]
@@ -64,18 +62,14 @@ def replace_section(text: str, name: str, content: str) -> str:
 def main(commit: str) -> None:
     runs = [json.loads(path.read_text()) for path in sorted(FIGURES.glob("results_seed*.json"))]
     tasks, n = summary(runs), runs[0]["tasks"]["vqa"]["shots"]["8"]["n"]
-    if len(runs) > 1:
-        plot_shots({"tasks": tasks}, FIGURES / "shots.png", band=f"lowest and highest of {len(runs)} seeds")
-    else:
-        plot_shots(runs[0], FIGURES / "shots.png")
+    plot_shots({"tasks": tasks}, FIGURES / "shots.png", band=f"lowest and highest of {len(runs)} seeds")
     readme = (ROOT / "README.md").read_text()
     which = f"`python train_tiny.py` ends with this table (seed 0, commit {commit}, {n} queries per cell):"
     readme = replace_section(readme, "results", f"{which}\n\n{format_table(runs[0]['tasks'])}\n")
     readme = replace_section(readme, "seeds", seeds_table(tasks, len(runs)))
     minutes = median(run["seconds"]["total"] for run in runs) / 60
     time = f"On two slow CPU cores, the training steps and the evaluation took {minutes:.1f} minutes "
-    which = f"median of {len(runs)} runs" if len(runs) > 1 else "one run"
-    readme = replace_section(readme, "time", f"{time}({which}, commit {commit}).")
+    readme = replace_section(readme, "time", f"{time}(median of {len(runs)} runs, commit {commit}).")
     (ROOT / "README.md").write_text(readme)
     card = CARD.format(commit=commit, n=n, table=format_table(runs[0]["tasks"]))
     (ROOT / "tutorials" / "pretrained" / "tiny" / "README.md").write_text(card)

@@ -122,8 +122,10 @@ def collate(
     """
     if not samples or pad not in ("left", "right"):
         raise ValueError(f"collate: {len(samples)} samples, pad {pad!r}; need at least one sample and 'left' or 'right'")
-    options = tokenizer, preprocess
-    rows = [tokenize_sample(s, *options, f"sample {b}") if isinstance(s, Sample) else s for b, s in enumerate(samples)]
+    rows = list(samples)
+    for b, sample in enumerate(samples):
+        if isinstance(sample, Sample):
+            rows[b] = tokenize_sample(sample, tokenizer, preprocess, f"sample {b}")
     L = max(len(row.ids) for row in rows)
 
     def padded(values: list[list], fill: int, dtype: torch.dtype) -> Tensor:
