@@ -27,7 +27,7 @@ from .. import Flamingo, Pipeline, __version__, collate
 from ..evaluation.features import fingerprint
 from ..plots import plot_ablations
 from ..training.checkpoint import save_json
-from ..training.optim import accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate
+from ..training.optim import Muon, accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate
 from ..training.parallel import worker_threads
 from ..training.stage import Stage
 from .benchmarks import text_table
@@ -41,8 +41,8 @@ def add_parser(commands, add_model_options: Callable) -> None:
     add = parser.add_argument
     add("--rows", default=",".join(VARIANTS), help="rows to compute, separated by commas (list above); default: all")
     add("--seeds", type=int, default=2, help="how often each row is trained, with seeds 0, 1, ...; default: %(default)s")
-    # About half of the steps that train_tiny.py takes with these modules, because there are many rows.
-    add("--steps", type=int, default=700, help="training steps of each row; default: %(default)s")
+    # Fewer steps than train_tiny.py takes with these modules, because there are many rows.
+    add("--steps", type=int, default=350, help="training steps of each row; default: %(default)s")
     add("--recipe", default="data_toy.ablations", help="Python module with the data and the evaluation; default: %(default)s")
     add("--out", type=Path, default=Path("runs/ablations"), help="folder for the results; default: %(default)s")
     add_model_options(parser)
@@ -102,13 +102,13 @@ def run_row(args: argparse.Namespace, pipeline: Pipeline, seed: int, name: str, 
     return stage.finish({shots: recipe.evaluate(flamingo, seed, shots) for shots in variant.shots})
 
 
-def make_optimizer(flamingo: Flamingo, variant: Variant, recipe) -> torch.optim.AdamW:
-    """AdamW with the numbers of the recipe. An LM that is trained keeps its own weight decay."""
+def make_optimizer(flamingo: Flamingo, variant: Variant, recipe) -> Muon:
+    """Muon, as in train_tiny.py, with the numbers of the recipe. An LM that is trained keeps its own weight decay."""
     trained = {n: p for n, p in flamingo.named_parameters() if p.requires_grad}
     lm = {n: p for n, p in trained.items() if n.startswith("lm.") and variant.lm != "frozen"}
     new = {n: p for n, p in trained.items() if n not in lm}
     groups = parameter_groups(new.items(), recipe.lr, recipe.weight_decay, gate_lr=recipe.gate_lr)
-    return torch.optim.AdamW(groups + parameter_groups(lm.items(), recipe.lr, recipe.lm_weight_decay), betas=(0.9, 0.98))
+    return Muon(groups + parameter_groups(lm.items(), recipe.lr, recipe.lm_weight_decay), betas=(0.9, 0.98))
 
 
 def summarize(accuracies: dict[str, list[dict]]) -> dict[str, dict]:
