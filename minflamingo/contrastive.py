@@ -80,8 +80,9 @@ class ContrastiveModel(nn.Module):
 def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor | float, same: Tensor) -> tuple[Tensor, Tensor]:
     """Unit vectors (B, D), row i of both is pair i -> two-way InfoNCE, and the share of images whose own text scores best.
 
-    same: (B, B) bool, True where captions i and j are equal. Both are right answers, so this entry is left out.
+    same: (B, B) bool, True where captions i and j are equal. Both are right answers, so this entry is left out if i != j.
     """
+    ### BEGIN SOLUTION contrastive_loss
     # the cosine of every image with every text of the batch; the other B - 1 texts are the wrong answers
     logits = scale * image @ text.T  # (B, B)
     target = torch.arange(len(logits), device=logits.device)  # the right answer of row i is column i
@@ -90,3 +91,4 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor | float, same: T
     # Rows: choose the text for an image. Columns (the transpose): choose the image for a text.
     loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     return loss, (logits.argmax(1) == target).float().mean()
+    ### END SOLUTION

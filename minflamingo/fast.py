@@ -96,7 +96,6 @@ def attend_to_media(q: Tensor, k: Tensor, v: Tensor, phi: Tensor, n_latents: int
     token = slot.new_zeros(B, n_max * size + 1).scatter(1, slot, tokens)[:, :-1]  # (B, n_max*size)
     blocks = torch.arange(n_max, device=q.device).expand(B, n_max).contiguous()
     block_image = torch.searchsorted(end, blocks, right=True).clamp_max(N - 1)  # (B, n_max) in 0 ... N - 1
-
     # (B, h, L, d) -> the tokens of each block (B*n_max, h, size, d)
     q = gather_rows(q.transpose(1, 2), token).unflatten(0, (B * n_max, size)).transpose(1, 2)
     # (B, h, N*R, d) -> (B, N, R, h, d) -> the image of each block (B*n_max, h, R, d)

@@ -130,16 +130,20 @@ class Flamingo(nn.Module):
 
     def freeze(self) -> Flamingo:
         """Turn off the gradients of the vision encoder and the LM."""
+        ### BEGIN SOLUTION freeze
         self.vision.requires_grad_(False)
         self.lm.requires_grad_(False)
         return self.train(self.training)
+        ### END SOLUTION
 
     def train(self, mode: bool = True) -> Flamingo:
-        """As in every module, but frozen parts stay in evaluation mode. Otherwise a frozen LM would use its dropout."""
+        """As in every module, but a part without any trained weight stays in evaluation mode: a frozen LM has no dropout."""
+        ### BEGIN SOLUTION freeze
         super().train(mode)
         for part in (self.vision, self.lm):
             part.train(mode and any(p.requires_grad for p in part.parameters()))
         return self
+        ### END SOLUTION
 
     def trainable_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         """Name and parameter of everything outside of the vision encoder and the LM: what Flamingo adds and trains."""
@@ -190,6 +194,7 @@ class Flamingo(nn.Module):
         Returns:
             logits (B, L, V), or what `head` returns, and the cache with which the sequences can be continued.
         """
+        ### BEGIN SOLUTION flamingo_forward
         # phi: which image each token attends to. <image> at padding is not an image.
         phi = media_index((batch.ids == self.image_id) & batch.attention_mask, batch.attend_next)  # (B, L)
 
@@ -215,11 +220,11 @@ class Flamingo(nn.Module):
         last_phi = phi.gather(1, (info.end - 1).clamp_min(0)[:, None])[:, 0]  # (B,) phi of the last real token
         media_kv, last_phi = self.last_image(media_kv, last_phi)
         return logits, Cache(LMCache(tuple(block_caches), info.mask), media_kv, last_phi)
+        ### END SOLUTION
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean negative log-likelihood of the labelled tokens (paper section 2.4)."""
-        logits, _ = self(batch)
-        return next_token_loss(logits, batch.labels)
+        return next_token_loss(self(batch)[0], batch.labels)
 
     def join_media(self, cache: Cache, media_kv: MediaKeysValues | None, phi: Tensor) -> tuple[MediaKeysValues | None, Tensor]:
         """The cached image comes first, then the new ones. Text before the first new image attends to the cached one.
@@ -240,9 +245,6 @@ class Flamingo(nn.Module):
         """Keep only the keys and values of image phi in each row, (B, h, R, d_head), as image 1. phi = 0: any one, not used."""
         if media_kv is None:
             return None, phi
-        rows, number = torch.arange(len(phi), device=phi.device), (phi - 1).clamp_min(0)
-
-        def pick(x: Tensor) -> Tensor:
-            return x.unflatten(2, (-1, self.config.resampler.n_latents))[rows, :, number]  # (B, h, N, R, d) -> (B, h, R, d)
-
-        return {i: (pick(k), pick(v)) for i, (k, v) in media_kv.items()}, phi.clamp_max(1)
+        rows, number, R = torch.arange(len(phi), device=phi.device), (phi - 1).clamp_min(0), self.config.resampler.n_latents
+        # (B, h, N*R, d) -> (B, h, N, R, d) -> (B, h, R, d)
+        return {i: tuple(x.unflatten(2, (-1, R))[rows, :, number] for x in kv) for i, kv in media_kv.items()}, phi.clamp_max(1)

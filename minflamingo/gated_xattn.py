@@ -36,8 +36,10 @@ def media_index(is_image: Tensor, attend_next: Tensor | None = None) -> Tensor:
 
     Args:
         attend_next: (B,) bool. In these rows each text token attends to the next image instead of the last one. In web pages
-            a text may belong to the image before or after it, so the paper trains with both (section 2.4, p_next).
+            a text may belong to the image before or after it, so the paper trains with both (section 2.4, p_next). After the
+            last image of the row there is no next one: 0.
     """
+    ### BEGIN SOLUTION media_index
     check_shape(is_image, "B L", "is_image")
     # an image token belongs to its own image: phi at <image> number n is n
     # Counting the images up to each token gives the number of the last one: 0 1 0 0 1 0 -> 0 1 1 1 2 2.
@@ -48,6 +50,7 @@ def media_index(is_image: Tensor, attend_next: Tensor | None = None) -> Tensor:
     # After the last image there is no next one.
     following = following.masked_fill(following > last[:, -1:], 0)
     return torch.where(attend_next[:, None], following, last)
+    ### END SOLUTION
 
 
 def xattn_mask(phi: Tensor, n_media: int, n_latents: int) -> Tensor:
@@ -58,9 +61,11 @@ def xattn_mask(phi: Tensor, n_media: int, n_latents: int) -> Tensor:
             [1, 1, 0, 0],
             [0, 0, 1, 1]])
     """
+    ### BEGIN SOLUTION xattn_mask
     # The image number of each visual token, from 1: for N = 2 and R = 2 this is 1 1 2 2.
     number = torch.arange(1, n_media + 1, device=phi.device).repeat_interleave(n_latents)  # (N*R,)
     return (number == phi[..., None])[:, None]  # (B, L, N*R) -> (B, 1, L, N*R): the same for all heads
+    ### END SOLUTION
 
 
 @has_fast_version
@@ -103,15 +108,20 @@ class MaskedCrossAttention(nn.Module):
 
         Computed once per image. Generation keeps them in its cache, because they do not depend on the text.
         """
+        ### BEGIN SOLUTION cross_attention
+        # k_norm acts on each head alone. Values have no norm.
         k, v = self.to_kv(visual.flatten(1, 2)).chunk(2, dim=-1)  # (B, N*R, h*d_head) each
         return self.k_norm(split_heads(k, self.n_heads)), split_heads(v, self.n_heads)
+        ### END SOLUTION
 
     def forward(self, y: Tensor, media_kv: tuple[Tensor, Tensor], phi: Tensor, n_latents: int) -> Tensor:
         """Text y (B, L, D) attends to `media_kv` = (keys, values) from `project_media` -> (B, L, D)."""
+        ### BEGIN SOLUTION cross_attention
         k, v = media_kv
         q = self.q_norm(split_heads(self.to_q(self.norm(y)), self.n_heads))  # (B, h, L, d_head)
         # to_out has no bias, so a token with phi = 0 still gets exactly zero.
         return self.to_out(merge_heads(attend_to_media(q, k, v, phi, n_latents)))
+        ### END SOLUTION
 
 
 class GatedCrossAttentionDense(nn.Module):
@@ -133,8 +143,10 @@ class GatedCrossAttentionDense(nn.Module):
 
     def forward(self, y: Tensor, media_kv: tuple[Tensor, Tensor] | None, phi: Tensor, n_latents: int) -> Tensor:
         """media_kv None: there is no image at all. Then the attention adds zero, as it does before the first image."""
+        ### BEGIN SOLUTION gated_layer
         if media_kv is not None:
             # (1,) * (B, L, D), or (D,) * (B, L, D) with one alpha per channel
             y = y + self.alpha_xattn.tanh() * self.xattn(y, media_kv, phi, n_latents)
         # The feed-forward block acts on every token, with or without an image before it.
         return y + self.alpha_dense.tanh() * self.ff(self.ff_norm(y))
+        ### END SOLUTION

@@ -103,6 +103,7 @@ def generate(
         generator: the random state for sampling.
         on_token: called with each new token (B,) as soon as it exists.
     """
+    ### BEGIN SOLUTION generate
     if temperature < 0:
         raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or above")
     logits, cache = prefill(flamingo, prompt, cache)
@@ -129,6 +130,7 @@ def generate(
     # (steps, B) -> (B, steps), then cut each row before its <EOC>
     rows = torch.stack(new, dim=1).tolist() if new else [[] for _ in logits]
     return [row[: row.index(eoc_id)] if eoc_id in row else row for row in rows]
+    ### END SOLUTION
 
 
 @torch.inference_mode()
@@ -145,6 +147,7 @@ def beam_search(
     Args:
         prompt, cache: as in `prefill`. All beams of a prompt share its cache.
     """
+    ### BEGIN SOLUTION beam_search
     if beams < 1:
         raise ValueError(f"beams is {beams}; it must be at least 1")
     logits, cache = prefill(flamingo, prompt, cache)
@@ -192,6 +195,7 @@ def beam_search(
     for b in range(B):
         finished[b] += [(s / max(steps, 1) ** length_penalty, ids) for s, ids in zip(score[b].tolist(), tokens[b])]
     return [max(f, key=lambda entry: entry[0])[1] for f in finished]
+    ### END SOLUTION
 
 
 @torch.inference_mode()
@@ -207,6 +211,7 @@ def score_answers(
     Returns:
         (B, A) sums of log-likelihoods.
     """
+    ### BEGIN SOLUTION score_answers
     if len(answers) != len(prompt.ids):
         raise ValueError(f"score_answers: candidates for {len(answers)} prompts, but the batch has {len(prompt.ids)} prompts")
     A = len(answers[0])
@@ -228,3 +233,4 @@ def score_answers(
         later = later.float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
         log_p = torch.cat([log_p, later.masked_fill(~real[:, 1:], 0.0)], dim=1)  # padding adds nothing
     return log_p.sum(1).unflatten(0, (-1, A))
+    ### END SOLUTION

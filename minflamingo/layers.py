@@ -54,11 +54,14 @@ class FeedForward(nn.Module):
         self.activation = ACTIVATIONS[activation]
 
     def forward(self, x: Tensor) -> Tensor:
+        ### BEGIN SOLUTION feed_forward
+        # Up, activation, out. With a gate, only the gate has the activation; `up` is linear.
         if self.gate is None:
             x = self.activation(self.up(x))  # (B, L, hidden)
         else:
             x = self.activation(self.gate(x)) * self.up(x)  # (B, L, hidden)
         return self.out(x)
+        ### END SOLUTION
 
 
 def rotary_angles(positions: Tensor, channels: int, theta: float) -> tuple[Tensor, Tensor]:
@@ -73,14 +76,17 @@ def rotary_angles(positions: Tensor, channels: int, theta: float) -> tuple[Tenso
     Returns:
         cos and sin, (B, 1, L, channels) each, in fp32; the head axis has size 1 because all heads use the same angles.
     """
+    ### BEGIN SOLUTION rotary
     frequencies = theta ** (-torch.arange(0, channels, 2, device=positions.device).float() / channels)  # (channels/2,)
     angles = positions[:, None, :, None].float() * frequencies  # (B, 1, L, channels/2)
     # Pair (a, b) becomes (a cos - b sin, b cos + a sin). The minus sign is stored with the sines of the first half.
     return torch.cat([angles.cos()] * 2, dim=-1), torch.cat([-angles.sin(), angles.sin()], dim=-1)
+    ### END SOLUTION
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the first channels of each head of x (B, h, L, d_head) and leave the others (GPT-NeoX: only a quarter rotates)."""
+    ### BEGIN SOLUTION rotary
     channels = cos.shape[-1]  # how many channels of the head rotate
     turned, rest = x[..., :channels], x[..., channels:]
     # Channel i is paired with channel i + half (the layout of published weights), so rolling by half brings every channel's
@@ -88,6 +94,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     partner = turned.roll(channels // 2, dims=-1)
     turned = turned * cos.to(x.dtype) + partner * sin.to(x.dtype)
     return torch.cat([turned, rest], dim=-1)
+    ### END SOLUTION
 
 
 def alibi_slopes(n_heads: int, alibi_max: float) -> Tensor:

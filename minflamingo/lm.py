@@ -96,7 +96,8 @@ class SelfAttention(nn.Module):
             self.q_norm, self.k_norm = (make_norm(c.norm, w, c.norm_eps, c.norm_bias) for w in widths)
 
     def forward(self, x: Tensor, info: SequenceInfo, cache: KVCache | None) -> tuple[Tensor, KVCache]:
-        """x (B, L, D) -> (B, L, D), and the cache with these tokens appended."""
+        """x (B, L, D) -> (B, L, D), and the cache with these tokens appended. Keys are rotated before they enter the cache."""
+        ### BEGIN SOLUTION self_attention
         c = self.config
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)  # (B, L, h*d_head)
         if c.qk_norm == "full":
@@ -108,6 +109,7 @@ class SelfAttention(nn.Module):
             q, k = rotate(q, *info.angles), rotate(k, *info.angles)
         cache = KVCache(k, v) if cache is None else cache.append(k, v)
         return self.to_out(merge_heads(cache.attend(q, info.bias))), cache
+        ### END SOLUTION
 
 
 class Block(nn.Module):
@@ -125,6 +127,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, info: SequenceInfo, cache: tuple[KVCache, Tensor | None] | None = None):
         """x (B, L, D) -> (B, L, D), and the block's new cache: (KVCache, convolution state)."""
+        ### BEGIN SOLUTION lm_block
         kv, conv = cache or (None, None)
         y = self.attn_norm(x)
         if self.conv is not None:
@@ -137,6 +140,7 @@ class Block(nn.Module):
             return x + attended + self.dropout(self.mlp(self.mlp_norm(x))), (kv, conv)
         x = x + attended
         return x + self.dropout(self.mlp(self.mlp_norm(x))), (kv, conv)
+        ### END SOLUTION
 
 
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -147,11 +151,13 @@ def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     logits: (B, L, V). labels: (B, L), -100 where no loss is counted. Example [-100, 5, 7, -100]: position 0 predicts 5,
     position 1 predicts 7. Without any label the loss is 0, not NaN.
     """
+    ### BEGIN SOLUTION next_token_loss
     # Shift the labels to the left: the target of position l is token l + 1. The target of the last position is not known.
     targets = F.pad(labels[:, 1:], (0, 1), value=-100)  # (B, L)
     # Softmax in fp32: in half precision the sum over a large vocabulary is inaccurate.
     total = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), ignore_index=-100, reduction="sum")
     return total / (targets != -100).sum().clamp_min(1)
+    ### END SOLUTION
 
 
 class LM(nn.Module):
@@ -189,6 +195,7 @@ class LM(nn.Module):
         Raises:
             ValueError: the embeddings have another width, or the sequence is longer than `max_length`.
         """
+        ### BEGIN SOLUTION causal_mask
         c, device = self.config, x.device
         check_shape(x, "B L D", "embeddings", D=c.d)
         B, L, _ = x.shape
@@ -220,6 +227,7 @@ class LM(nn.Module):
         # The index after the last real token: l + 1 at real tokens, 0 at padding, and then the largest.
         end = (new * torch.arange(1, L + 1, device=device)).amax(1)  # (B,)
         return x, SequenceInfo(bias, angles, real, end)
+        ### END SOLUTION
 
     def forward(self, embeddings: Tensor, attention_mask: Tensor | None = None, cache: LMCache | None = None):
         """Text alone: logits (B, L, V), and the cache that includes these tokens.

@@ -25,7 +25,7 @@ from .data.sample import EOC, Sample, collate
 from .flamingo import Batch, Cache, Flamingo
 from .generate import beam_search, generate, prefill
 from .pretrained.files import extra, open_tensors
-from .pretrained.published import REPOSITORIES, load_published
+from .pretrained.loading import REPOSITORIES, load_published
 from .pretrained.tables import fill
 from .tokenizer import Tokenizer, ToyTokenizer
 from .training.checkpoint import load_json, save_json, save_tensors, write_atomically
@@ -171,18 +171,13 @@ def load(
         raise ValueError(f"{weights} has only the trained modules: pass their vision encoder and LM, vision=, language=")
     with torch.device("meta"):  # no memory for weights that the file replaces
         model = Flamingo(config, vision, language)
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
+    if load_json(folder / "tokenizer.json").get("kind") == "pretrained":
+        from .pretrained.tokenizers import PretrainedTokenizer as Kind  # needs a package
+    else:
+        Kind = ToyTokenizer
+    tokenizer = Kind.load(folder / "tokenizer.json")
     if tokenizer.image_id != model.image_id:
         ids = f"{tokenizer.image_id} in tokenizer.json, but {model.image_id} in config.json"
         raise ValueError(f"{folder}: the id of <image> is {ids}; these files come from different models")
     fill(model, open_tensors(weights), {}, str(weights), dtype=dtype, device=device)
     return Pipeline(model.to(device).eval(), tokenizer, preprocess)
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a saved folder: the toy one, or that of a published LM."""
-    if load_json(path).get("kind") == "pretrained":
-        from .pretrained.tokenizers import PretrainedTokenizer  # needs a package
-
-        return PretrainedTokenizer.load(path)
-    return ToyTokenizer.load(path)

@@ -102,8 +102,7 @@ def plot_shots(results: dict, path: str | Path, band: str = "95% interval") -> P
     """results = {"tasks": {task: {"unit": "VQA accuracy", "chance": 25.0, "shots": {"0_text": cell, "4": cell, ...}}, ...},
     "mean": {"0_text": 41.0, "4": 52.0, ...}} with cell = {"score": 49.0, "interval": [47.1, 50.8]}.
     "unit", "chance" and "mean" may be missing. Cells without a score are left out."""
-    tasks = results.get("tasks", {})
-    tasks = {name: task for name, task in tasks.items() if any("score" in cell for cell in task["shots"].values())}
+    tasks = {n: t for n, t in results.get("tasks", {}).items() if any("score" in cell for cell in t["shots"].values())}
     if len(tasks) > 1 and "mean" in results:
         mean = {s: {"score": score, "interval": [score, score]} for s, score in results["mean"].items()}
         tasks = {"mean": {"unit": "mean of the tasks", "shots": mean}} | tasks
@@ -263,7 +262,6 @@ def plot_architecture(path: str | Path) -> Path:
     figure, (axes,) = panels(1, "Flamingo: images and text in, text out", "blue: frozen   ·   pink: trained", size=(10, 6))
     axes.set(xlim=(0.3, 9.8), ylim=(-0.5, 5.4))
     axes.axis("off")
-
     style = {"arrowstyle": "-|>", "color": GREY, "linewidth": 1.5, "shrinkA": 0, "shrinkB": 0}
 
     def arrow(*points: tuple[float, float]) -> None:

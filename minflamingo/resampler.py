@@ -52,6 +52,7 @@ class ResamplerLayer(nn.Module):
         Returns:
             (M, R, D).
         """
+        ### BEGIN SOLUTION resampler_layer
         x = self.norm_latents(latents)  # pre-norm: the residual path below stays unnormalised
 
         # Keys and values come from the features AND the latents (figure 5). So latents exchange information with each other,
@@ -66,6 +67,7 @@ class ResamplerLayer(nn.Module):
         out = attention(self.q_norm(q), self.k_norm(k), v, mask)  # (M, h, R, d_head)
         latents = latents + self.to_out(merge_heads(out))  # (M, R, D)
         return latents + self.ff(self.ff_norm(latents))
+        ### END SOLUTION
 
 
 class PerceiverResampler(nn.Module):
@@ -88,11 +90,13 @@ class PerceiverResampler(nn.Module):
         """The embedding of each frame: n_frames (M,), of at most T frames -> (M, T, D).
 
         A video with at most K frames (as in training) uses the first of the K embeddings. For longer videos we interpolate them
-        linearly: the paper trains with 8 frames and evaluates with 30. With K = 4 and 7 frames:
+        linearly: the paper trains with 8 frames and evaluates with 30. Padded frames may get any finite value. With K = 4 and 7
+        frames, frame t is at position t * (K - 1) / (7 - 1):
 
             frame        0    1    2    3    4    5    6
             position     0   0.5   1   1.5   2   2.5   3        frame 3 gets 0.5 * embedding 1 + 0.5 * embedding 2
         """
+        ### BEGIN SOLUTION time_embedding
         # all videos of a batch are padded to T frames, but each is interpolated over its own number of frames
         learned = self.time_embeddings  # (K, D)
         K = len(learned)
@@ -104,6 +108,7 @@ class PerceiverResampler(nn.Module):
         right = (left + 1).clamp_max(K - 1)
         weight = (position - left)[..., None].to(learned.dtype)  # (M, T, 1): how far the frame is from its left neighbour
         return (1 - weight) * learned[left] + weight * learned[right]
+        ### END SOLUTION
 
     def forward(self, features: Tensor, frames: Tensor | None = None) -> Tensor:
         """features (M, T, S, D) -> visual tokens (M, R, D).
@@ -113,6 +118,7 @@ class PerceiverResampler(nn.Module):
         Raises:
             ValueError: the features do not have width D.
         """
+        ### BEGIN SOLUTION resampler
         check_shape(features, "M T S D", "features", D=self.config.d)
         M, T, S, _ = features.shape
         R = self.config.n_latents
@@ -135,3 +141,4 @@ class PerceiverResampler(nn.Module):
         for layer in self.layers:
             latents = layer(latents, features, mask)
         return self.final_norm(latents)
+        ### END SOLUTION

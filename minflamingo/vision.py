@@ -10,10 +10,7 @@ Example: 48 x 48 pixels, patches of 12 -> a grid of 4 x 4 -> features (B, 16, 96
 With a class token there are 17 features; the first is the class token.
 """
 
-from dataclasses import replace
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attention, merge_heads, split_heads
@@ -37,11 +34,13 @@ class EncoderBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
+        ### BEGIN SOLUTION encoder_block
         # pre-norm residual block: x + attention(norm(x)), then x + mlp(norm(x))
         y = self.attn_norm(x)
         q, k, v = (split_heads(to(y), self.n_heads) for to in (self.to_q, self.to_k, self.to_v))  # (B, h, S, d_head)
         x = x + self.to_out(merge_heads(attention(q, k, v)))  # no mask: each patch attends to all patches
         return x + self.mlp(self.mlp_norm(x))
+        ### END SOLUTION
 
 
 def prime_factors(n: int) -> list[int]:
@@ -103,8 +102,9 @@ class ViT(nn.Module):
         Raises:
             ValueError: the pixels do not have the size of the config.
         """
+        ### BEGIN SOLUTION vit
         c = self.config
-        # another size would have another number of patches than positions: use resize_vit first
+        # another size would have another number of patches than positions (recipes/finetune.py can change both)
         check_shape(pixels, "B C H W", "pixels", C=3, H=c.image_size, W=c.image_size)
         # The grid is flattened row by row: patch (row, column) becomes feature row * grid + column.
         x = self.patches(pixels).flatten(2).transpose(1, 2)  # (B, D, H/p, W/p) -> (B, D, n_patches) -> (B, n_patches, D)
@@ -117,45 +117,4 @@ class ViT(nn.Module):
             x = block(x)
         x = self.post_norm(x)
         return x[:, 1:] if c.class_token and not c.keep_class_token else x
-
-
-def resize_positions(positions: Tensor, side: int) -> Tensor:
-    """Positions of a square grid (S, D) -> positions of a grid of side x side, (side*side, D), by bilinear interpolation.
-
-    A patch is located at its centre. Two patches have their centres at 1/4 and 3/4 of the image, four patches at 1/8, 3/8, 5/8
-    and 7/8. So from 2 to 4 patches the values 0 and 8 become 0, 2, 6, 8: interpolated between centres, constant outside.
-    """
-    old = round(len(positions) ** 0.5)
-    if old * old != len(positions) or side < 1:
-        # published ViTs have square grids; others would need both side lengths
-        needs = f"{len(positions)} must be a square number, and the side at least 1"
-        raise ValueError(f"cannot resize {len(positions)} positions to a grid of side {side}: {needs}")
-    if side == old:
-        return positions.clone()
-    # interpolate() expects an image, so D takes the place of the colour channels
-    grid = positions.unflatten(0, (old, old)).permute(2, 0, 1)[None].float()  # (S, D) -> (1, D, old, old)
-    grid = F.interpolate(grid, (side, side), mode="bilinear", align_corners=False)  # (1, D, side, side)
-    return grid[0].permute(1, 2, 0).flatten(0, 1).to(positions.dtype)
-
-
-@torch.no_grad()
-def resize_vit(vit: ViT, image_size: int) -> ViT:
-    """Change `vit` in place so that it takes images of `image_size` pixels, as in the paper's fine-tuning (section 3.2).
-
-    The patch size stays, so there are more patches, and their positions are interpolated.
-
-    Raises:
-        ValueError: `image_size` is not a multiple of the patch size. TypeError: the module is not a ViT.
-    """
-    if not isinstance(vit, ViT):
-        raise TypeError(f"only a ViT can be resized, not a {type(vit).__name__}")
-    p = vit.config.patch_size
-    if image_size < p or image_size % p:
-        below = max(p, image_size // p * p)
-        raise ValueError(f"image size {image_size} is not a multiple of the patch size {p}: choose {below} or {below + p}")
-    n_class = int(vit.config.class_token)  # the class token has no place in the image, so its position stays
-    positions = torch.cat([vit.positions[:n_class], resize_positions(vit.positions[n_class:], image_size // p)])
-    vit.positions = nn.Parameter(positions, vit.positions.requires_grad)
-    # the config is what tells the next forward pass which size to expect
-    vit.config = replace(vit.config, image_size=image_size)
-    return vit
+        ### END SOLUTION

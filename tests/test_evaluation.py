@@ -1,4 +1,4 @@
-"""The few-shot protocol: prompts, answers, intervals, random shots and RICES, broken files, resuming. Attention maps."""
+"""The few-shot protocol: answers, intervals, random shots and RICES, broken files, resuming. Attention maps."""
 
 import math
 from collections import Counter
@@ -7,15 +7,15 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import LETTERS, batch_of, close, image, log_likelihood, next_log_p, preprocess, random, tiny_flamingo
+from conftest import LETTERS, batch_of, close, image, log_likelihood, next_log_p, preprocess, tiny_flamingo
 
-from minflamingo import EOC, Batch, Pipeline, ToyTokenizer, collate
+from minflamingo import EOC, Batch, Pipeline
 from minflamingo.data.images import ImagePreprocessor
 from minflamingo.evaluation import fewshot, runner
 from minflamingo.evaluation.attention_maps import patch_attention
 from minflamingo.evaluation.features import FeatureCache, fingerprint
-from minflamingo.evaluation.fewshot import Query, count_shots, few_shot_prompt, predict, score_choices, shot_orders
-from minflamingo.evaluation.rices import most_similar, pool_features, support_features
+from minflamingo.evaluation.fewshot import Query, few_shot_prompt, predict, score_choices, shot_orders
+from minflamingo.evaluation.rices import support_features
 from minflamingo.evaluation.runner import Protocol, evaluate, random_order, score_records, select_shots
 from minflamingo.evaluation.task import Example, Task, Template
 from minflamingo.generate import beam_search, score_answers
@@ -63,69 +63,7 @@ def shot_keys(pipeline, task, shots: str, trial: int = 0, seed: int = 0) -> list
     return [[e.key for e in select_shots(task, query, shots, trial, protocol, cache)[0]] for query in task.queries]
 
 
-TOKENIZER = ToyTokenizer(["Output", " red", " blue", " green"])
-SUPPORT = [(random(1, 4, 16, seed=i), f"Output: {word}") for i, word in enumerate(["red", "blue", "green", "red", "green"])]
-QUERY = Query(SUPPORT, random(1, 4, 16, seed=9), "Output:", " blue")
-
-
-def written(batch, row: int = 0) -> str:
-    """The tokens of a row, with the special ones in brackets."""
-    special = {TOKENIZER.bos_id: "<BOS>", TOKENIZER.eoc_id: "<EOC>", TOKENIZER.image_id: "<image>"}
-    ids = batch.ids[row][batch.attention_mask[row]].tolist()
-    return "".join(special.get(i) or TOKENIZER.decode([i]) for i in ids)
-
-
-# ---------------------------------------------------------------------------------------------------------- the prompt
-
-PROMPTS = {
-    "0": "<BOS><image>Output:",
-    "0_text": "<BOS>Output: red<EOC>Output: blue<EOC><image>Output:",
-    "1": "<BOS><image>Output: red<EOC><image>Output:",
-    "2": "<BOS><image>Output: red<EOC><image>Output: blue<EOC><image>Output:",
-    "4": "<BOS><image>Output: red<EOC><image>Output: blue<EOC><image>Output: green<EOC><image>Output: red<EOC><image>Output:",
-}
-
-
-@pytest.mark.parametrize("shots", PROMPTS)
-def test_the_prompt_is_that_of_the_paper_token_by_token(shots):
-    """Section 3.1 and appendix: zero-shot ("0_text") shows two examples without their images. Each image is before its text."""
-    batch = collate([few_shot_prompt(QUERY, shots)], TOKENIZER, pad="left")
-    assert written(batch) == PROMPTS[shots]
-    shown = [medium for medium, _ in SUPPORT[: 0 if shots == "0_text" else int(shots)]] + [QUERY.medium]
-    assert torch.equal(batch.media[0], torch.stack(shown))
-
-
-def test_the_answer_and_the_choices_of_the_query_are_not_in_its_prompt():
-    other = replace(QUERY, answer=" taxi", choices=(" taxi", " bus"))
-    for shots in PROMPTS:
-        one, two = few_shot_prompt(QUERY, shots).pieces, few_shot_prompt(other, shots).pieces
-        assert len(one) == len(two) and all(a is b or a == b for a, b in zip(one, two))
-
-
-def test_an_order_permutes_the_shots_and_nothing_else():
-    batch = collate([few_shot_prompt(QUERY, "3", (2, 0, 1))], TOKENIZER)
-    assert written(batch) == "<BOS><image>Output: green<EOC><image>Output: red<EOC><image>Output: blue<EOC><image>Output:"
-    assert torch.equal(batch.media[0], torch.stack([SUPPORT[2][0], SUPPORT[0][0], SUPPORT[1][0], QUERY.medium]))
-
-
-def test_texts_may_be_empty_and_never_contain_special_tokens():
-    """A query without a prompt ends with its image. The letters "<EOC>" do not end an example."""
-    bare = Query([(random(1, 4, 16), "<EOC>")], random(1, 4, 16), "", "wug", between="\n")
-    assert sum(piece is EOC for piece in few_shot_prompt(bare, "1").pieces) == 1
-    batch = collate([few_shot_prompt(bare, "1")], TOKENIZER)
-    assert written(batch) == "<BOS><image><EOC><EOC>\n<image>" and batch.ids[0].tolist().count(TOKENIZER.eoc_id) == 1
-
-
-def test_wrong_shots_are_an_error():
-    """Too many for the support, or not a number."""
-    assert [count_shots(shots) for shots in ("0", "0_text", "1", "32")] == [0, 2, 1, 32]
-    with pytest.raises(ValueError, match="8 shots need 8 support examples, but this query has 5"):
-        few_shot_prompt(QUERY, "8")
-    with pytest.raises(ValueError, match="0_text shots need 2 support examples, but this query has 1"):
-        few_shot_prompt(replace(QUERY, support=SUPPORT[:1]), "0_text")
-    for wrong in ("-1", "four", "4_text", ""):
-        with pytest.raises(ValueError, match="choose a number, such as '4', or '0_text'"):
-            few_shot_prompt(QUERY, wrong)
+# ---------------------------------------------------------------------------------------------------------- the answers
 
 
 def test_orders_are_different_and_the_first_one_is_the_given_order():
@@ -134,9 +72,6 @@ def test_orders_are_different_and_the_first_one_is_the_given_order():
         orders = shot_orders(n, 6, 0)
         assert len(set(orders)) == len(orders) == min(6, math.factorial(n)) and orders[0] == tuple(range(n))
         assert all(sorted(order) == list(range(n)) for order in orders) and orders == shot_orders(n, 6, 0)
-
-
-# ---------------------------------------------------------------------------------------------------------- the answers
 
 
 @pytest.fixture(scope="module")
@@ -276,12 +211,6 @@ def by_definition(pipeline, example: Example) -> torch.Tensor:
     return patches.mean(0) / patches.mean(0).norm()
 
 
-def test_the_most_similar_row_is_first_and_of_equal_rows_the_earlier_one():
-    """Cosines by hand: 0.6, 1, 0, 1."""
-    support = torch.tensor([[0.6, 0.8], [1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
-    assert most_similar(torch.tensor([1.0, 0.0]), support) == [1, 3, 0, 2]
-
-
 @torch.no_grad()
 def test_shots_are_the_most_similar_examples_and_the_most_similar_one_is_last(pipeline):
     """The query itself is in the support, and one example is broken: neither is a shot."""
@@ -293,7 +222,6 @@ def test_shots_are_the_most_similar_examples_and_the_most_similar_one_is_last(pi
         others = [e for e in support if e.key not in (query.key, "train-3")]
         similarity = {e.key: float(by_definition(pipeline, query) @ by_definition(pipeline, e)) for e in others}
         assert [e.key for e in row] == sorted(similarity, key=similarity.get)[-3:]
-        assert close(pool_features(cache.get(query)), by_definition(pipeline, query))
     broken = replace(task, support=[example(0, broken=True)])
     with pytest.raises(ValueError, match=r"t: RICES cannot open any of the 1 support examples \(train/0.png is missing\)"):
         support_features(cache, broken)

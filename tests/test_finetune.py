@@ -8,15 +8,26 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import image, stopped_at, tiny_flamingo
+from conftest import close, enliven, image, stopped_at, tiny_flamingo
+from conftest import random as noise
 from little_suite import OPENED
 
 from minflamingo import EOC, NoLoss, Pipeline, ToyTokenizer, VisionConfig, collate, load
 from minflamingo.__main__ import main
 from minflamingo.data.images import ImagePreprocessor
 from minflamingo.evaluation.task import Example, Task, Template
-from minflamingo.recipes.finetune import SCHEDULES, Hyperparameters, samples_of_step, split_validation, train, training_sample
+from minflamingo.recipes.finetune import (
+    SCHEDULES,
+    Hyperparameters,
+    resize_positions,
+    resize_vit,
+    samples_of_step,
+    split_validation,
+    train,
+    training_sample,
+)  # fmt: skip
 from minflamingo.training.checkpoint import load_json
+from minflamingo.vision import ViT
 
 TOKENIZER = ToyTokenizer([" a", " cat", " dog", "Output", ":", "Question", " Answer"])
 H = Hyperparameters(lr=3e-3, schedule="linear", steps=3, batch_size=4)
@@ -173,3 +184,28 @@ def test_a_stopped_search_resumes_with_the_same_result():
     assert OPENED == []
     main([*COMMAND, "--seed", "1"])
     assert OPENED.count("train") > 16
+
+
+def test_positions_of_a_larger_grid_are_interpolated_between_patch_centres():
+    """Section 3.2: fine-tuning uses larger images. The values 0 and 1 become 0, 1/4, 3/4, 1."""
+    by_hand = torch.tensor([0, 0.25, 0.75, 1])
+    columns, rows = resize_positions(torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]]), 4).unbind(-1)
+    assert close(columns, by_hand.repeat(4)) and close(rows, by_hand.repeat_interleave(4))
+    assert torch.equal(resize_positions(noise(9, 5), 3), noise(9, 5))
+    with pytest.raises(ValueError, match="cannot resize 8 positions"):
+        resize_positions(noise(8, 5), 4)
+
+
+def test_resizing_keeps_the_patch_size_and_the_class_token_and_accepts_larger_images():
+    """Only the positions change: the class token's position stays, and the new ones are those of `resize_positions`."""
+    vit = enliven(ViT(VisionConfig(12, 4, d=16, n_layers=1, n_heads=2)))
+    before = {name: p.clone() for name, p in vit.state_dict().items()}
+    resize_vit(vit, 20)
+    assert vit(noise(1, 3, 20, 20)).shape == (1, 26, 16) and vit.config.image_size == 20
+    expected = torch.cat([before["positions"][:1], resize_positions(before["positions"][1:], 5)])
+    assert torch.equal(vit.positions, expected)
+    assert all(torch.equal(p, before[name]) for name, p in vit.state_dict().items() if name != "positions")
+    with pytest.raises(ValueError, match="image size 22 is not a multiple of the patch size 4: choose 20 or 24"):
+        resize_vit(vit, 22)
+    with pytest.raises(TypeError, match="only a ViT can be resized, not a Identity"):
+        resize_vit(torch.nn.Identity(), 8)

@@ -17,8 +17,8 @@ from minflamingo import EOC, LM, Flamingo, LMConfig, VisionConfig, load
 from minflamingo.pretrained import from_state_dict, load_lm, openflamingo
 from minflamingo.pretrained.files import fetch
 from minflamingo.pretrained.language_models import FAMILIES
+from minflamingo.pretrained.loading import CLIP_L14, REPOSITORIES
 from minflamingo.pretrained.presets import PRESETS
-from minflamingo.pretrained.published import CLIP_L14, REPOSITORIES
 
 GPT2_CONFIG = dict(model_type="gpt2", vocab_size=50, n_embd=32, n_layer=3, n_head=4, n_positions=40)
 
@@ -95,7 +95,7 @@ def test_missing_extra_and_misshapen_tensors_are_named():
     for tensors, message in (
         ({k: v for k, v in state.items() if ".h.1.ln_1.bias" not in k}, r"does not fit this model\. missing: h\.1\.ln_1\.bias"),
         ({**state, "transformer.h.3.ln_1.bias": torch.zeros(32)}, r"left over: h\.3\.ln_1\.bias"),
-        ({**state, "epoch": 3}, "left over: epoch"),
+        ({k.replace("c_fc", "fc"): v for k, v in state.items()}, r"missing: (\S+,? ){5}\.\.\.; left over: (\S+,? ){5}\.\.\.$"),
         ({**state, "transformer.wpe.weight": torch.zeros(39, 32)}, r"wrong shape: wpe.weight \(39, 32\) instead of \(40, 32\)"),
     ):
         with pytest.raises(ValueError, match=f"^the state dict .*{message}"):
@@ -272,23 +272,6 @@ def test_a_repository_without_connection_is_read_from_the_cache_or_refused(hub, 
         fetch("org/name")
 
 
-def test_every_published_openflamingo_has_a_preset_and_unknown_names_are_refused():
-    names = [name.removesuffix("-instruct") for name in REPOSITORIES if name.startswith("openflamingo")]
-    assert {PRESETS[name].n_added_tokens for name in names} == {3}
-    with pytest.raises(FileNotFoundError, match="openflamingo-5b is not .*choose a published model: openflamingo-3b, "):
-        load("openflamingo-5b")
-
-
-def test_a_checkpoint_without_one_gated_layer_is_refused_by_its_name(parts):
-    """OpenFlamingo's own loader would leave this layer at its random initial values."""
-    path = parts[1]["flamingo"] / "checkpoint.pt"
-    content = torch.load(path, weights_only=True)
-    del content["model_state_dict"]["module.lang_encoder.gated_cross_attn_layers.1.attn.to_q.weight"]
-    torch.save(content, path)
-    with pytest.raises(ValueError, match=r"missing: lang_encoder\.gated_cross_attn_layers\.1\.attn\.to_q\.weight"):
-        load("openflamingo-3b", **parts[1])
-
-
 @pytest.mark.parametrize("options", [{}, {"safetensors": True}])
 def test_a_published_model_can_be_saved_and_loaded_again(parts, tmp_path, options):
     """In our own format: the whole, or the trained modules alone around the same vision encoder and LM."""
@@ -322,12 +305,13 @@ PAPER = {"flamingo-3b": (1.2, 1.4), "flamingo-9b": (1.6, None), "flamingo-80b": 
 CARDS = {"openflamingo-3b": (0.944, 1.311), "openflamingo-4b": (0.961, 2.775), "openflamingo-9b": (1.179, 6.649)}
 
 
-@pytest.mark.parametrize("name", [*PAPER, *CARDS])
+@pytest.mark.parametrize("name", [*PAPER, *(name for name in REPOSITORIES if name.startswith("openflamingo"))])
 def test_presets_have_the_numbers_of_parameters_of_table_1_and_of_the_model_cards(name):
     """In billions. Table 1: GATED XATTN-DENSE, resampler 194M; LMs to a tenth (theirs also had relative positions).
 
     OpenFlamingo: MPT-1B 1.3B, RedPajama-INCITE-3B 2.8B, MPT-7B 6.7B; resampler and gated layers as the layout adds up.
     """
+    name = name.removesuffix("-instruct")
     with torch.device("meta"):  # nothing is allocated
         flamingo = Flamingo(PRESETS[name])
     parts = flamingo.xattn_layers, flamingo.resampler, flamingo.lm

@@ -126,7 +126,7 @@ def test_cells_and_tasks_without_a_score_and_the_mean_of_one_task_are_left_out(f
     assert len(lines(axes)["ocr"].get_xdata()) == len(SHOTS) - 1
 
 
-def test_loss_has_one_panel_per_stage_and_one_line_per_column(figure_of):
+def test_loss_has_a_panel_for_each_stage_and_gates_for_each_kind_with_a_line_for_each_column(figure_of):
     vision, flamingo = figure_of(plots.plot_loss, log()).axes
     values, mean = vision.get_lines()
     assert list(values.get_xdata()) == STEPS and values.get_ydata() == pytest.approx([4 - s / 200 for s in STEPS])
@@ -134,9 +134,6 @@ def test_loss_has_one_panel_per_stage_and_one_line_per_column(figure_of):
     assert mean.get_ydata() == pytest.approx([3.975, *values.get_ydata()[1:-1], 2.075])
     assert set(lines(vision)) == {"all"} and set(lines(flamingo)) == {"all", "documents", "videos"}
     assert list(lines(flamingo)["videos"].get_xdata()) == [s for s in STEPS if s % 50 == 0]
-
-
-def test_gates_have_one_panel_per_kind_and_one_line_per_block(figure_of):
     xattn, dense = figure_of(plots.plot_gates, log()).axes
     assert lines(xattn)["LM block 2"].get_ydata() == pytest.approx([s / 1000 + 0.002 for s in STEPS])
     assert lines(dense)["LM block 3"].get_ydata() == pytest.approx([s / 1200 for s in STEPS])

@@ -74,18 +74,15 @@ def test_a_language_model_has_the_logits_of_transformers(family):
     assert relative(logits, oracle) < 1e-5
     again = from_state_dict(lm.config, model.state_dict())  # with our own config the names decide which family it is
     assert torch.equal(again(again.embed(ids))[0], logits)
-
     mask = torch.ones(2, 20, dtype=torch.bool)
     mask[0, :6] = False
     padded = lm(lm.embed(ids), mask)[0]
     assert relative(padded[:1, 6:], model(ids[:1, 6:]).logits) < 1e-5 and relative(padded[1:], oracle[1:]) < 1e-5
-
     parts, cache = [], None
     for part in ids.split([12, 7, 1], dim=1):
         part, cache = lm(lm.embed(part), cache=cache)
         parts.append(part)
     assert relative(torch.cat(parts, dim=1), oracle) < 1e-5
-
     long = numbers(1, 60)
     if family in ("gpt2", "opt"):
         with pytest.raises(ValueError, match=r"41 tokens, .*context is 40"):
@@ -108,7 +105,6 @@ def test_a_mosaic_gpt_is_an_mpt_with_a_norm_over_all_queries_and_keys():
     config = dict(model_type="mosaic_gpt", vocab_size=V, d_model=d, n_layers=n_layers, n_heads=h, mlp_ratio=4, attn_qk_ln=True,
                   alibi=True, alibi_bias_max=8, attn_clip_qkv=None, no_bias=True)  # fmt: skip
     lm, ids = from_state_dict(config, state), numbers(1, 10)
-
     x = state["transformer.wte.weight"][ids[0]]
     distance = torch.arange(10)[None, :] - torch.arange(10)[:, None]
     slopes = 2.0 ** (-8 * torch.arange(1, h + 1) / h)

@@ -59,9 +59,7 @@ def test_media_are_in_the_order_of_their_tokens_and_padded_with_zeros():
         assert not batch.media[b, n, len(pixels) :].any()
     assert not batch.media[1].any() and not batch.media[2, 1].any()
     assert batch_of(["a"], ["bc"]).media is None
-
-
-def test_features_are_stacked_without_preprocessing():
+    # Features are stacked without preprocessing.
     one, two = random(1, 5, 16, seed=1), random(3, 5, 16, seed=2)
     batch = collate([Sample([one, "a"]), Sample([two])], LETTERS)
     assert batch.media.shape == (2, 1, 3, 5, 16) and batch.frames.tolist() == [[1], [3]]

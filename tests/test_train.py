@@ -118,7 +118,6 @@ def test_processes_of_torchrun_average_their_gradients(folder):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
     assert done.returncode == 0, done.stderr
     after = load_tensors("two/model.pt")
-
     pipeline = minflamingo.load("model")
     named = dict(pipeline.model.trainable_parameters())
     before = torch.cat([parameter.detach().flatten() for parameter in named.values()])

@@ -352,6 +352,7 @@ vit.positions.data = positions  # repair it
 # **A ViT cuts the image into patches, maps each patch to a vector, and adds a position. Attention alone ignores the order.**
 #
 # Next: [03 Contrastive pretraining](03_contrastive.ipynb), how this encoder is trained on images and captions.
-# In the code: [vision.py](../minflamingo/vision.py), and its [specification](../tests/spec/test_vision.py). `resize_vit` there
-# interpolates the positions for larger images, as in the paper's fine-tuning.
+# In the code: [vision.py](../minflamingo/vision.py), and its [specification](../tests/spec/test_vision.py). `resize_vit` in
+# [finetune.py](../minflamingo/recipes/finetune.py) interpolates the positions for larger images, as in the paper's
+# fine-tuning.
 # In the paper: section 2.1.

@@ -1,6 +1,7 @@
 """What all notebooks use: figures with a description, the package's source code, and checks of exercises."""
 
 import inspect
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -37,7 +38,9 @@ def source(*objects: object) -> None:
     for thing in map(inspect.unwrap, objects):  # of a function with a faster version: the plain one
         path, line = Path(inspect.getsourcefile(thing)).resolve().relative_to(ROOT), inspect.getsourcelines(thing)[1]
         link = f"[{path}, line {line}](../{path})"
-        display(Markdown(f"{link}\n\n```python\n{inspect.getsource(thing).rstrip()}\n```"))
+        # without the markers of the assignments (assignments/components.py)
+        text = re.sub(r" *### (BEGIN|END) SOLUTION.*\n", "", inspect.getsource(thing))
+        display(Markdown(f"{link}\n\n```python\n{text.rstrip()}\n```"))
 
 
 def check(what: str, compute: Callable, expected: object, hint: str) -> None:

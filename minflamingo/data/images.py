@@ -140,8 +140,5 @@ def shrink_and_crop(image: Image.Image, size: int) -> Image.Image:
 
 
 def clip_preprocessor(size: int = 224, resize: str = "crop") -> ImagePreprocessor:
-    """CLIP's preprocessing at evaluation, also used by OpenFlamingo. Transparent pixels are white here, as everywhere.
-
-    With "squash" it is that of IDEFICS: the same mean and standard deviation, but nothing is cut off.
-    """
+    """CLIP's preprocessing at evaluation, also used by OpenFlamingo; with "squash" that of IDEFICS, which cuts nothing off."""
     return ImagePreprocessor(size, CLIP_MEAN, CLIP_STD, resize)

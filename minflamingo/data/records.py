@@ -136,7 +136,6 @@ def window(
     starts = np.arange(max(len(tokens) - length, 0) + 1)
     has_image = images_before[np.minimum(starts + length, len(tokens))] > images_before[starts]
     start = int(rng.choice(starts[has_image]))
-
     kept, n_images = [], 0
     for token in tokens[max(start, 1) : start + length]:
         if isinstance(token, bytes):

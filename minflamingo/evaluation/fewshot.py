@@ -53,6 +53,7 @@ def few_shot_prompt(query: Query, shots: str, order: Sequence[int] | None = None
     Raises:
         ValueError: the query has fewer support examples.
     """
+    ### BEGIN SOLUTION few_shot_prompt
     n, pieces = count_shots(shots), []
     if n > len(query.support):
         raise ValueError(f"{shots} shots need {n} support examples, but this query has {len(query.support)}")
@@ -65,6 +66,7 @@ def few_shot_prompt(query: Query, shots: str, order: Sequence[int] | None = None
     # The query has the same form as an example, but its answer and <EOC> are left to the model.
     pieces += [query.medium, query.prompt]
     return Sample([piece for piece in pieces if not isinstance(piece, str) or piece])  # without empty texts
+    ### END SOLUTION
 
 
 def shot_orders(n: int, most: int, seed: int) -> list[tuple[int, ...]]:

@@ -11,7 +11,6 @@
 The two libraries are in the [eval] extra. The toy tasks do not need it.
 """
 
-import importlib
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..pretrained.files import extra
 from .task import Example
 
 
@@ -51,13 +51,6 @@ def interval(metric: str, outcomes: Sequence[Outcome], seed: int = 0, draws: int
     totals = [total(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(draws)]
     low, high = np.nanpercentile(totals, [2.5, 97.5])  # NaN: the ROC AUC of a draw with one class
     return float(low), float(high)
-
-
-def library(module: str, package: str):
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"this metric needs {package}: pip install 'minflamingo[eval]' ({error})") from None
 
 
 def check_outcomes(outcomes: Sequence[Outcome]) -> None:
@@ -133,7 +126,7 @@ def caption_words(caption: str) -> str:
 
 def cider(outcomes: Sequence[Outcome]) -> np.ndarray:
     """CIDEr-D of each caption. It weights n-grams by their rarity in all references of the evaluated set."""
-    scorer = library("pycocoevalcap.cider.cider", "pycocoevalcap").Cider()
+    scorer = extra("pycocoevalcap.cider.cider", "eval").Cider()
     answers = {i: [caption_words(r) for r in o.example.answers] for i, o in enumerate(outcomes)}
     return scorer.compute_score(answers, {i: [caption_words(o.prediction)] for i, o in enumerate(outcomes)})[1]
 
@@ -153,7 +146,7 @@ def labels_and_odds(outcomes: Sequence[Outcome]) -> list[tuple[bool, float]]:
 
 def roc_auc(rows: np.ndarray) -> float:
     labels, odds = rows.T
-    return 100 * library("sklearn.metrics", "scikit-learn").roc_auc_score(labels, odds) if len(set(labels)) == 2 else np.nan
+    return 100 * extra("sklearn.metrics", "eval").roc_auc_score(labels, odds) if len(set(labels)) == 2 else np.nan
 
 
 METRICS: dict[str, Metric] = {

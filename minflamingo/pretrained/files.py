@@ -17,17 +17,17 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from ..training.checkpoint import load_json
+from ..training.checkpoint import errors_of, load_json
 
 Tensors = Mapping[str, "Tensor | Callable[[], Tensor]"]
 
 
-def extra(package: str) -> ModuleType:
-    """Import a package of the extra [real]. Raises ImportError that says how to install it."""
+def extra(module: str, group: str = "real") -> ModuleType:
+    """Import a module of a package of the extra [group]. Raises ImportError that says how to install it."""
     try:
-        return importlib.import_module(package)
-    except ImportError:
-        raise ImportError(f"this needs the package {package.split('.')[0]}: pip install 'minflamingo[real]'") from None
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"this needs {module.split('.')[0]}: pip install 'minflamingo[{group}]' ({error})") from None
 
 
 def renamed(tensors: Tensors, rename: Callable[[str], str | None]) -> Tensors:
@@ -52,15 +52,10 @@ def open_tensors(path: str | Path) -> Tensors:
         for file in sorted(set(load_json(path).get("weight_map", {}).values())):
             tensors |= open_tensors(path.parent / file)
         return tensors
-    try:
+    with errors_of(path):
         if path.suffix == ".safetensors":
             return extra("safetensors.torch").load_file(path)
         return read_gguf(path)[0] if path.suffix == ".gguf" else read_pickle(path)
-    except (ImportError, FileNotFoundError):
-        raise
-    except Exception as error:  # each library raises many types for damaged files
-        reason = str(error).split("\n")[0][:200]
-        raise ValueError(f"{path}: not a valid checkpoint (truncated, another format, or an unsafe pickle): {reason}") from None
 
 
 def find_checkpoint(path: Path) -> Path:

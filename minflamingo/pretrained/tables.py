@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from ..training.checkpoint import raise_if_any
 from .files import Tensors
 
 Table = dict[str, "str | tuple"]
@@ -110,8 +109,10 @@ def fill(
                 plan.setdefault(id(parameter), (parameter, theirs, function))
     missing = {name for key, names in lacking.items() if key not in plan for name in names}
     extra = {name for name in tensors.keys() - known if not IGNORED.fullmatch(name)}
-    raise_if_any(where, {"missing": missing, "left over": extra})
-
+    problems = [(kind, sorted(names)) for kind, names in (("missing", missing), ("left over", extra)) if names]
+    if problems:
+        text = "; ".join(f"{kind}: {', '.join(names[:5])}{' ...' * (len(names) > 5)}" for kind, names in problems)
+        raise ValueError(f"{where} does not fit this model. {text}")
     new = {}
     for key, (parameter, theirs, function) in plan.items():
         parts = [tensors[name] for name in theirs]

@@ -14,10 +14,10 @@ one space at the start. Everywhere half a character (a lone surrogate, which no 
 
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..training.checkpoint import errors_of
 from .files import beside, extra
 
 tokenizers = extra("tokenizers")
@@ -89,18 +89,8 @@ class PretrainedTokenizer:
     @classmethod
     def load(cls, path: str | Path) -> "PretrainedTokenizer":
         """Read the file of `save`. Raises ValueError if it is damaged or another file."""
-        with errors_of(path):
+        with errors_of(path, "tokenizer, or damaged"):
             return cls.from_dict(json.loads(Path(path).read_bytes()))
-
-
-@contextmanager
-def errors_of(path: str | Path) -> Iterator[None]:
-    """Any error inside becomes a ValueError with the name of the file."""
-    try:
-        yield
-    except Exception as error:  # the library raises nothing narrower
-        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
-        raise ValueError(f"{path}: not a valid tokenizer, or damaged: {reason}") from None
 
 
 def read_base(path: str | Path) -> tokenizers.Tokenizer:
@@ -111,7 +101,7 @@ def read_base(path: str | Path) -> tokenizers.Tokenizer:
     """
     path = beside(path, "tokenizer.json")
     text = path.read_text(encoding="utf-8")
-    with errors_of(path):
+    with errors_of(path, "tokenizer, or damaged"):
         base = tokenizers.Tokenizer.from_str(text)
         for token in json.loads(text)["added_tokens"]:  # the library gives them new ids if those in the file have a gap
             if (i := base.token_to_id(token["content"])) != token["id"]:

@@ -192,8 +192,7 @@ class Bench:
 
 
 def add_parser(commands, add_model_options: Callable | None = None) -> None:
-    parser = commands.add_parser("bench", help="measure the fast versions, also against another implementation",
-                                 description=__doc__)  # fmt: skip
+    parser = commands.add_parser("bench", help="time the fast versions, and another implementation", description=__doc__)
     parser.add_argument("--size", choices=tuple(SIZES), help="default: 3b on a GPU, small elsewhere")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each number")

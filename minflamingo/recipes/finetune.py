@@ -25,7 +25,8 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from .. import EOC, Flamingo, NoLoss, Pipeline, Sample, __version__
 from ..data.images import as_frames
@@ -38,7 +39,7 @@ from ..training import optim
 from ..training.batching import micro_batches
 from ..training.checkpoint import save_json
 from ..training.stage import Stage
-from ..vision import resize_vit
+from ..vision import ViT
 from .benchmarks import add_task_options, load_tasks, score_text, text_table
 
 # Learning-rate schedules: share of the training that is done, 0 to 1 -> share of the learning rate.
@@ -129,6 +130,41 @@ def train(
     return stage
 
 
+def resize_positions(positions: Tensor, side: int) -> Tensor:
+    """Positions of a square grid (S, D) -> positions of a grid of side x side, (side*side, D), by bilinear interpolation.
+
+    A patch is located at its centre. Two patches have their centres at 1/4 and 3/4 of the image, four patches at 1/8, 3/8, 5/8
+    and 7/8. So from 2 to 4 patches the values 0 and 8 become 0, 2, 6, 8: interpolated between centres, constant outside.
+    """
+    old = round(len(positions) ** 0.5)
+    if old * old != len(positions):
+        raise ValueError(f"cannot resize {len(positions)} positions: they must form a square grid")
+    # interpolate() expects an image, so D takes the place of the colour channels
+    grid = positions.unflatten(0, (old, old)).permute(2, 0, 1)[None].float()  # (S, D) -> (1, D, old, old)
+    grid = F.interpolate(grid, (side, side), mode="bilinear", align_corners=False)  # (1, D, side, side)
+    return grid[0].permute(1, 2, 0).flatten(0, 1).to(positions.dtype)
+
+
+@torch.no_grad()
+def resize_vit(vit: ViT, image_size: int) -> None:
+    """Change `vit` in place so that it takes images of `image_size` pixels. The patch size stays, so there are more patches.
+
+    Raises:
+        ValueError: `image_size` is not a multiple of the patch size. TypeError: the module is not a ViT.
+    """
+    if not isinstance(vit, ViT):
+        raise TypeError(f"only a ViT can be resized, not a {type(vit).__name__}")
+    p = vit.config.patch_size
+    if image_size < p or image_size % p:
+        below = max(p, image_size // p * p)
+        raise ValueError(f"image size {image_size} is not a multiple of the patch size {p}: choose {below} or {below + p}")
+    n_class = int(vit.config.class_token)  # the class token has no place in the image, so its position stays
+    positions = torch.cat([vit.positions[:n_class], resize_positions(vit.positions[n_class:], image_size // p)])
+    vit.positions = nn.Parameter(positions, vit.positions.requires_grad)
+    # the config is what tells the next forward pass which size to expect
+    vit.config = replace(vit.config, image_size=image_size)
+
+
 def split_validation(task: Task, seed: int = 0) -> tuple[list[Example], list[Example]]:
     """Training set -> (training part, validation part: the examples of a quarter of the images, at most 1024 images).
 
@@ -175,7 +211,8 @@ def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
         results["tasks"][task.name] = {"metric": task.metric, "unit": METRICS[task.metric].unit, "few_shot": few_shot}
     if args.image_size:  # the resampler takes any number of patches
         model = pipeline.model
-        model.config = replace(model.config, vision=resize_vit(model.vision, args.image_size).config)
+        resize_vit(model.vision, args.image_size)
+        model.config = replace(model.config, vision=model.vision.config)
         pipeline = replace(pipeline, preprocess=replace(pipeline.preprocess, size=args.image_size))
     for task in tasks:
         results["tasks"][task.name] |= finetune(pipeline, task, settings, args)

@@ -1,11 +1,11 @@
-"""Files that are complete or do not exist: atomic writing and checked reading.
+"""Files that are complete or do not exist: atomic writing (`write_atomically`) and checked reading.
 
-A file is written under a temporary name in the same folder and then renamed. So a reader finds the old file or the new one,
-never half of one. Weights are read with `weights_only=True`: a pickle that would run code is refused, and none of it runs.
+Weights are read with `weights_only=True`: a pickle that would run code is refused, and none of it runs.
 """
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -35,16 +35,17 @@ def save_tensors(content: dict, path: str | Path) -> None:
 
 def load_tensors(path: str | Path) -> dict:
     """What `save_tensors` wrote, on the CPU. Raises ValueError, with the path, for any other file."""
-    try:
+    with errors_of(path):
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises many types for damaged files
-        reason = str(error).split("\n")[0][:200]
-        raise ValueError(f"{path}: not a valid checkpoint (truncated, another format, or an unsafe pickle): {reason}") from None
 
 
-def raise_if_any(where: str, problems: Mapping[str, Collection[str]]) -> None:
-    """Raise a ValueError with up to five names of each kind of problem. Do nothing if all are empty."""
-    found = {kind: sorted(names) for kind, names in problems.items() if names}
-    if found:
-        text = "; ".join(f"{kind}: {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}" for kind, names in found.items())
-        raise ValueError(f"{where} does not fit this model. {text}")
+@contextmanager
+def errors_of(path: str | Path, kind: str = "checkpoint (truncated, another format, or an unsafe pickle)") -> Iterator[None]:
+    """Libraries raise many types for a damaged file. Inside, each becomes a ValueError with the path and the reason."""
+    try:
+        yield
+    except (ImportError, FileNotFoundError):
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        raise ValueError(f"{path}: not a valid {kind}: {reason}") from None

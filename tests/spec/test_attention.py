@@ -52,57 +52,62 @@ CASES = {
 }
 
 
+@pytest.mark.attention(points=3)
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("case", CASES)
 def test_attention_is_the_softmax_of_scaled_dot_products_times_the_values(case, kv_heads):
-    """softmax(q . k / sqrt(d) + bias) v over the allowed keys, against loops; both functions have the same gradients."""
+    """Vaswani et al. 2017: softmax(q . k / sqrt(d) + bias) v over the allowed keys, against loops. Equal gradients too."""
     mask, bias = CASES[case]
     leaves, weight, gradients = inputs(kv_heads), random(B, H, LQ, D, seed=4), []
     expected = by_hand(*leaves, *(None if x is None else x.expand(B, H, LQ, LK) for x in (mask, bias)))
-    for function in FUNCTIONS.values():
+    for name, function in FUNCTIONS.items():
         out = function(*leaves, mask, bias)
-        assert close(out, expected)
+        assert close(out, expected), f"the function that is {name}"
         gradients.append(torch.autograd.grad((out * weight).sum(), leaves))
     assert all(torch.isfinite(a).all() and close(a, b) for a, b in zip(*gradients))
 
 
+@pytest.mark.attention(points=1)
 @both_functions
 def test_the_score_is_divided_by_the_square_root_of_the_head_width(function):
-    """Two keys with scores ln 3 and 0 after the division have the weights 3/4 and 1/4."""
+    """Vaswani et al. 2017: two keys with scores ln 3 and 0 after the division have the weights 3/4 and 1/4."""
     q = torch.tensor([[[[2.0 * math.log(3), 0, 0, 0]]]])  # d = 4, so sqrt(d) = 2
     k = torch.tensor([[[[1.0, 0, 0, 0], [0, 1.0, 0, 0]]]])
     assert close(function(q, k, k), torch.tensor([[[[0.75, 0.25, 0, 0]]]]))
 
 
+@pytest.mark.attention(points=2)
 @both_functions
 def test_a_query_that_may_attend_to_no_key_gets_exactly_zero(function):
     """Section 2.3: zero, not the mean of all values, and no gradient flows back. In bfloat16 too."""
     q, k, v = inputs()
     out = function(q, k, v, example_mask())
-    assert not out[:, :, 3].any() and not out[0, :, 0].any()
-    assert out[1, :, 0].abs().min() > 0
+    assert not out[:, :, 3].any() and not out[0, :, 0].any(), "a query without any allowed key"
+    assert out[1, :, 0].abs().min() > 0, "a query with an allowed key, next to one without"
     for grad in torch.autograd.grad(out[:, :, 3].sum() + out[0, :, 0].sum(), (q, k, v)):
         assert torch.equal(grad, torch.zeros_like(grad))
     half = function(*(x.detach().bfloat16() for x in (q, k, v)), example_mask())
     assert torch.isfinite(half).all() and not half[:, :, 3].any()
 
 
+@pytest.mark.attention(points=1)
 @both_functions
 def test_a_masked_key_has_no_influence(function):
-    """Keys and values outside of the mask may have any size."""
+    """Section 2.3: keys and values outside of the mask may have any size."""
     q, k, v = (x.detach() for x in inputs())
     mask = example_mask() & (torch.arange(LK) != 4)
     expected, four = function(q, k, v, mask), torch.tensor(4)
-    assert close(function(q, k.index_fill(2, four, 1e4), v, mask), expected)
-    assert close(function(q, k, v.index_fill(2, four, 1e4), mask), expected)
+    assert close(function(q, k.index_fill(2, four, 1e4), v, mask), expected), "a masked key was changed"
+    assert close(function(q, k, v.index_fill(2, four, 1e4), mask), expected), "a masked value was changed"
 
 
+@pytest.mark.attention(points=1)
 def test_the_attention_weights_are_a_distribution_over_the_allowed_keys():
-    """They sum to 1, or to 0 in a row without any key, and weights @ values is the output."""
+    """Section 2.3: they sum to 1 over the keys, or to 0 in a row without any key, and weights @ values is the output."""
     (q, k, v), mask = inputs(), example_mask()
     out, weights = attention_written_out(q, k, v, mask)
-    assert close(weights.sum(-1), mask.any(-1).float().expand(B, H, LQ)) and close(out, weights @ v)
-    assert not weights[~mask.expand_as(weights)].any()
+    assert close(weights.sum(-1), mask.any(-1).float().expand(B, H, LQ)), "the sum over the keys"
+    assert close(out, weights @ v) and not weights[~mask.expand_as(weights)].any()
 
 
 def test_a_mask_next_to_a_bias_is_refused_and_not_ignored():

@@ -41,6 +41,7 @@ def by_hand(image, text, scale: float, same) -> float:
     return total / len(image)
 
 
+@pytest.mark.contrastive_loss(points=3)
 @pytest.mark.parametrize("pairs", [(), ((0, 2), (1, 3), (1, 4), (3, 4))], ids=["all different", "some captions equal"])
 def test_the_contrastive_loss_is_two_way_info_nce(pairs):
     """Section 2.1: half the cross-entropy of rows plus half that of columns. Equal captions are not negatives."""
@@ -49,13 +50,21 @@ def test_the_contrastive_loss_is_two_way_info_nce(pairs):
     assert abs(float(loss) - by_hand(image, text, 7.0, same)) < 1e-5
 
 
+@pytest.mark.contrastive_loss(points=1)
 def test_the_accuracy_is_the_share_of_images_whose_own_caption_wins():
-    """By hand: images 0 and 1 are nearest to their own caption, image 2 to caption 1. With equal captions only, all win."""
+    """Appendix, by hand: images 0 and 1 are nearest to their own caption, image 2 is not. With equal captions only, all win."""
     image, text = torch.diag(torch.ones(3)), torch.diag(torch.tensor([1.0, 1, 0.1]))
     text[1, 2] = 0.5
     assert abs(float(contrastive_loss(image, text, 3.0, equal_captions(3))[1]) - 2 / 3) < 1e-6
     loss, accuracy = contrastive_loss(image, text, 3.0, torch.ones(3, 3, dtype=torch.bool))
-    assert loss == 0 and accuracy == 1
+    assert loss == 0 and accuracy == 1, "no caption is a wrong answer"
+
+
+@pytest.mark.contrastive_loss(points=2)
+def test_the_scale_multiplies_the_cosines():
+    """Appendix. By hand: with 5 orthogonal pairs and scale 3 each softmax gives the partner e^3 / (e^3 + 4)."""
+    loss, _ = contrastive_loss(*[torch.diag(torch.ones(5))] * 2, 3.0, equal_captions(5))
+    assert abs(float(loss) - math.log(1 + 4 * math.exp(-3))) < 1e-6
 
 
 @pytest.mark.parametrize("drawings", [0, 3])
@@ -72,7 +81,7 @@ def test_the_model_compares_mean_features_as_unit_vectors(drawings):
 
 
 def test_the_scale_starts_at_clips_temperature_and_is_at_most_100():
-    """1 / 0.07 at first; a learned scale above 100 counts as 100."""
+    """CLIP (Radford et al. 2021): 1 / 0.07 at first; a learned scale above 100 counts as 100."""
     new = ContrastiveModel(torch.nn.Identity(), 4, TextEncoder(12, 8), 8)
     assert abs(new.log_scale.exp().item() - 1 / 0.07) < 1e-4
     model, losses = tiny_model(), []
@@ -84,7 +93,7 @@ def test_the_scale_starts_at_clips_temperature_and_is_at_most_100():
 
 
 def test_every_parameter_learns_except_words_and_positions_that_no_caption_uses():
-    """Both encoders, both projections and the scale have a gradient."""
+    """Section 2.1: both encoders, both projections and the scale have a gradient."""
     model = tiny_model()
     model(random(4, 3, 8, 8), CAPTIONS)[0].backward()
     assert all(p.grad is not None and p.grad.any() for p in model.parameters())
@@ -93,7 +102,7 @@ def test_every_parameter_learns_except_words_and_positions_that_no_caption_uses(
 
 
 def test_a_caption_vector_is_the_mean_over_its_words_each_with_its_position():
-    """Written out: embedding + position, feed-forward block with a residual connection, norm, mean."""
+    """Appendix, text encoder, written out: embedding + position, feed-forward block with a residual connection, norm, mean."""
     text, ids = tiny_model().text, torch.tensor([[3, 9, 4]])
     x = text.embed.weight[ids] + text.positions[:3]
     hidden = F.gelu(F.linear(F.layer_norm(x, (24,), text.norm.weight, text.norm.bias), text.ff.up.weight, text.ff.up.bias))
@@ -103,7 +112,7 @@ def test_a_caption_vector_is_the_mean_over_its_words_each_with_its_position():
 
 
 def test_padding_of_captions_changes_nothing_and_an_empty_caption_is_not_nan():
-    """A caption has the same vector alone and next to longer ones."""
+    """Appendix: a caption has the same vector alone and next to longer ones."""
     model, captions = tiny_model(), CAPTIONS.clone()
     for b, caption in enumerate(captions):
         assert close(model.text(captions)[b], model.text(caption[caption != 0][None])[0])

@@ -47,7 +47,7 @@ def assert_equal_to_written_out(flamingo: Flamingo, rows: list[list], pad: str =
     batch.ids[~batch.attention_mask] = LETTERS.image_id  # an id at padding has no meaning
     logits, _ = flamingo(batch)
     for b, row in enumerate(rows):
-        assert close(logits[b, batch.attention_mask[b]], written_out(flamingo, row, **sample))
+        assert close(logits[b, batch.attention_mask[b]], written_out(flamingo, row, **sample)), f"row {b}"
 
 
 def with_features(flamingo: Flamingo, batch: Batch) -> Batch:
@@ -56,6 +56,7 @@ def with_features(flamingo: Flamingo, batch: Batch) -> Batch:
     return replace(batch, media=features.requires_grad_())
 
 
+@pytest.mark.flamingo_forward(points=1)
 @pytest.mark.parametrize("rows", [[["a", image(1), "bcd", EOC, image(2, frames=3), "e"], [image(3), "fgh"]], [["abc"], ["d"]]])
 def test_at_initialisation_the_logits_are_exactly_those_of_the_frozen_lm(rows):
     """Section 2.2: all gates are 0, so images and gated layers add nothing, bit for bit. The gates have a gradient."""
@@ -77,6 +78,7 @@ SAMPLES = {
 }
 
 
+@pytest.mark.flamingo_forward(points=3)
 @pytest.mark.parametrize("bos", [True, False])
 @pytest.mark.parametrize("sample", SAMPLES.values(), ids=SAMPLES)
 def test_the_logits_are_the_papers_equations(sample, bos):
@@ -84,26 +86,30 @@ def test_the_logits_are_the_papers_equations(sample, bos):
     assert_equal_to_written_out(tiny_flamingo(lm=dict(max_length=128)), [sample], bos=bos)
 
 
+@pytest.mark.media_index(points=2)
+@pytest.mark.flamingo_forward(points=1)
 def test_with_attend_next_text_attends_to_the_next_image():
     """Section 2.4, p_next: "a" attends to image 1 after it; "d", after the last image, attends to no image."""
     assert_equal_to_written_out(tiny_flamingo(), [["a", image(1), "bc", image(2), "d"]], attend_next=True)
 
 
+@pytest.mark.flamingo_forward(points=2)
 @pytest.mark.parametrize("pad", ["right", "left"])
 def test_each_sample_of_a_batch_has_the_logits_that_it_has_alone(pad):
-    """0 to 2 images and videos per row, padded on either side."""
+    """Section 2.4: rows with 0 to 2 images and videos, padded on either side."""
     rows = [*SAMPLES.values()][:-1]
     assert_equal_to_written_out(tiny_flamingo(), rows, pad=pad)
 
 
 def test_features_can_be_given_instead_of_pixels():
-    """The vision encoder is frozen, so its features can be computed before."""
+    """Section 2.1: the vision encoder is frozen, so its features can be computed before."""
     flamingo, batch = tiny_flamingo(), batch_of(["a", image(1), "bc", image(2)], [image(3), "d"])
     assert close(flamingo(batch)[0], flamingo(with_features(flamingo, batch))[0])
     with pytest.raises(ValueError, match=r"features of the vision encoder: expected shape \(M, T, S, D=16\)"):
         flamingo(replace(batch_of([image(1), "a"]), media=random(1, 1, 1, 5, 24)))
 
 
+@pytest.mark.next_token_loss(points=2)
 @pytest.mark.parametrize("added_head", [None, "own", "tied"])
 def test_the_loss_is_the_mean_negative_log_likelihood_of_the_text_tokens(added_head):
     """Section 2.4: text and <EOC> given what is before them; <BOS> and <image> are not predicted."""
@@ -118,16 +124,16 @@ def test_the_loss_is_the_mean_negative_log_likelihood_of_the_text_tokens(added_h
     assert flamingo.loss(replace(batch, labels=torch.full_like(batch.labels, -100))) == 0
 
 
+@pytest.mark.flamingo_forward(points=2)
 def test_no_token_depends_on_a_later_image_and_every_token_depends_on_all_earlier_ones():
-    """p(y_l | y_<l, x_<=l): a gradient probe from the logits of each token to every image of every row."""
+    """Section 2, p(y_l | y_<l, x_<=l): a gradient probe from the logits of each token to every image of every row."""
     flamingo = tiny_flamingo()
     batch = with_features(flamingo, batch_of(["a", image(1), "b", image(2), "c", image(3)], [image(4), "ab"], ["abc"]))
-    logits, _ = flamingo(batch)
     for b, counts in enumerate([[0, 0, 1, 1, 2, 2, 3], [0, 1, 1, 1], [0] * 4]):
         for l, n_images in enumerate(counts):
-            (grad,) = torch.autograd.grad(logits[b, l].square().sum(), batch.media, retain_graph=True)
-            reached = grad.flatten(2).any(-1)  # (B, N)
-            assert reached.tolist() == [[row == b and n < n_images for n in range(3)] for row in range(3)]
+            (grad,) = torch.autograd.grad(flamingo(batch)[0][b, l].square().sum(), batch.media)
+            expected = [[row == b and n < n_images for n in range(3)] for row in range(3)]
+            assert grad.flatten(2).any(-1).tolist() == expected, f"the images (row, number) of token {l} of row {b}"
 
 
 def test_text_attends_only_to_the_last_image_before_it():
@@ -143,6 +149,7 @@ def test_text_attends_only_to_the_last_image_before_it():
         assert grad[0].flatten(1).any(1).tolist() == expected
 
 
+@pytest.mark.freeze(points=3)
 def test_only_resampler_gated_layers_and_added_embeddings_are_trained():
     """Section 2: all of them get a gradient and move; vision encoder and LM stay bit-identical, with weight decay too."""
     flamingo = tiny_flamingo().train()
@@ -157,18 +164,29 @@ def test_only_resampler_gated_layers_and_added_embeddings_are_trained():
         assert torch.equal(p, before[name]) == (name not in trained), name
 
 
+@pytest.mark.freeze(points=3)
 @pytest.mark.parametrize("stem", ["patch", "conv"])
 def test_dropout_and_batch_statistics_of_frozen_parts_stay_off_in_training(stem):
-    """Frozen means frozen. A part that is trained again has its dropout; `freeze` switches it off."""
+    """Section 2: frozen means frozen. A part that is trained again has its dropout; `freeze` switches it off."""
     config = tiny_config(lm=dict(dropout=0.5))
     flamingo = tiny_flamingo(lm=dict(dropout=0.5), vision=replace(config.vision, stem=stem))
     batch, statistics = batch_of([image(1), "abc"], [image(2), "d"]), [b.clone() for b in flamingo.vision.buffers()]
     expected = flamingo.eval()(batch)[0]
-    assert torch.equal(flamingo.train()(batch)[0], expected) and flamingo.resampler.training
-    assert all(torch.equal(a, b) for a, b in zip(flamingo.vision.buffers(), statistics))
+    assert torch.equal(flamingo.train()(batch)[0], expected), "train() changes the output of a frozen model"
+    assert flamingo.resampler.training and not flamingo.eval().resampler.training
+    assert all(torch.equal(a, b) for a, b in zip(flamingo.vision.buffers(), statistics)), "batch statistics"
     flamingo.lm.requires_grad_(True)
-    assert not close(flamingo.train()(batch)[0], expected)
-    assert torch.equal(flamingo.freeze()(batch)[0], expected)
+    assert not close(flamingo.train()(batch)[0], expected), "an LM that is trained has its dropout"
+    assert torch.equal(flamingo.freeze()(batch)[0], expected), "freeze() after the LM was trained"
+
+
+@pytest.mark.freeze(points=2)
+def test_gradients_pass_through_the_frozen_lm():
+    """Section 2: the trained modules have the same gradients whether the LM and the vision encoder are frozen or not."""
+    flamingo, batch, gradients = tiny_flamingo(), batch_of([image(1), "abc"], [image(2), "d"]), []
+    for change in (flamingo.freeze, flamingo.requires_grad_):
+        gradients.append(torch.autograd.grad(change().loss(batch), [p for _, p in flamingo.trainable_parameters()]))
+    assert all(map(close, *gradients)), "freezing the LM changes the gradients of the trained modules"
 
 
 def test_a_vision_encoder_that_is_trained_gets_its_gradients():
@@ -185,7 +203,7 @@ def test_a_vision_encoder_that_is_trained_gets_its_gradients():
 
 
 def test_added_tokens_have_their_own_embeddings_after_the_vocabulary_of_the_lm():
-    """Ids V, V + 1, ... belong to `added_embed`; the frozen table of the LM does not grow. Given parts are frozen."""
+    """Section 2: ids V, V + 1, ... belong to `added_embed`; the LM's frozen table does not grow. Given parts are frozen."""
     donor = tiny_flamingo(seed=3)
     flamingo = Flamingo(tiny_config(n_added_tokens=2), donor.vision.requires_grad_(True), donor.lm.requires_grad_(True))
     V, old, new = LETTERS.vocab_size, flamingo.lm.embed.weight, flamingo.added_embed.weight
@@ -197,10 +215,11 @@ def test_added_tokens_have_their_own_embeddings_after_the_vocabulary_of_the_lm()
 PROMPTS = [["a", image(1), "b", image(2), "cd"], [image(3, frames=3), "ab"], ["efgh"]]
 
 
+@pytest.mark.flamingo_forward(points=3)
 @pytest.mark.parametrize("prompts", [PROMPTS, [["a"], ["ab"], ["abc"]]], ids=["images", "text alone"])
 @pytest.mark.parametrize("pad", ["left", "right"])
 def test_a_sequence_in_pieces_with_a_cache_equals_the_whole_sequence(pad, prompts):
-    """Prompts, then pieces with and without new images. The cache keeps the last image of each row."""
+    """Section 3: prompts, then pieces with and without new images. The cache keeps the last image of each row."""
     flamingo, R = tiny_flamingo(), 3
     pieces = [["a"], ["bc"], ["d"]], [["a"], [image(4), "bc"], ["d", image(5), "e"]], [[image(6)], ["cdef"], [image(7), "a"]]
     _, cache = flamingo(batch_of(*prompts, pad=pad))
@@ -210,13 +229,13 @@ def test_a_sequence_in_pieces_with_a_cache_equals_the_whole_sequence(pad, prompt
         prompts = [prompt + row for prompt, row in zip(prompts, rows)]
         for b, prompt in enumerate(prompts):
             real = batch.attention_mask[b]
-            assert close(logits[b, real], written_out(flamingo, prompt)[-int(real.sum()) :])
+            assert close(logits[b, real], written_out(flamingo, prompt)[-int(real.sum()) :]), f"row {b}: {rows[b]}"
         assert cache.media_kv is None or all(k.shape == v.shape == (3, 2, R, 8) for k, v in cache.media_kv.values())
 
 
 @pytest.mark.parametrize("n_images, n_tokens", [(1, 2), (2, 1), (0, 1), (1, 0)])
 def test_each_sample_needs_one_image_per_image_token(n_images, n_tokens):
-    """`check_batch` names the first sample in which the two numbers differ; without any media too."""
+    """Section 2.4: `check_batch` names the first sample in which the two numbers differ; without any media too."""
     row = [image(1), "a", image(2), "b"]
     batch = batch_of(row, row, row)
     check_batch(batch, LETTERS.image_id)

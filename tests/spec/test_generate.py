@@ -48,7 +48,7 @@ def slow_beam_search(flamingo: Flamingo, pieces: list, beams: int, steps: int, l
 
 @pytest.mark.parametrize("pad", ["left", "right"])
 def test_prefill_and_decode_steps_give_the_logits_of_the_whole_sequence(pad):
-    """Each image is encoded once and each token once; prompts of different lengths and numbers of images in one batch."""
+    """Section 3: each image and each token is encoded once; prompts of different lengths and numbers of images in one batch."""
     flamingo, new = talker(), torch.tensor([[3, 9, 4], [5, 5, 5], [10, 3, 6], [7, 8, 3]])
     logits, cache = prefill(flamingo, batch_of(*PROMPTS, pad=pad))
     for step in range(4):
@@ -58,16 +58,18 @@ def test_prefill_and_decode_steps_give_the_logits_of_the_whole_sequence(pad):
             logits, cache = decode_step(flamingo, new[:, step], cache)
 
 
+@pytest.mark.generate(points=3)
 @pytest.mark.parametrize("pad", ["left", "right"])
 @pytest.mark.parametrize("seed", range(2))
 def test_greedy_search_takes_the_most_likely_token_at_every_step(seed, pad):
-    """Against a loop without any cache. Some answers end early and some reach the limit."""
+    """Section 3, against a loop without any cache. Some answers end early and some reach the limit."""
     flamingo = talker(seed, end=1.0, flat=1.0)
     answers = generate(flamingo, batch_of(*PROMPTS, pad=pad), END, max_new_tokens=9)
     assert answers == [slow_beam_search(flamingo, row, 1, 9) for row in PROMPTS]
     assert 9 in map(len, answers) and min(map(len, answers)) < 9
 
 
+@pytest.mark.beam_search(points=4)
 @pytest.mark.parametrize("beams, length_penalty", [(1, 0.0), (3, 0.0), (5, 0.0), (3, 1.0)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_beam_search_keeps_the_most_likely_hypotheses(seed, beams, length_penalty):
@@ -77,9 +79,10 @@ def test_beam_search_keeps_the_most_likely_hypotheses(seed, beams, length_penalt
     assert answers == [slow_beam_search(flamingo, row, beams, 5, length_penalty) for row in PROMPTS]
 
 
+@pytest.mark.beam_search(points=3)
 @pytest.mark.parametrize("seed", range(2))
 def test_a_beam_as_wide_as_all_continuations_finds_the_most_likely_one(seed):
-    """Exhaustive search over all answers of at most three tokens, <EOC> included, with a vocabulary of 5."""
+    """Section 3: exhaustive search over all answers of at most three tokens, <EOC> included, with a vocabulary of 5."""
     flamingo, prompt = talker(seed, end=-1.0, lm=dict(vocab_size=5)), torch.tensor([[1, 3, 4]])
     answers = [[*t, END] for n in range(3) for t in itertools.product([0, 1, 3, 4], repeat=n)]
     answers += [list(t) for t in itertools.product([0, 1, 3, 4], repeat=3)]  # the token limit ends these
@@ -93,21 +96,25 @@ def test_a_beam_as_wide_as_all_continuations_finds_the_most_likely_one(seed):
     assert beam_search(flamingo, batch, END, beams=125, max_new_tokens=3) == [best]
 
 
+@pytest.mark.generate(points=2)
+@pytest.mark.beam_search(points=1)
 @pytest.mark.parametrize("search", [generate, beam_search])
 def test_an_answer_ends_before_the_first_eoc_or_at_a_limit(search):
     """Section 3: <EOC> is not part of the answer. Limits: `max_new_tokens`, and the LM's context."""
     prompt = batch_of(*PROMPTS[:2], pad="left")
-    assert search(talker(end=50.0), prompt, END) == [[], []]
+    assert search(talker(end=50.0), prompt, END) == [[], []], "<EOC> is the first token"
     for n in (0, 1, 3):
-        assert [len(a) for a in search(talker(end=-50.0), prompt, END, max_new_tokens=n)] == [n, n]
+        assert [len(a) for a in search(talker(end=-50.0), prompt, END, max_new_tokens=n)] == [n, n], "no <EOC>"
     short, five_tokens = talker(end=-50.0, lm=dict(max_length=8)), batch_of([image(1), "abc"])
     assert [len(a) for a in search(short, five_tokens, END, max_new_tokens=50)] == [4]
     with pytest.raises(ValueError, match="context is 8"):
         search(short, batch_of([image(1), "abcdefgh"]), END)
 
 
+@pytest.mark.generate(points=1)
+@pytest.mark.beam_search(points=1)
 def test_the_image_token_is_never_generated():
-    """A generated <image> would have no image: also if the model has an output row for it and prefers it."""
+    """Section 3: a generated <image> would have no image, also if the model has an output row for it and prefers it."""
     flamingo, prompt = talker(end=-50.0, added_head="own"), batch_of(*PROMPTS, pad="left")
     with torch.no_grad():
         flamingo.added_head.weight.mul_(30)
@@ -117,8 +124,9 @@ def test_the_image_token_is_never_generated():
         assert a and max(a) < LETTERS.image_id
 
 
+@pytest.mark.generate(points=2)
 def test_tokens_are_sampled_from_the_softmax_of_logits_divided_by_the_temperature():
-    """4,000 samples: each frequency within four standard errors. top_k = 1 is greedy; the generator decides."""
+    """Section 3: 4,000 samples, each frequency within four standard errors. top_k = 1 is greedy; the generator decides."""
     flamingo, n = talker(), 4000
     one = batch_of(["ab"])
     expected = (next_log_p(flamingo, ["ab"]) / 0.5).softmax(-1)
@@ -146,6 +154,7 @@ def test_top_k_and_top_p_keep_the_most_likely_tokens(options, kept):
     assert [t for t in range(4) if out[t] > -torch.inf] == kept and torch.equal(out[kept], logits[0, kept])
 
 
+@pytest.mark.score_answers(points=3)
 def test_the_score_of_an_answer_is_the_sum_of_its_token_log_likelihoods():
     """Section 3: answers of different lengths, prompts of different lengths, against computing each from scratch."""
     flamingo = talker()
@@ -154,8 +163,13 @@ def test_the_score_of_an_answer_is_the_sum_of_its_token_log_likelihoods():
         scores = score_answers(flamingo, batch_of(*PROMPTS, pad=pad), answers)
         expected = torch.tensor([[log_likelihood(flamingo, p, a) for a in several] for p, several in zip(PROMPTS, answers)])
         assert close(scores, expected, 2e-5) and not scores.requires_grad
-    every_token = [[[t] for t in range(LETTERS.vocab_size)]]
-    assert close(score_answers(flamingo, batch_of(PROMPTS[0]), every_token).exp().sum(1), torch.ones(1))
+
+
+@pytest.mark.score_answers(points=2)
+def test_the_probabilities_of_all_answers_with_two_tokens_sum_to_one():
+    """Section 3: the likelihood of an answer given the prompt, without the prompt's own likelihood and without a mean."""
+    every_answer = [[list(pair) for pair in itertools.product(range(LETTERS.vocab_size), repeat=2)]]
+    assert close(score_answers(talker(), batch_of(PROMPTS[0]), every_answer).exp().sum(1), torch.ones(1))
 
 
 METHODS = {
@@ -165,10 +179,13 @@ METHODS = {
 }
 
 
+@pytest.mark.generate(points=2)
+@pytest.mark.beam_search(points=2)
+@pytest.mark.score_answers(points=2)
 @pytest.mark.parametrize("own_shots", [False, True], ids=["the same shots for all", "shots of its own for each query"])
 @pytest.mark.parametrize("method", METHODS)
 def test_queries_after_cached_shots_have_the_answers_of_the_whole_prompts(method, own_shots):
-    """Few-shot prompts (section 3): the shots are processed once, and the cache can be used again."""
+    """Section 3, few-shot prompts: the shots are processed once, and the cache can be used again."""
     flamingo = talker(1)
     shots = PROMPTS if own_shots else [SHOTS] * 4
     expected = METHODS[method](flamingo, batch_of(*[s + q for s, q in zip(shots, QUERIES)], pad="left"))
@@ -176,7 +193,7 @@ def test_queries_after_cached_shots_have_the_answers_of_the_whole_prompts(method
         _, cache = prefill(flamingo, batch_of(*(shots if own_shots else [SHOTS]), pad="left"))
     for _ in range(2):
         answers = METHODS[method](flamingo, batch_of(*QUERIES, bos=False), cache)
-        assert close(answers, expected, 2e-5) if method == "scores" else answers == expected
+        assert close(answers, expected, 2e-5) if method == "scores" else answers == expected, "after cached shots"
 
 
 def test_wrong_prompts_and_options_are_errors():

@@ -28,45 +28,63 @@ def test_activations_by_hand():
     assert close(ACTIVATIONS["silu"](x[2]), torch.tensor(1 / (1 + math.exp(-1))))
 
 
+@pytest.mark.feed_forward(points=2)
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_the_feed_forward_block_is_its_formula(name, gated):
-    """out(act(up(x))), or with a gate out(act(gate(x)) * up(x)). Each token is processed alone."""
-    block, x = enliven(FeedForward(6, 10, name, bias=True, gated=gated)), random(2, 5, 6, seed=3).requires_grad_()
+    """Figures 4 and 5: out(act(up(x))), or with a gate out(act(gate(x)) * up(x))."""
+    block, x = enliven(FeedForward(6, 10, name, bias=True, gated=gated)), random(2, 5, 6, seed=3)
 
     def linear(layer, y):
         return y @ layer.weight.T + layer.bias
 
     hidden = ACTIVATIONS[name](linear(block.gate, x)) * linear(block.up, x) if gated else ACTIVATIONS[name](linear(block.up, x))
-    out = block(x)
-    assert close(out, linear(block.out, hidden))
-    (grad,) = torch.autograd.grad(out[0, 2].sum(), x)
-    assert grad.abs().sum(-1).nonzero().tolist() == [[0, 2]]
+    assert close(block(x), linear(block.out, hidden))
 
 
+@pytest.mark.feed_forward(points=2)
+def test_only_the_gate_of_a_feed_forward_block_has_the_activation():
+    """SwiGLU (Shazeer 2020), here with squared ReLU. By hand: 2 -> gate 4, up -6 -> 16 * -6 / 2; -2 -> gate -4 -> 0."""
+    block = FeedForward(1, 1, "sq_relu", gated=True)
+    for layer, weight in ((block.gate, 2.0), (block.up, -3.0), (block.out, 0.5)):
+        torch.nn.init.constant_(layer.weight, weight)
+    assert block(torch.tensor([[[2.0], [-2.0]]])).flatten().tolist() == [-48, 0]
+
+
+@pytest.mark.feed_forward(points=2)
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_feed_forward_block_acts_on_each_token_alone(gated):
+    """Section 2.2: only attention mixes tokens. A gradient probe from token 2 of row 0."""
+    block, x = enliven(FeedForward(6, 10, "gelu", gated=gated)), random(2, 5, 6, seed=3).requires_grad_()
+    (grad,) = torch.autograd.grad(block(x)[0, 2].sum(), x)
+    assert grad.abs().sum(-1).nonzero().tolist() == [[0, 2]], "the tokens (row, position) on which this token depends"
+
+
+@pytest.mark.rotary(points=3)
 def test_rotary_turns_each_pair_of_channels_by_position_times_frequency():
-    """At position 1 the pair (0, 2) turns by 1 and the pair (1, 3) by theta^(-2/4) = 0.01; channel 4 stays."""
-    cos, sin = rotary_angles(torch.tensor([[0, 1]]), 4, 10_000.0)
-    x = torch.tensor([1.0, 1.0, 0.0, 0.0, 7.0]).expand(1, 1, 2, 5)
-    out = rotate(x, cos, sin)[0, 0]
-    assert close(out[0], x[0, 0, 0])
-    assert close(out[1], torch.tensor([math.cos(1), math.cos(0.01), math.sin(1), math.sin(0.01), 7.0]))
+    """RoPE (Su et al. 2021): at position 1 the pair (0, 2) turns by 1 and (1, 3) by theta^(-2/4) = 0.01; channel 4 stays."""
+    cos, sin = rotary_angles(torch.tensor([[0, 1], [1, 0]]), 4, 10_000.0)  # two rows with different positions
+    x = torch.tensor([1.0, 1.0, 0.0, 0.0, 7.0]).expand(2, 1, 2, 5)
+    zero, one = x[0, 0, 0], torch.tensor([math.cos(1), math.cos(0.01), math.sin(1), math.sin(0.01), 7.0])
+    assert close(rotate(x, cos, sin)[:, 0], torch.stack([zero, one, one, zero]).view(2, 2, 5))
 
 
+@pytest.mark.rotary(points=2)
 def test_the_product_of_rotated_vectors_depends_on_the_distance_only():
-    """It is a function of m - n with a sign, and rotation keeps lengths."""
+    """RoPE: it is a function of m - n with a sign, and rotation keeps lengths."""
     q, k = random(8, seed=1), random(8, seed=2)
 
     def turned(x, position):
         return rotate(x.view(1, 1, 1, 8), *rotary_angles(torch.tensor([[position]]), 8, 10_000.0)).flatten()
 
     near, shifted, reverse = (turned(q, m) @ turned(k, n) for m, n in ((5, 3), (105, 103), (3, 5)))
-    assert abs(near - shifted) < 1e-4 and abs(near - reverse) > 1e-2
-    assert abs(turned(q, 50).norm() - q.norm()) < 1e-5
+    assert abs(near - shifted) < 1e-4, "both positions were shifted by 100"
+    assert abs(near - reverse) > 1e-2, "the positions of query and key were exchanged"
+    assert abs(turned(q, 50).norm() - q.norm()) < 1e-5, "a rotation keeps the length"
 
 
 def test_alibi_slopes_by_hand():
-    """8 heads: 1/2 ... 1/256. For 6 heads MPT takes every second one of these 8 first."""
+    """ALiBi (Press et al. 2022), 8 heads: 1/2 ... 1/256. For 6 heads MPT takes every second one of these 8 first."""
     assert alibi_slopes(8, 8.0).tolist() == [0.5**i for i in range(1, 9)]
     assert alibi_slopes(6, 8.0).tolist() == [1 / 4, 1 / 16, 1 / 64, 1 / 256, 1 / 2, 1 / 8]
     assert alibi_slopes(2, 4.0).tolist() == [1 / 4, 1 / 16] and alibi_slopes(1, 8.0).tolist() == [1 / 256]

@@ -73,23 +73,28 @@ def written_out(lm: LM, x: Tensor) -> Tensor:
     return linear(lm.head, norm(lm.final_norm, x))
 
 
+@pytest.mark.rotary(points=2)
+@pytest.mark.causal_mask(points=3)
+@pytest.mark.self_attention(points=3)
+@pytest.mark.lm_block(points=3)
 @every_family
 def test_each_family_is_its_formulas(family):
-    """The table in `LMConfig`: norms, positions, residual connections, biases, activations, grouped-query heads."""
+    """Section 2, the frozen LM: norms, positions, residual connections, biases, activations, grouped-query heads."""
     lm = tiny_lm(family)
     x = random(2, 7, lm.config.d, seed=5)
     assert close(lm(x)[0], torch.stack([written_out(lm, row) for row in x]))
 
 
+@pytest.mark.causal_mask(points=3)
+@pytest.mark.self_attention(points=1)
 @every_family
 def test_a_token_depends_on_all_tokens_up_to_itself_and_on_no_later_one(family):
-    """p(y_l | y_<l): a gradient probe from the logits at l to every embedding."""
+    """Section 2, p(y_l | y_<l): a gradient probe from the logits at l to every embedding."""
     lm = tiny_lm(family)
     x = random(1, 7, lm.config.d, seed=5).requires_grad_()
-    logits, _ = lm(x)
     for l in range(7):
-        (grad,) = torch.autograd.grad(logits[0, l, 3], x, retain_graph=True)
-        assert grad[0].abs().amax(-1).gt(0).tolist() == [m <= l for m in range(7)]
+        (grad,) = torch.autograd.grad(lm(x)[0][0, l, 3], x)
+        assert grad[0].abs().amax(-1).gt(0).tolist() == [m <= l for m in range(7)], f"tokens on which token {l} depends"
 
 
 def test_weights_are_tied_and_biases_exist_where_the_family_has_them():
@@ -119,25 +124,29 @@ def padded(rows: list[Tensor], side: str) -> tuple[Tensor, Tensor]:
     return x, mask
 
 
+@pytest.mark.causal_mask(points=3)
+@pytest.mark.lm_block(points=2)
 @pytest.mark.parametrize("side", ["left", "right"])
 @every_family
 def test_padding_changes_nothing_and_has_no_gradient(family, side):
-    """Positions, attention and convolution of a row are those of the row alone; all gradients are finite."""
+    """Section 3, batches of prompts: positions, attention and convolution of a row are those of the row alone."""
     lm, lengths = tiny_lm(family), (6, 4, 1)
     rows = [random(n, lm.config.d, seed=n) for n in lengths]
     x, mask = padded(rows, side)
     logits, _ = lm(x.requires_grad_(), mask)
     for b, row in enumerate(rows):
-        assert close(logits[b, mask[b]], lm(row[None])[0][0])
+        assert close(logits[b, mask[b]], lm(row[None])[0][0]), f"row {b}, {len(row)} tokens and padding on the {side}"
     logits[mask].square().mean().backward()
-    assert not x.grad[~mask].any() and x.grad[mask].abs().amax(-1).min() > 0
+    assert not x.grad[~mask].any() and x.grad[mask].abs().amax(-1).min() > 0, "padding has a gradient, or a token has none"
     assert all(torch.isfinite(p.grad).all() for p in lm.parameters() if p.grad is not None)
 
 
+@pytest.mark.self_attention(points=2)
+@pytest.mark.lm_block(points=2)
 @pytest.mark.parametrize("pieces", [[1] * 8, [4, 1, 1, 2], [3, 5]], ids=str)
 @every_family
 def test_a_sequence_in_pieces_with_a_cache_equals_the_whole_sequence(family, pieces):
-    """The KV cache saves work and changes nothing. An old cache can be continued again: it is never changed in place."""
+    """Section 3, generation: the KV cache changes no result. An old cache can be continued again: it is never changed."""
     lm = tiny_lm(family)
     x, cache, parts, caches = random(2, 8, lm.config.d, seed=5), None, [], []
     for part in x.split(pieces, dim=1):
@@ -146,12 +155,13 @@ def test_a_sequence_in_pieces_with_a_cache_equals_the_whole_sequence(family, pie
         parts.append(logits)
     assert close(torch.cat(parts, dim=1), lm(x)[0])
     for part, before, logits in zip(x.split(pieces, dim=1), caches, parts):
-        assert torch.equal(lm(part, cache=before)[0], logits)
+        assert torch.equal(lm(part, cache=before)[0], logits), "an earlier cache was changed"
 
 
+@pytest.mark.causal_mask(points=2)
 @every_family
 def test_rows_of_different_lengths_continue_from_one_cache(family):
-    """Prompts of 3, 5 and 2 tokens, then 4, 1 and 6 tokens padded on the right, then 2 each: as if each row were alone."""
+    """Section 3: prompts of 3, 5, 2 tokens, then 4, 1, 6 tokens padded on the right, then 2 each: as if each row were alone."""
     lm = tiny_lm(family)
     lengths = ((3, 5, 2), (4, 1, 6), (2, 2, 2))
     prompts, queries, more = ([random(n, lm.config.d, seed=10 * i + n) for n in ns] for i, ns in enumerate(lengths))
@@ -162,12 +172,12 @@ def test_rows_of_different_lengths_continue_from_one_cache(family):
         second, cache = lm(torch.stack(more), cache=cache)
         for b, n in enumerate(lengths[0]):
             alone = lm(torch.cat([prompts[b], queries[b], more[b]])[None])[0][0]
-            assert close(torch.cat([first[b, mask[b]], second[b]]), alone[n:])
+            assert close(torch.cat([first[b, mask[b]], second[b]]), alone[n:]), f"row {b}, prompts padded on the {side}"
 
 
 @every_family
 def test_rows_of_a_cache_can_be_repeated_and_reordered(family):
-    """Beam search: two prompts, three hypotheses each, which change places within their prompt."""
+    """Section 3, beam search: two prompts, three hypotheses each, which change places within their prompt."""
     lm = tiny_lm(family)
     prompts, first, second = (random(n, L, lm.config.d, seed=s) for s, (n, L) in enumerate([(2, 5), (6, 2), (6, 1)], 1))
     _, cache = lm(first, cache=lm(prompts)[1].repeat(3))
@@ -191,6 +201,7 @@ def test_a_sequence_longer_than_the_context_is_an_error(family):
         assert tiny_lm(family, max_length=None).remaining_context(10**9) == math.inf
 
 
+@pytest.mark.next_token_loss(points=3)
 def test_position_l_predicts_token_l_plus_1_and_only_labels_count():
     """Section 2.4: the mean negative log-likelihood over labelled tokens; without any label it is 0, not NaN."""
     logits, labels = random(2, 5, 11, seed=1), torch.tensor([[9, -100, 3, 4, -100], [-100, -100, -100, -100, 7]])
@@ -198,11 +209,20 @@ def test_position_l_predicts_token_l_plus_1_and_only_labels_count():
     assert close(next_token_loss(logits, labels), sum(terms) / 3)
     loss = next_token_loss(logits.requires_grad_(), torch.full_like(labels, -100))
     loss.backward()
-    assert loss == 0 and not logits.grad.any()
+    assert loss == 0 and not logits.grad.any(), "without any label"
 
 
+@pytest.mark.next_token_loss(points=2)
+def test_only_a_model_that_predicts_the_next_token_has_a_low_loss():
+    """Section 2.4: the loss of logits that are 50 at the next token, at the same token, at the previous token."""
+    ids = torch.tensor([[1, 2, 3, 4, 5]])
+    losses = [float(next_token_loss(50 * F.one_hot(ids.roll(shift), 11).float(), ids)) for shift in (-1, 0, 1)]
+    assert losses == pytest.approx([0, 50, 50], abs=1e-4)
+
+
+@pytest.mark.lm_block(points=1)
 def test_the_loss_of_the_lm_is_that_of_its_logits_and_dropout_is_active_in_training_only():
-    """The first training stage: the LM learns alone."""
+    """Section 2: the LM is trained alone, before it is frozen."""
     lm, ids = enliven(tiny_lm(dropout=0.5)), torch.tensor([[1, 5, 3, 8], [1, 4, 4, 2]])
     labels = ids.masked_fill(ids == 1, -100)
     expected = next_token_loss(lm(lm.embed(ids))[0], labels)

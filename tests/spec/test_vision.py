@@ -10,7 +10,7 @@ from torch import nn
 
 from minflamingo.config import VisionConfig
 from minflamingo.flamingo import Flamingo
-from minflamingo.vision import EncoderBlock, ViT, conv_stem, prime_factors, resize_positions, resize_vit
+from minflamingo.vision import EncoderBlock, ViT, conv_stem, prime_factors
 
 
 def tiny_vit(**changes) -> ViT:
@@ -18,9 +18,10 @@ def tiny_vit(**changes) -> ViT:
     return enliven(ViT(VisionConfig(**{**dict(image_size=12, patch_size=4, d=16, n_layers=2, n_heads=2), **changes})))
 
 
+@pytest.mark.encoder_block(points=3)
 @pytest.mark.parametrize("activation", ["gelu", "relu"])
 def test_an_encoder_block_is_a_pre_norm_transformer_layer(activation):
-    """x + attention(norm(x)), then x + mlp(norm(x)): `nn.TransformerEncoderLayer` with the same weights."""
+    """ViT (Dosovitskiy et al. 2021): x + attention(norm(x)), then x + mlp(norm(x)), against `nn.TransformerEncoderLayer`."""
     ours = enliven(EncoderBlock(VisionConfig(d=16, n_heads=4, d_ff=48, activation=activation)))
     theirs = nn.TransformerEncoderLayer(16, 4, 48, 0.0, activation, batch_first=True, norm_first=True)
     with torch.no_grad():
@@ -35,8 +36,18 @@ def test_an_encoder_block_is_a_pre_norm_transformer_layer(activation):
     assert close(ours(x), theirs(x))
 
 
+@pytest.mark.encoder_block(points=2)
+def test_attention_and_mlp_are_added_to_the_residual_stream():
+    """Dosovitskiy et al. 2021: if both add zero, the input comes out unchanged, not normalised."""
+    block, x = enliven(EncoderBlock(VisionConfig(d=16, n_heads=4))), random(2, 5, 16)
+    for p in (*block.to_out.parameters(), *block.mlp.out.parameters()):
+        nn.init.zeros_(p)
+    assert torch.equal(block(x), x)
+
+
+@pytest.mark.vit(points=3)
 def test_the_encoder_is_patches_class_token_positions_norms_and_blocks():
-    """CLIP's order: [class token, patches row by row] + positions, LayerNorm, blocks, a LayerNorm at the end if asked for."""
+    """Section 2.1, in CLIP's order: [class token, patches row by row] + positions, LayerNorm, blocks, perhaps a LayerNorm."""
     vit, pixels = tiny_vit(post_norm=True), random(2, 3, 12, 12)
     x = [pixels[:, :, i : i + 4, j : j + 4].flatten(1) @ vit.patches.weight.flatten(1).T for i in (0, 4, 8) for j in (0, 4, 8)]
     x = torch.stack([vit.class_token.expand(2, -1), *x], dim=1) + vit.positions
@@ -48,11 +59,13 @@ def test_the_encoder_is_patches_class_token_positions_norms_and_blocks():
     assert close(vit(pixels), x) and close(vit(pixels[1:]), x[1:])
 
 
+@pytest.mark.vit(points=2)
 def test_the_class_token_comes_first_and_can_be_left_out_of_the_output():
-    """S + 1 features; before the blocks the first does not depend on the image. Images must have the size of the config."""
+    """Section 2.1: S + 1 features; before the blocks the first does not depend on the image. The size is that of the config."""
     vit = tiny_vit(n_layers=0)
     a, b = vit(random(1, 3, 12, 12, seed=1)), vit(random(1, 3, 12, 12, seed=2))
-    assert a.shape == (1, 10, 16) and (a - b).abs().amax(-1).gt(0).tolist() == [[False] + [True] * 9]
+    assert a.shape == (1, 10, 16)
+    assert (a - b).abs().amax(-1).gt(0).tolist() == [[False] + [True] * 9], "the features that depend on the image"
     pixels = random(1, 3, 12, 12)
     assert torch.equal(tiny_vit(keep_class_token=False)(pixels), tiny_vit()(pixels)[:, 1:])
     assert tiny_vit(class_token=False)(pixels).shape == (1, 9, 16)
@@ -61,14 +74,16 @@ def test_the_class_token_comes_first_and_can_be_left_out_of_the_output():
             vit(torch.zeros(shape))
 
 
+@pytest.mark.encoder_block(points=2)
+@pytest.mark.vit(points=2)
 def test_only_the_positions_tell_where_a_patch_is():
     """Section 2.1: features carry their spatial position. Without positions, permuted patches have permuted features."""
     vit, pixels, order = tiny_vit(class_token=False), random(1, 3, 12, 12), [4, 2, 7, 0, 8, 1, 3, 6, 5]
     permuted = F.fold(F.unfold(pixels, 4, stride=4)[..., order], (12, 12), 4, stride=4)
-    assert not close(vit(permuted), vit(pixels)[:, order], 1e-2)
+    assert not close(vit(permuted), vit(pixels)[:, order], 1e-2), "the features do not carry the positions of their patches"
     with torch.no_grad():
         vit.positions.zero_()
-    assert close(vit(permuted), vit(pixels)[:, order])
+    assert close(vit(permuted), vit(pixels)[:, order]), "positions come from something else than `vit.positions`"
 
 
 @pytest.mark.parametrize("size, patch", [(48, 12), (28, 14), (96, 16), (40, 20)])
@@ -88,7 +103,7 @@ def test_the_convolutional_stem_ends_on_the_grid_of_patches(size, patch):
 
 
 def test_any_module_that_returns_feature_vectors_can_be_the_vision_encoder():
-    """Flamingo needs (M, C, H, W) -> (M, S, D_v) and nothing more; the paper's encoder is a convolutional network."""
+    """Section 2.1: Flamingo needs (M, C, H, W) -> (M, S, D_v) and nothing more; the paper's encoder is convolutional."""
 
     class Grid(nn.Conv2d):
         def forward(self, pixels):
@@ -98,31 +113,6 @@ def test_any_module_that_returns_feature_vectors_can_be_the_vision_encoder():
     media = batch_of([image(1), "ab", image(2), "c"]).media
     assert close(flamingo.encode_media(media), flamingo.resampler(flamingo.vision(media.flatten(0, 2))[:, None])[None])
     assert not any(p.requires_grad for p in flamingo.vision.parameters())
-
-
-def test_positions_of_a_larger_grid_are_interpolated_between_patch_centres():
-    """Section 3.2: fine-tuning uses larger images. The values 0 and 1 become 0, 1/4, 3/4, 1."""
-    by_hand = torch.tensor([0, 0.25, 0.75, 1])
-    columns, rows = resize_positions(torch.tensor([[0.0, 0], [1, 0], [0, 1], [1, 1]]), 4).unbind(-1)
-    assert close(columns, by_hand.repeat(4)) and close(rows, by_hand.repeat_interleave(4))
-    assert torch.equal(resize_positions(random(9, 5), 3), random(9, 5))
-    with pytest.raises(ValueError, match="cannot resize 8 positions"):
-        resize_positions(random(8, 5), 4)
-
-
-def test_resizing_keeps_the_patch_size_and_the_class_token_and_accepts_larger_images():
-    """Only the positions change: the class token's position stays, and the new ones are those of `resize_positions`."""
-    vit = tiny_vit()
-    before = {name: p.clone() for name, p in vit.state_dict().items()}
-    resize_vit(vit, 20)
-    assert vit(random(1, 3, 20, 20)).shape == (1, 26, 16) and vit.config.image_size == 20
-    expected = torch.cat([before["positions"][:1], resize_positions(before["positions"][1:], 5)])
-    assert torch.equal(vit.positions, expected)
-    assert all(torch.equal(p, before[name]) for name, p in vit.state_dict().items() if name != "positions")
-    with pytest.raises(ValueError, match="image size 22 is not a multiple of the patch size 4: choose 20 or 24"):
-        resize_vit(vit, 22)
-    with pytest.raises(TypeError, match="only a ViT can be resized, not a Identity"):
-        resize_vit(nn.Identity(), 8)
 
 
 @pytest.mark.parametrize(
