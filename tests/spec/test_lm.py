@@ -186,6 +186,7 @@ def test_rows_of_a_cache_can_be_repeated_and_reordered(family):
     assert close(lm(second, cache=cache.reorder(order))[0], lm(whole)[0][:, 7:])
 
 
+@pytest.mark.causal_mask(points=1)
 @every_family
 def test_a_sequence_longer_than_the_context_is_an_error(family):
     """Exactly `max_length` tokens fit, with or without a cache. Relative positions can have no limit."""
@@ -207,6 +208,7 @@ def test_position_l_predicts_token_l_plus_1_and_only_labels_count():
     logits, labels = random(2, 5, 11, seed=1), torch.tensor([[9, -100, 3, 4, -100], [-100, -100, -100, -100, 7]])
     terms = [-logits[b, l - 1].log_softmax(-1)[labels[b, l]] for b, l in ((0, 2), (0, 3), (1, 4))]
     assert close(next_token_loss(logits, labels), sum(terms) / 3)
+    assert next_token_loss(logits.bfloat16(), labels) == next_token_loss(logits.bfloat16().float(), labels), "softmax in fp32"
     loss = next_token_loss(logits.requires_grad_(), torch.full_like(labels, -100))
     loss.backward()
     assert loss == 0 and not logits.grad.any(), "without any label"
@@ -228,3 +230,5 @@ def test_the_loss_of_the_lm_is_that_of_its_logits_and_dropout_is_active_in_train
     expected = next_token_loss(lm(lm.embed(ids))[0], labels)
     assert close(lm.loss(ids, labels), expected)
     assert not close(lm.train().loss(ids, labels), expected, 1e-3)
+    silent, x = tiny_lm(dropout=1.0).train(), random(1, 4, 32)
+    assert close(silent(x)[0], silent.head(silent.final_norm(x))), "dropout is on both branches, not on the residual stream"

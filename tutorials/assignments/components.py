@@ -102,7 +102,10 @@ def function_lines(text: str, name: str) -> tuple[int, int] | None:
         if inside and re.match(rf"{indent}def {method}\b", line):
             # It ends before the next line that is not deeper. A line with ")" closes the list of arguments.
             outside = (j for j in range(i + 1, len(lines)) if re.match(rf" {{0,{len(indent)}}}[^\s)#]", lines[j]))
-            found = (i, next(outside, len(lines)))
+            end = next(outside, len(lines))
+            while not lines[end - 1].strip() or lines[end - 1].strip().startswith("#"):
+                end -= 1
+            found = (i, end)
     return found
 
 

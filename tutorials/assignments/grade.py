@@ -38,7 +38,7 @@ def collect_code(tree: Path, functions: list[Function]) -> tuple[dict[Function, 
     return code, ""
 
 
-def grade(tree: Path, names: list[str], seconds: int = 20) -> list[dict]:
+def grade(tree: Path, names: list[str], seconds: int = 40) -> list[dict]:
     """One dict per test: {"component", "test", "points", "max", "message"}.
 
     A test with several cases gives its points if all cases pass. seconds: limit of processor time of each component.
@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("tree", type=Path, help="a student's folder, with minflamingo/ in it")
     parser.add_argument("names", nargs="*", help="assignments (a1 ... a4) or components; none: all components")
     parser.add_argument("--out", type=Path, help="write results.json here")
-    parser.add_argument("--seconds", type=int, default=20, help="processor time of each component; default: %(default)s")
+    parser.add_argument("--seconds", type=int, default=40, help="processor time of each component; default: %(default)s")
     args = parser.parse_args()
     try:
         if not (args.tree / "minflamingo").is_dir():

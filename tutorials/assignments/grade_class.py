@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tutorials.assignments.components import ROOT, choose_components
 
-LIMIT = 1800  # seconds for one student; grading takes about one minute, and an endless loop adds one minute per component
+LIMIT = 1800  # seconds for one student; grading takes about one minute, and an endless loop adds up to a minute per component
 
 
 def grade_student(tree: Path, names: list[str], out: Path) -> str:

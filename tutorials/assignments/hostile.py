@@ -1,7 +1,7 @@
 """Submissions that attack the grader or are broken. Each may cost the points of `xattn_mask` and nothing else.
 
 `HOSTILE` has bodies for the function `xattn_mask`, in which {root} is the folder of the project. `BREAK_TREE` damages the rest
-of a tree, which must cost nothing at all. tests/test_assignments.py grades them, in a copy of the project.
+of a tree, which must cost nothing at all. tutorials/assignments/test_assignments.py grades them, in a copy of the project.
 """
 
 from collections.abc import Callable

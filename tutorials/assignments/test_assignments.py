@@ -17,7 +17,7 @@ from tutorials.assignments.mutants import MUTANTS
 FUNCTIONS = find_functions()
 COMPONENTS = list(dict.fromkeys(f.component for f in FUNCTIONS))
 MASK = next(f for f in FUNCTIONS if f.component == "xattn_mask")
-QUICK_HOSTILE = ("os-exit", "syntax-error", "deletes-files", "always-equal")
+QUICK_HOSTILE = ("os-exit", "deletes-files")
 
 
 @pytest.fixture(scope="module")
