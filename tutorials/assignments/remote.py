@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from tutorials.assignments.components import ROOT, Function, put_function
-from tutorials.assignments.worker import REPLY_SIZE, serve
+from tutorials.assignments.worker import REPLY_SIZE, look_up, new_module, pack, serve
 
 
 class Ended(Exception):
@@ -39,13 +39,16 @@ class Arguments(pickle.Pickler):
         self.generators: dict[int, torch.Generator] = {}
         self.activations = importlib.import_module("minflamingo.layers").ACTIVATIONS
 
-    def persistent_id(self, value: object):
+    def reducer_override(self, value: object):
+        """How to pickle an object, or NotImplemented for the usual way."""
         for kind, name, known in ((Tensor, "tensor", self.tensors), (torch.Generator, "generator", self.generators)):
             if isinstance(value, kind):
-                known.setdefault(id(value), value)
-                return name, list(known).index(id(value))
-        names = [name for name, function in self.activations.items() if function is value]  # most are lambdas
-        return ("activation", names[0]) if names else None
+                known[id(value)] = value  # the pickler asks once for each object
+                return look_up, (name, len(known) - 1)
+        if isinstance(value, nn.Module):  # most of the dicts of a module are empty: leave them out
+            return new_module, (type(value),), {k: v for k, v in vars(value).items() if not isinstance(v, dict | set) or v}
+        names = [name for name, function in self.activations.items() if function is value] if callable(value) else []
+        return (look_up, ("activation", names[0])) if names else NotImplemented  # most activations are lambdas
 
 
 class Student:
@@ -92,10 +95,9 @@ class Student:
         """
         if self.ended:
             raise Ended(self.ended)
-        buffer, began = io.BytesIO(), time.monotonic()
-        torch.save(request, buffer)
+        began = time.monotonic()
         try:
-            self.connection.send_bytes(buffer.getvalue())
+            self.connection.send_bytes(pickle.dumps(request))
             if not self.connection.poll(max(self.left, 0.1)):
                 raise Ended(f"no result within {3 * self.seconds} seconds; is there an endless loop?")
             reply = torch.load(io.BytesIO(self.connection.recv_bytes(2 * REPLY_SIZE)), weights_only=True)
@@ -125,9 +127,9 @@ class Student:
         pickler.dump((args, kwargs))
         tensors, generators = list(pickler.tensors.values()), list(pickler.generators.values())
         request = {
-            "function": name, "arguments": buffer.getvalue(), "tensors": [t.detach() for t in tensors],
-            "kinds": [(isinstance(t, nn.Parameter), t.requires_grad) for t in tensors], "rng": torch.get_rng_state(),
-            "generators": [g.get_state() for g in generators], "grad": torch.is_grad_enabled(),
+            "function": name, "arguments": buffer.getvalue(), "tensors": [pack(t) for t in tensors],
+            "kinds": [(isinstance(t, nn.Parameter), t.requires_grad) for t in tensors], "rng": pack(torch.get_rng_state()),
+            "generators": [pack(g.get_state()) for g in generators], "grad": torch.is_grad_enabled(),
         }  # fmt: skip
         reply: dict = {}
         outputs = RemoteCall.apply(self, request, reply, *tensors)
@@ -162,7 +164,7 @@ class RemoteCall(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        found = ctx.student.ask({"call": ctx.call, "gradients": list(gradients)})["gradients"]
+        found = ctx.student.ask({"call": ctx.call, "gradients": [g if g is None else pack(g) for g in gradients]})["gradients"]
         return None, None, None, *(found.get(i) for i in range(len(ctx.needs_input_grad) - 3))
 
 

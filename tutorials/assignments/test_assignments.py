@@ -52,6 +52,11 @@ def test_each_component_is_in_one_assignment_and_has_three_graded_tests():
     assert sorted(name for names in ASSIGNMENTS.values() for name in names) == sorted(COMPONENTS) and len(COMPONENTS) >= 14
     spec = "\n".join(path.read_text() for path in (ROOT / "tests" / "spec").glob("test_*.py"))
     settings = (ROOT / "pyproject.toml").read_text()
+    marks = re.findall(r"^@pytest\.mark\.(\w+)\(points=(\d)\)$", spec, re.MULTILINE)
+    points = {name: sum(int(n) for mark, n in marks if mark == name) for name in COMPONENTS}
+    for name, parts in ASSIGNMENTS.items():
+        handout = next((ROOT / "tutorials" / "assignments").glob(f"{name}_*.md")).read_text()
+        assert f"60 * earned / {sum(points[part] for part in parts)}" in handout, name
     for name in COMPONENTS:
         assert len(re.findall(rf"^@pytest\.mark\.{name}\(points=[1-9]\)$", spec, re.MULTILINE)) >= 3, name
         assert f'"{name}: ' in settings, name

@@ -95,7 +95,7 @@ def serve(connection: Connection, tree: str, folder: str, solution: str, functio
     except BaseException as error:
         calls.broken = error
     while True:
-        request = torch.load(io.BytesIO(connection.recv_bytes()), weights_only=False)
+        request = pickle.loads(connection.recv_bytes())
         try:
             reply = calls.call(**request) if "function" in request else calls.backward(**request)
         except BaseException as error:
@@ -108,26 +108,50 @@ def serve(connection: Connection, tree: str, folder: str, solution: str, functio
         connection.send_bytes(buffer.getvalue())
 
 
+TABLES: dict[str, object] = {}  # what the arguments of the present call refer to
+
+
+def look_up(table: str, key: int | str) -> object:
+    """A tensor, a random generator or an activation function, by its place in the request (remote.Arguments)."""
+    return TABLES[table][key]
+
+
+def pack(tensor: Tensor) -> tuple:
+    """A tensor as bytes, type and shape. For many small tensors this is much faster than `torch.save`."""
+    return tensor.detach().flatten().view(torch.uint8).numpy().tobytes(), tensor.dtype, tuple(tensor.shape)
+
+
+def unpack(data: bytes, dtype: torch.dtype, shape: tuple) -> Tensor:
+    """The inverse of `pack`."""
+    return torch.frombuffer(bytearray(data), dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+
+
+def new_module(kind: type[nn.Module]) -> nn.Module:
+    """A module without parameters and submodules."""
+    module = kind.__new__(kind)
+    nn.Module.__init__(module)
+    return module
+
+
 class Calls:
     """Calls of a component's functions, and what their gradients need."""
 
     def __init__(self):
         self.functions, self.broken, self.graphs = {}, None, []
 
-    def call(self, function: str, arguments: bytes, tensors: list, kinds: list, generators: list, grad: bool, rng: Tensor):
+    def call(self, function: str, arguments: bytes, tensors: list, kinds: list, generators: list, grad: bool, rng: tuple):
         """Run a function -> the reply: its result, and what it changed."""
         if self.broken is not None:
             raise self.broken
-        leaves = [self.leaf(t, *kind) for t, kind in zip(tensors, kinds)]
+        leaves = [self.leaf(unpack(*t), *kind) for t, kind in zip(tensors, kinds)]
         drawn = [torch.Generator() for _ in generators]
         for generator, state in zip(drawn, generators):
-            generator.set_state(state)
-        unpickler = pickle.Unpickler(io.BytesIO(arguments))
-        known = {"tensor": leaves, "generator": drawn, "activation": importlib.import_module("minflamingo.layers").ACTIVATIONS}
-        unpickler.persistent_load = lambda key: known[key[0]][key[1]]
-        args, kwargs = unpickler.load()
+            generator.set_state(unpack(*state))
+        activations = importlib.import_module("minflamingo.layers").ACTIVATIONS
+        TABLES.update(tensor=leaves, generator=drawn, activation=activations)
+        args, kwargs = pickle.loads(arguments)
         versions = [leaf._version for leaf in leaves]
-        torch.set_rng_state(rng)
+        torch.set_rng_state(unpack(*rng))
         with torch.set_grad_enabled(grad):
             result = self.functions[function](*args, **kwargs)
         outputs: list[Tensor] = []
@@ -149,7 +173,7 @@ class Calls:
     def backward(self, call: int, gradients: list) -> dict:
         """Gradients of the outputs of a call -> gradients of its tensors. None: the outputs do not depend on it."""
         leaves, outputs = self.graphs[call]
-        used = [(o, g) for o, g in zip(outputs, gradients) if o.requires_grad and g is not None]
+        used = [(o, unpack(*g)) for o, g in zip(outputs, gradients) if o.requires_grad and g is not None]
         wanted = [i for i, leaf in enumerate(leaves) if leaf.requires_grad]
         found = [None] * len(wanted)
         if used and wanted:
