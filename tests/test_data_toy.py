@@ -151,8 +151,7 @@ def test_contrastive_batches_show_no_held_out_scene_and_captions_describe_what_i
 def test_a_hard_negative_changes_one_fact_or_exchanges_two(kind):
     """It is not held out, and colours and shapes in an image of different things remain different."""
     rng = random.Random(0)
-    for _ in range(200):
-        scene = random_scene(rng, kind, "train")
+    for scene in (random_scene(rng, kind, "train") for _ in range(200)):
         other = hard_negative(rng, scene)
         before, after = (re.findall(r"'.+?'|\d", repr(facts)) for facts in (scene, other))
         assert sum(a != b for a, b in zip(before, after, strict=True)) == 1 or Counter(before) == Counter(after)
@@ -176,8 +175,7 @@ def test_names_have_2_to_8_letters_and_all_forms_occur(split):
     assert {letter.lower() for name in names for letter in name} == {*world.CONSONANTS, *world.VOWELS, *world.ACCENTED}
     forms = {str.islower: 0.4, str.istitle: 0.3, str.isupper: 0.03, lambda name: not name.isascii(): 0.1}
     assert all(sum(map(form, names)) > least * len(names) for form, least in forms.items())
-    assert len({name.lower() for name in names}) > 8000
-    assert len(set(names[:500])) == 500  # those of one document are different
+    assert len({name.lower() for name in names}) > 8000 and len(set(names[:500])) == 500  # of one document: all different
     one, again, other = (made_up_names(random.Random(seed), 5, split) for seed in (1, 1, 2))
     assert one == again != other
 
@@ -203,13 +201,11 @@ def test_each_round_of_binding_shows_every_name_once_and_a_name_has_one_meaning_
     for row in rows(binding_row, n=2 * ways + 1, ways=ways, shown=shown):
         for start in (0, ways):
             assert sorted(shot.answer for shot in row[start : start + ways]) == sorted(row[0].choices)
-        meant = {}
-        for shot in row:
-            part = named_part(POOL.scenes[shot.medium])
-            assert meant.setdefault(shot.answer, part) == part
-        assert len(set(meant.values())) == ways
-        assert shown == "drawing" or all(len(set(part)) == ways for part in zip(*meant.values()))
-        meanings |= set(meant.values())
+        named = {(shot.answer, named_part(POOL.scenes[shot.medium])) for shot in row}
+        meant = {part for _, part in named}
+        assert len(named) == len(meant) == ways
+        assert shown == "drawing" or all(len(set(part)) == ways for part in zip(*meant))
+        meanings |= meant
     assert len(meanings) > 30
 
 
@@ -223,26 +219,17 @@ def test_a_quarter_of_the_names_of_a_noisy_row_are_wrong_but_never_that_of_the_q
     assert 0.22 < np.mean(wrong) < 0.28
 
 
-def test_in_a_rule_row_one_of_four_attributes_decides_which_of_two_names_is_right():
-    def decides(attribute: str, row: list[Shot]) -> bool:
-        pairs = {(shot.answer, attributes(POOL.scenes[shot.medium])[attribute]) for shot in row}
-        return len(pairs) == 2 and all(len(set(part)) == 2 for part in zip(*pairs))
-
-    found = Counter()
-    for row in rows(rule_row, n=20):
-        (attribute,) = [name for name in ("colour", "shape", "count", "place") if decides(name, row)]
-        found[attribute] += 1
-    assert len(found) == 4
-
-
-def test_a_task_row_asks_for_one_of_six_attributes_and_only_all_shots_together_show_which():
-    found = Counter()
-    for row in rows(shot_rows.task_row, n=20):
-        assert {shot.prompt for shot in row} == {"Output:"}
-        fitting = [{a for a, v in attributes(POOL.scenes[s.medium]).items() if " " + v == s.answer} for s in row]
-        (attribute,) = set.intersection(*fitting)
-        found[attribute] += 1
-    assert set(found) == {"colour", "shape", "count", "place", "word", "sum"}
+@pytest.mark.parametrize("task, more", [("rule", set()), ("task", {"word", "sum"})])
+def test_one_attribute_decides_all_answers_of_a_row_of_rule_or_task(task, more):
+    """Of rule: which of two made-up names is right. Only all shots together show which attribute it is."""
+    found = set()
+    for row in rows(ROWS[task], n=20):
+        facts = [attributes(POOL.scenes[shot.medium]) for shot in row]
+        pairs = {name: {(shot.answer, fact.get(name)) for shot, fact in zip(row, facts)} for name in facts[0]}
+        (decides,) = [name for name in pairs if all(len(set(part)) == len(pairs[name]) for part in zip(*pairs[name]))]
+        assert task == "task" or len(pairs[decides]) == 2
+        found.add(decides)
+    assert found == {"colour", "shape", "count", "place"} | more
 
 
 def test_training_documents_state_no_fact_about_a_held_out_animal_and_no_held_out_sum():
