@@ -24,11 +24,11 @@ from .data.images import ImagePreprocessor, as_frames
 from .data.sample import EOC, Sample, collate
 from .flamingo import Batch, Cache, Flamingo
 from .generate import beam_search, generate, prefill
-from .pretrained.files import extra, open_tensors
+from .pretrained.files import open_tensors
 from .pretrained.loading import REPOSITORIES, load_published
 from .pretrained.tables import fill
 from .tokenizer import Tokenizer, ToyTokenizer
-from .training.checkpoint import load_json, save_json, save_tensors, write_atomically
+from .training.checkpoint import extra, load_json, save_json, save_tensors, write_atomically
 
 WEIGHTS = ("model.safetensors", "model.pt", "trainable.safetensors", "trainable.pt")  # one of them is in a folder
 

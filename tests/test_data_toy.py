@@ -224,6 +224,7 @@ def test_one_attribute_decides_all_answers_of_a_row_of_rule_or_task(task, more):
     """Of rule: which of two made-up names is right. Only all shots together show which attribute it is."""
     found = set()
     for row in rows(ROWS[task], n=20):
+        assert task == "rule" or {shot.prompt for shot in row} == {"Output:"}
         facts = [attributes(POOL.scenes[shot.medium]) for shot in row]
         pairs = {name: {(shot.answer, fact.get(name)) for shot, fact in zip(row, facts)} for name in facts[0]}
         (decides,) = [name for name in pairs if all(len(set(part)) == len(pairs[name]) for part in zip(*pairs[name]))]

@@ -145,8 +145,10 @@ def test_the_mover_moves_in_equal_steps_and_the_other_thing_stays(direction):
 @pytest.mark.parametrize("wrong, message", [
     ({"kind": "portrait"}, "portrait: unknown kind 'portrait'; choose one of things, pair, row"),
     ({"kind": "sign", "word": "taxi", "place": "left"}, "sign: unknown place 'left'; choose one of top, bottom"),
+    ({"place": "middle"}, "things: unknown place 'middle'; choose one of left, right, top, bottom"),
     ({"shape": "blob"}, "things: unknown shape 'blob'; choose one of circle, square"),
     ({"kind": "pair", "relation": "below"}, "pair: unknown relation 'below'; choose one of left of, above"),
+    ({"kind": "animal", "name": "unicorn"}, "animal: unknown name 'unicorn'; choose one of flamingo, chinchilla"),
 ])  # fmt: skip
 def test_unknown_contents_of_a_scene_raise_an_error_that_lists_the_choices(wrong, message):
     scene = {"kind": "things", "colour": "red", "shape": "circle", "count": 1, "place": "left"}

@@ -70,6 +70,11 @@ def test_images_of_all_modes_become_rgb(media, expected):
     assert pixels(media) == expected
 
 
+def test_a_cmyk_jpeg_is_not_inverted():
+    jpeg = Image.open(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100))  # inverted in the file
+    assert jpeg.mode == "CMYK" and np.abs(as_frames(jpeg)[0].astype(int) - RED).max() <= 2
+
+
 @pytest.mark.parametrize("form", ["GIF", "PNG", "WEBP"])
 def test_an_animation_is_its_current_frame(form):
     frames = [Image.new("RGB", (4, 3), colour) for colour in (RED, BLUE)]
@@ -210,3 +215,9 @@ def test_preprocessing_of_clip_and_idefics_equals_transformers(size, mode):
     assert torch.allclose(clip_preprocessor(resize="squash")(image), theirs("IdeficsImageProcessor", image), rtol=0, atol=1e-6)
     if "A" not in mode:
         assert torch.allclose(clip_preprocessor()(image), theirs("CLIPImageProcessor", image), rtol=0, atol=1e-6)
+
+
+def test_the_crop_margin_follows_torchvision_where_transformers_differs():
+    """Margin 3: round(1.5) = 2 in torchvision, 3 // 2 = 1 in transformers."""
+    tall = noise(227, 224)
+    assert torch.allclose(clip_preprocessor()(tall), theirs("CLIPImageProcessor", Image.fromarray(tall[1:])), rtol=0, atol=1e-6)

@@ -95,6 +95,7 @@ def test_missing_extra_and_misshapen_tensors_are_named():
     for tensors, message in (
         ({k: v for k, v in state.items() if ".h.1.ln_1.bias" not in k}, r"does not fit this model\. missing: h\.1\.ln_1\.bias"),
         ({**state, "transformer.h.3.ln_1.bias": torch.zeros(32)}, r"left over: h\.3\.ln_1\.bias"),
+        ({**state, "epoch": 3}, "left over: epoch"),
         ({k.replace("c_fc", "fc"): v for k, v in state.items()}, r"missing: (\S+,? ){5}\.\.\.; left over: (\S+,? ){5}\.\.\.$"),
         ({**state, "transformer.wpe.weight": torch.zeros(39, 32)}, r"wrong shape: wpe.weight \(39, 32\) instead of \(40, 32\)"),
     ):
@@ -315,6 +316,7 @@ def test_presets_have_the_numbers_of_parameters_of_table_1_and_of_the_model_card
     with torch.device("meta"):  # nothing is allocated
         flamingo = Flamingo(PRESETS[name])
     parts = flamingo.xattn_layers, flamingo.resampler, flamingo.lm
+    assert name in PAPER or PRESETS[name].n_added_tokens == 3
     xattn, resampler, lm = (sum(p.numel() for p in part.parameters()) / 1e9 for part in parts)
     if name in CARDS:
         assert (xattn + resampler, lm) == pytest.approx(CARDS[name], abs=0.001)

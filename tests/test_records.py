@@ -55,6 +55,7 @@ BROKEN = {
     "an empty text": (pair_sample, {"png": b"not read", "txt": " \n"}, "the caption is empty"),
     "a text that is not UTF-8": (pair_sample, {"png": 1, "txt": b"\xff\xfe"}, "utf-8"),
     "a truncated image": (pair_sample, {"jpg": encoded(1, "JPEG")[:-40], "txt": "a"}, "'jpg': not an image.*or damaged"),
+    "half a json": (pair_sample, {"png": 1, "json": b'{"caption": "a'}, "Unterminated string"),
     "a json without caption": (pair_sample, {"png": 1, "json": {}}, "caption"),
     "a video without frames": (video_sample, {"txt": "a"}, "a video needs one or more frames"),
     "a file that is not a video": (video_sample, {"mp4": b"not a video", "txt": "a"}, "mp4.*PyAV|mp4: not a video, or damaged"),
@@ -154,8 +155,10 @@ PAIR = {"texts": ["a", None], "images": [None, "1.png"]}
 BROKEN_DOCUMENTS = {
     "neither format": {"caption": "a"},
     "no images": {"text_list": ["a"]},
+    "a sentence that is a number": {"text_list": ["a", 3], "image_info": matched(0)},
     "a text that is a number": {**PAIR, "texts": [3, None]},
     "an image that is missing": {**PAIR, "images": [None, "../1.png"]},
+    "a similarity that is a word": {"text_list": ["a"], "image_info": matched(0, matched_sim="high")},
     "base64 that is not valid": {**PAIR, "images": [None, {"image_base64": "é"}]},
     "lists of two lengths": {"texts": ["a"], "images": [None, "1.png"]},
     "no image": {"texts": ["a"], "images": [None]},

@@ -174,7 +174,7 @@ def test_a_stage_saves_and_stops_if_its_parent_process_has_ended(tmp_path, monke
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()], ids=["disk full", "Ctrl-C"])
 def test_readers_see_the_old_file_until_the_new_one_is_complete(tmp_path, error):
     """A failed write leaves the old file and no other."""
-    old, path = {"w": torch.ones(2), "name": "é"}, tmp_path / "model.pt"
+    old, path = {"w": torch.ones(2), "half": torch.ones(2, dtype=torch.bfloat16), "name": "é"}, tmp_path / "model.pt"
     save_tensors(old, path)
 
     def write(temporary):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import equal
@@ -81,11 +82,14 @@ def test_metrics_csv_has_the_rows_of_all_stages(quick):
         assert {k for k in row if k.startswith("alpha")} == {f"alpha_{p}_{i}" for p in ("xattn", "dense") for i in range(3)}
 
 
-def test_all_files_are_written_and_no_unfinished_one_is_left(quick):
+def test_figures_are_not_blank_and_no_unfinished_file_is_left(quick):
     files = {str(p.relative_to(quick[0])) for p in quick[0].rglob("*") if p.is_file()}
     figures = {f"{name}.png" for name in ("shots", "loss", "gates", "prompts", "attention", "world")}
     model = {"config.json", "tokenizer.json", "model.pt"}
     assert files == {*model, "results.json", "metrics.csv", *figures, *(f"stages/{name}.pt" for name in STAGES)}
+    for name in figures:
+        pixels = np.asarray(Image.open(quick[0] / name).convert("L"))
+        assert min(pixels.shape) >= 150 and max(pixels.shape) >= 400 and pixels.std() > 2, name
 
 
 def test_vision_encoder_and_lm_are_frozen_while_flamingo_trains(quick):

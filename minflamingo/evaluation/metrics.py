@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..pretrained.files import extra
+from ..training.checkpoint import extra
 from .task import Example
 
 

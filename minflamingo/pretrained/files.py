@@ -8,26 +8,16 @@
     tensors["model.decoder.embed_tokens.weight"].half()        # reads 77 MB
 """
 
-import importlib
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from ..training.checkpoint import errors_of, load_json
+from ..training.checkpoint import errors_of, extra, load_json
 
 Tensors = Mapping[str, "Tensor | Callable[[], Tensor]"]
-
-
-def extra(module: str, group: str = "real") -> ModuleType:
-    """Import a module of a package of the extra [group]. Raises ImportError that says how to install it."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"this needs {module.split('.')[0]}: pip install 'minflamingo[{group}]' ({error})") from None
 
 
 def renamed(tensors: Tensors, rename: Callable[[str], str | None]) -> Tensors:

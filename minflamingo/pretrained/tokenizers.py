@@ -17,8 +17,8 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ..training.checkpoint import errors_of
-from .files import beside, extra
+from ..training.checkpoint import errors_of, extra
+from .files import beside
 
 tokenizers = extra("tokenizers")
 SPECIAL = ("pad_id", "bos_id", "eoc_id", "image_id", "around_image_id")

@@ -3,10 +3,12 @@
 Weights are read with `weights_only=True`: a pickle that would run code is refused, and none of it runs.
 """
 
+import importlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -49,3 +51,11 @@ def errors_of(path: str | Path, kind: str = "checkpoint (truncated, another form
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]
         raise ValueError(f"{path}: not a valid {kind}: {reason}") from None
+
+
+def extra(module: str, group: str = "real") -> ModuleType:
+    """Import a module of a package of the extra [group]. Raises ImportError that says how to install it."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"this needs {module.split('.')[0]}: pip install 'minflamingo[{group}]' ({error})") from None
