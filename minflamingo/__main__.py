@@ -61,10 +61,14 @@ def complete(args: argparse.Namespace, load_model) -> None:
     shots = read_shots(args.shots) if args.shots else []
     prompt = with_chunk_ends([*shots, *map(read_piece, args.prompt)])
     # The text appears while it is generated. Beam search knows its answer only at the end.
-    show = None if args.beams > 1 else lambda text: print(text, end="", flush=True)
-    names = ("max_new_tokens", "beams", "temperature", "top_k", "top_p", "seed")
-    text = load_model().complete(prompt, on_text=show, **{name: getattr(args, name) for name in names})
-    print(text if show is None else "")
+    show = None if args.beams > 1 or args.n else lambda text: print(text, end="", flush=True)
+    names = ("max_new_tokens", "beams", "temperature", "top_k", "top_p", "seed", "stop", "repetition_penalty",
+             "no_repeat_ngram_size", "length_penalty", "n")  # fmt: skip
+    answer = load_model().complete(prompt, on_text=show, **{name: getattr(args, name) for name in names})
+    if args.n:
+        print("\n".join(f"{score:.3f}\t{text}" for text, score in answer))
+    else:
+        print(answer if show is None else "")
 
 
 def add_complete_parser(commands, add_model_options) -> None:
@@ -78,6 +82,11 @@ def add_complete_parser(commands, add_model_options) -> None:
     add("--top-k", type=int, help="sample only from the k most likely tokens; default: all")
     add("--top-p", type=float, help="sample only from the most likely tokens with this total probability; default: all")
     add("--seed", type=int, help="of the sampling; default: another result each time")
+    add("--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; can be repeated")
+    add("--repetition-penalty", type=float, default=1.0, help="above 1: repeated tokens are less likely; default: 1")
+    add("--no-repeat-ngram-size", type=int, default=0, help="N: no N tokens in a row occur twice; default: 0, off")
+    add("--length-penalty", type=float, default=0.0, help="of beam search; above 0 long answers are preferred; default: 0")
+    add("--n", type=int, help="print N answers with their scores: the best of the beams, or N samples; default: one answer")
     add_model_options(parser)
 
 

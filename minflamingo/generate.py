@@ -39,8 +39,7 @@ def prefill(flamingo: Flamingo, prompt: Batch, cache: Cache | None = None) -> tu
         if prompt.attend_next is not None and bool(prompt.attend_next.any()):
             raise ValueError("attend_next is for training only: a prompt after a cache attends to the last image before it")
         if len(cache.phi) == 1:
-            # the same shots for all prompts
-            cache = cache.repeat(B)
+            cache = cache.repeat(B)  # the same shots for all prompts
         if len(cache.phi) != B:
             raise ValueError(f"{B} prompts, but the cache has {len(cache.phi)} rows: it needs 1 or {B}")
     end = (mask * torch.arange(1, L + 1, device=mask.device)).amax(1)  # (B,) the index after the last real token
@@ -62,11 +61,14 @@ def decode_step(flamingo: Flamingo, token: Tensor, cache: Cache) -> tuple[Tensor
     return logits[:, -1], cache
 
 
-def without_image(flamingo: Flamingo, logits: Tensor) -> Tensor:
-    """Make `<image>` impossible in logits or log-probabilities (B, V): a generated `<image>` would have no image."""
-    if flamingo.image_id < logits.shape[-1]:  # only models with an output row for it (config.added_head)
-        logits = logits.index_fill(-1, torch.tensor([flamingo.image_id], device=logits.device), -torch.inf)
-    return logits
+def forbid(flamingo: Flamingo, logits: Tensor, banned: Sequence[int] = ()) -> Tensor:
+    """Make tokens impossible in logits or log-probabilities (..., V): those of `banned`, and `<image>`: it would have no image.
+
+    banned: ids that are only input, such as `<PAD>` and `<BOS>` (`input_only` in data/sample.py).
+    """
+    # many models have no output for <image>: its id is V or above
+    ids = [i for i in (flamingo.image_id, *banned) if i < logits.shape[-1]]
+    return logits.index_fill(-1, torch.tensor(ids, dtype=torch.long, device=logits.device), -torch.inf)
 
 
 def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
@@ -92,19 +94,20 @@ def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None 
 def generate(
     flamingo: Flamingo, prompt: Batch, eoc_id: int, *, max_new_tokens: int = 32, temperature: float = 0.0,
     top_k: int | None = None, top_p: float | None = None, generator: torch.Generator | None = None,
-    on_token: Callable[[Tensor], None] | None = None, cache: Cache | None = None,
+    on_token: Callable[[Tensor], None] | None = None, banned: Sequence[int] = (),
+    adjust: Callable[[list[list[int]], Tensor], Tensor] | None = None, cache: Cache | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """Continue each prompt up to `<EOC>`, which is not returned.
 
     Args:
-        prompt, cache: as in `prefill`.
+        prompt, cache: as in `prefill`. banned: as in `forbid`.
         temperature: 0 takes the most likely token (greedy). Above 0 tokens are sampled: logits / temperature, then softmax.
-        top_k, top_p: see `filter_logits`.
-        generator: the random state for sampling.
+        top_k, top_p: see `filter_logits`. generator: the random state for sampling.
         on_token: called with each new token (B,) as soon as it exists.
+        adjust: called with the new tokens of each row so far and the next logits; returns other logits (see `pipeline.py`).
     """
     ### BEGIN SOLUTION generate
-    if temperature < 0:
+    if not 0 <= temperature < torch.inf:  # also false for NaN
         raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or above")
     logits, cache = prefill(flamingo, prompt, cache)
     # + 1: the last generated token is never fed back, so it needs no place in the context.
@@ -113,12 +116,15 @@ def generate(
     new: list[Tensor] = []
     while len(new) < steps:
         # in fp32: half precision makes many probabilities equal
-        logits = without_image(flamingo, logits.float())
+        logits = forbid(flamingo, logits.float(), banned)
+        if adjust is not None:
+            logits = adjust(torch.stack(new, dim=1).tolist() if new else [[]] * len(logits), logits)
         if temperature == 0:
             token = logits.argmax(-1)  # (B,)
         else:
-            probabilities = filter_logits(logits / temperature, top_k, top_p).softmax(-1)
-            token = torch.multinomial(probabilities, 1, generator=generator)[:, 0]
+            # the largest logit becomes 0: so a tiny temperature gives minus infinity for the others, and never infinity
+            logits = filter_logits((logits - logits.amax(-1, keepdim=True)) / temperature, top_k, top_p)
+            token = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
         new.append(torch.where(running, token, eoc_id))  # a finished row continues with <EOC>, which is cut off below
         if on_token is not None:
             on_token(new[-1])
@@ -136,20 +142,22 @@ def generate(
 @torch.inference_mode()
 def beam_search(
     flamingo: Flamingo, prompt: Batch, eoc_id: int, *, beams: int = 3, max_new_tokens: int = 32, length_penalty: float = 0.0,
+    n_best: int = 1, banned: Sequence[int] = (), adjust: Callable[[list[list[int]], Tensor], Tensor] | None = None,
     cache: Cache | None = None,
 ) -> list[list[int]]:  # fmt: skip
-    """The most likely continuation found with `beams` hypotheses per prompt, the paper's setting for open-ended tasks.
+    """The most likely continuations found with `beams` hypotheses per prompt, the paper's setting for open-ended tasks.
 
     Greedy search cannot take back a token. Beam search keeps the best few hypotheses, extends each by every token, and keeps
     the best few again. A hypothesis ends with `<EOC>`; its score is its log-likelihood / length ** length_penalty (0: no
     correction). The length counts the generated tokens, with `<EOC>`.
 
     Args:
-        prompt, cache: as in `prefill`. All beams of a prompt share its cache.
+        prompt, cache: as in `prefill`. All beams of a prompt share its cache. banned, adjust: as in `generate`.
+        n_best: how many continuations of each prompt are returned, the best one first.
     """
     ### BEGIN SOLUTION beam_search
-    if beams < 1:
-        raise ValueError(f"beams is {beams}; it must be at least 1")
+    if not 1 <= n_best <= beams:
+        raise ValueError(f"beams is {beams} and n_best {n_best}; it must be 1 <= n_best <= beams")
     logits, cache = prefill(flamingo, prompt, cache)
     (B, V), device = logits.shape, logits.device
     steps = min(max_new_tokens, flamingo.lm.remaining_context(cache.lm.mask.shape[1]) + 1)
@@ -163,7 +171,10 @@ def beam_search(
     tokens: list[list[list[int]]] = [[[] for _ in range(beams)] for _ in range(B)]
     finished: list[list[tuple[float, list[int]]]] = [[] for _ in range(B)]  # (score, tokens)
     for step in range(steps):
-        total = score[..., None] + without_image(flamingo, log_p).unflatten(0, (B, beams))  # (B, beams, V)
+        log_p = forbid(flamingo, log_p, banned)
+        if adjust is not None:
+            log_p = adjust([ids for of_prompt in tokens for ids in of_prompt], log_p)
+        total = score[..., None] + log_p.unflatten(0, (B, beams))  # (B, beams, V)
         # Each beam has one candidate that ends with <EOC>. So of 2 * beams candidates at least `beams` continue.
         top, index = total.flatten(1).topk(min(2 * beams, beams * V), dim=1)
         rows, next_tokens, score = [], [], torch.full((B, beams), -torch.inf, device=device)
@@ -182,9 +193,10 @@ def beam_search(
             tokens[b] = [[*tokens[b][parent], token] for parent, token in kept]
             rows += [b * beams + parent for parent, _ in kept]
             next_tokens += [token for _, token in kept]
-        # A longer hypothesis never has a higher log-likelihood. So stop when the best finished score is at least as good as
-        # the best running one (not with a length penalty, which can raise the score of longer hypotheses).
-        settled = length_penalty == 0 and all(f and max(f)[0] >= float(score[b].max()) for b, f in enumerate(finished))
+        # A longer hypothesis never has a higher log-likelihood. So stop when the (n_best) best finished scores are at least as
+        # good as the best running one (not with a length penalty, which can raise the score of longer hypotheses).
+        best = [sorted(f, reverse=True)[:n_best] for f in finished]
+        settled = length_penalty == 0 and all(len(f) == n_best and f[-1][0] >= float(s.max()) for f, s in zip(best, score))
         if settled or step == steps - 1:
             break
         # beam i now continues the hypothesis of its parent, so it needs the parent's keys and values
@@ -194,14 +206,14 @@ def beam_search(
     # At the token limit, the running hypotheses are answers too. (If all prompts were settled before it, none of them wins.)
     for b in range(B):
         finished[b] += [(s / max(steps, 1) ** length_penalty, ids) for s, ids in zip(score[b].tolist(), tokens[b])]
-    return [max(f, key=lambda entry: entry[0])[1] for f in finished]
+    return [ids for f in finished for _, ids in sorted(f, key=lambda entry: -entry[0])[:n_best]]
     ### END SOLUTION
 
 
 @torch.inference_mode()
 def score_answers(
     flamingo: Flamingo, prompt: Batch, answers: Sequence[Sequence[Sequence[int]]], *, pad_id: int = 0,
-    cache: Cache | None = None,
+    banned: Sequence[int] = (), cache: Cache | None = None,
 ) -> Tensor:  # fmt: skip
     """Close-ended tasks: the log-likelihood of each given answer after its prompt.
 
@@ -209,7 +221,7 @@ def score_answers(
         prompt, cache: as in `prefill`. The prompt is processed once for all its answers.
         answers: for each prompt its candidates, each a list of ids. All prompts have the same number of candidates.
     Returns:
-        (B, A) sums of log-likelihoods.
+        (B, A) sums of log-likelihoods. Minus infinity for an answer with `<image>` or a banned token.
     """
     ### BEGIN SOLUTION score_answers
     if len(answers) != len(prompt.ids):
@@ -225,12 +237,12 @@ def score_answers(
     ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows], device=logits.device)  # (B*A, longest)
     real = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows], device=logits.device)
     # The prompt's last token predicts the first token of every answer; each answer token predicts the next one.
-    first = logits.float().log_softmax(-1).repeat_interleave(A, 0)[:, None]  # (B*A, 1, V)
+    first = forbid(flamingo, logits.float().log_softmax(-1), banned).repeat_interleave(A, 0)[:, None]  # (B*A, 1, V)
     log_p = first.gather(2, ids[:, :1, None])[..., 0]  # (B*A, 1)
     if longest > 1:
         # the last token of an answer predicts nothing that we score, so it is not an input
         later, _ = flamingo(Batch(ids[:, :-1], ids[:, :-1], real[:, :-1]), cache.repeat(A))  # (B*A, longest - 1, V)
-        later = later.float().log_softmax(-1).gather(2, ids[:, 1:, None])[..., 0]
+        later = forbid(flamingo, later.float().log_softmax(-1), banned).gather(2, ids[:, 1:, None])[..., 0]
         log_p = torch.cat([log_p, later.masked_fill(~real[:, 1:], 0.0)], dim=1)  # padding adds nothing
     return log_p.sum(1).unflatten(0, (-1, A))
     ### END SOLUTION

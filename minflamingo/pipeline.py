@@ -13,17 +13,19 @@ A saved model is a folder with `config.json` (sizes, image preprocessing), `toke
 `model.pt` or `model.safetensors`, or with the trained modules alone `trainable.pt` or `trainable.safetensors`.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from .config import FlamingoConfig
 from .data.images import ImagePreprocessor, as_frames
-from .data.sample import EOC, Sample, collate
+from .data.sample import EOC, Sample, collate, input_only
 from .flamingo import Batch, Cache, Flamingo
-from .generate import beam_search, generate, prefill
+from .generate import beam_search, generate, prefill, score_answers
 from .pretrained.files import open_tensors
 from .pretrained.loading import REPOSITORIES, load_published
 from .pretrained.tables import fill
@@ -67,9 +69,10 @@ class Pipeline:
 
     def complete(
         self, prompt: Sequence[object], *, max_new_tokens: int = 32, beams: int = 1, temperature: float = 0.0,
-        top_k: int | None = None, top_p: float | None = None, seed: int | None = None,
+        top_k: int | None = None, top_p: float | None = None, seed: int | None = None, stop: str | Sequence[str] = (),
+        repetition_penalty: float = 1.0, no_repeat_ngram_size: int = 0, length_penalty: float = 0.0, n: int | None = None,
         on_text: Callable[[str], None] | None = None, cache: Cache | None = None,
-    ) -> str:  # fmt: skip
+    ) -> str | list[tuple[str, float]]:  # fmt: skip
         """The model's continuation of the prompt, up to `<EOC>`.
 
         Args:
@@ -77,25 +80,45 @@ class Pipeline:
             beams: above 1: beam search, without sampling.
             temperature: 0 takes the most likely token; above 0 tokens are sampled (top_k and top_p restrict the choice).
             seed: of the sampling. None: a different result each time.
-            on_text: called with each new piece of text as soon as it exists (not with beams).
+            stop: one text or several; the answer ends before the first of them.
+            repetition_penalty, no_repeat_ngram_size: see `controls`.
+            length_penalty: of beam search, see `beam_search`. Above 0 long answers are preferred.
+            n: return a list of n answers with their scores, the best one first: the n best of the beams, or n samples.
+            on_text: called with each new piece of text as soon as it exists (not with beams or n).
             cache: from `prefill`; the prompt then continues it.
+        Returns:
+            The answer. With n, a list of (answer, score). The score is the log-likelihood of the answer's tokens, including the
+            `<EOC>` that ends it, divided by their number ** length_penalty.
         Raises:
             TypeError, ValueError: an invalid prompt or option.
         """
-        if beams < 1:
-            raise ValueError(f"beams is {beams}; it must be at least 1")
         if beams > 1 and temperature > 0:
             raise ValueError("beam search does not sample: use beams=1 or temperature=0")
+        if n is not None and not 1 <= n <= (beams if temperature == 0 else n):
+            raise ValueError(f"n is {n}: several answers need as many beams, or a temperature above 0")
         batch, eoc_id = self.batch(prompt, bos=cache is None), self.tokenizer.eoc_id
-        if beams > 1:
-            rows = beam_search(self.model, batch, eoc_id, beams=beams, max_new_tokens=max_new_tokens, cache=cache)
+        stop = [stop] if isinstance(stop, str) else stop
+        adjust = controls(self.tokenizer, batch, repetition_penalty, no_repeat_ngram_size, stop)
+        options = dict(max_new_tokens=max_new_tokens, banned=input_only(self.tokenizer), adjust=adjust, cache=cache)
+        stream = TextStream(self.tokenizer, on_text, stop)
+        if beams != 1:
+            options |= dict(beams=beams, length_penalty=length_penalty, n_best=n or 1)
+            rows = beam_search(self.model, batch, eoc_id, **options)
         else:
-            generator = None if seed is None else torch.Generator(self.device).manual_seed(seed)
-            rows = generate(
-                self.model, batch, eoc_id, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-                generator=generator, on_token=on_text and stream_text(self.tokenizer, on_text), cache=cache,
-            )  # fmt: skip
-        return self.tokenizer.decode(rows[0])
+            options |= dict(temperature=temperature, top_k=top_k, top_p=top_p, on_token=stream if on_text and not n else None)
+            options["generator"] = None if seed is None else torch.Generator(self.device).manual_seed(seed)
+            rows = [generate(self.model, batch, eoc_id, **options)[0] for _ in range(n or 1)]
+        texts = [before(self.tokenizer.decode(row), stop) for row in rows]
+        if n is None:
+            stream.show(texts[0])
+            return texts[0]
+        # Only answers at the limit of tokens do not end with <EOC>.
+        length = batch.ids.shape[1] + (0 if cache is None else cache.lm.mask.shape[1])
+        limit = min(max_new_tokens, self.model.lm.remaining_context(length) + 1)
+        rows = [row if len(row) == limit else [*row, eoc_id] for row in rows]
+        scores = score_answers(self.model, batch, [rows], cache=cache)[0].tolist()
+        scores = [score / len(row) ** length_penalty for score, row in zip(scores, rows)]
+        return sorted(zip(texts, scores), key=lambda answer: -answer[1])
 
     def save(self, folder: str | Path, *, safetensors: bool = False, trainable_only: bool = False) -> None:
         """Write the folder that `load` reads. Each file is written completely or not at all, the weights last.
@@ -121,19 +144,68 @@ class Pipeline:
             (folder / name).unlink(missing_ok=True)
 
 
-def stream_text(tokenizer: Tokenizer, on_text: Callable[[str], None]) -> Callable[[torch.Tensor], None]:
-    """Turn tokens into text one by one. A character of several bytes is passed on when it is complete."""
-    ids, shown = [], 0
+def controls(
+    tokenizer: Tokenizer, prompt: Batch, repetition_penalty: float, no_repeat_ngram_size: int, stop: Sequence[str]
+) -> Callable[[list[list[int]], Tensor], Tensor] | None:
+    """The argument `adjust` of generate.py for a prompt of one row. None: nothing to adjust.
 
-    def on_token(token: torch.Tensor) -> None:
-        nonlocal shown
-        ids.append(int(token[0]))
-        text = tokenizer.decode(ids)
-        if not text.endswith("\ufffd"):  # the replacement character: some bytes are still missing
-            on_text(text[shown:])
-            shown = len(text)
+    Args:
+        repetition_penalty: above 1, tokens that occurred before are less likely (Keskar et al. 2019): a logit above 0 is
+            divided by it, one below 0 multiplied.
+        no_repeat_ngram_size: n: no n tokens in a row occur twice. 0: off.
+        stop: after one of these texts, only `<EOC>` is possible.
+    As in transformers, the tokens of the prompt count too (but not those of a cache before it).
+    """
+    if not 0 < repetition_penalty < math.inf or no_repeat_ngram_size < 0 or not all(stop):
+        raise ValueError("repetition_penalty must be above 0, no_repeat_ngram_size 0 or above, and stop texts not empty")
+    if repetition_penalty == 1 and no_repeat_ngram_size == 0 and not stop:
+        return None
+    before_answer, n = prompt.ids[prompt.attention_mask].tolist(), no_repeat_ngram_size
 
-    return on_token
+    def adjust(rows: list[list[int]], logits: Tensor) -> Tensor:
+        logits = logits.clone()
+        for row, new in zip(logits, rows):  # row (V,)
+            ids = before_answer + new
+            seen = torch.tensor([i for i in set(ids) if i < len(row)], device=row.device)
+            row[seen] = torch.where(row[seen] > 0, row[seen] / repetition_penalty, row[seen] * repetition_penalty)
+            # where the last n - 1 tokens occurred before, the token after them would complete n tokens for a second time
+            for i in range(len(ids) - n + 1) if n else ():
+                if ids[i : i + n - 1] == ids[len(ids) - n + 1 :] and ids[i + n - 1] < len(row):
+                    row[ids[i + n - 1]] = -torch.inf
+            if (text := tokenizer.decode(new)) != before(text, stop):
+                row[:] = -torch.inf
+                row[tokenizer.eoc_id] = 0.0
+        return logits
+
+    return adjust
+
+
+def before(text: str, stop: Sequence[str]) -> str:
+    """The text before the first of the stop texts, or all of it."""
+    return text[: min((text.find(end) for end in stop if end in text), default=len(text))]
+
+
+class TextStream:
+    """Passes on text while tokens are generated: each piece as soon as it is certain.
+
+    A character of several bytes waits until it is complete, and what may be the beginning of a stop text until it is not.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None] | None, stop: Sequence[str]):
+        self.tokenizer, self.on_text, self.stop = tokenizer, on_text, stop
+        self.ids, self.n_shown = [], 0
+
+    def __call__(self, token: Tensor) -> None:
+        self.ids.append(int(token[0]))
+        text = before(self.tokenizer.decode(self.ids), self.stop).rstrip("\ufffd")  # this character stands for missing bytes
+        waiting = [k for end in self.stop for k in range(1, len(end)) if text.endswith(end[:k])]
+        self.show(text[: len(text) - max(waiting, default=0)])
+
+    def show(self, text: str) -> None:
+        """Pass on the part of `text` that is new."""
+        if self.on_text is not None and len(text) > self.n_shown:
+            self.on_text(text[self.n_shown :])
+            self.n_shown = len(text)
 
 
 def load(

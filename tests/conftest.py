@@ -110,11 +110,12 @@ def batch_of(*rows: list, pad: str = "right", **sample) -> Batch:
 
 
 @torch.no_grad()
-def next_log_p(flamingo: Flamingo, pieces: list, new: Sequence[int] = ()) -> Tensor:
-    """(V,) after a prompt and new tokens, everything computed from scratch."""
-    batch = batch_of(pieces)
-    ids = torch.cat([batch.ids, torch.tensor([new], dtype=torch.long)], dim=1)
-    return flamingo(replace(batch, ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool)))[0][0, -1].log_softmax(-1)
+def next_log_p(flamingo: Flamingo, pieces: list, *rows: Sequence[int]) -> Tensor:
+    """(V,), or (n, V) for n rows: after a prompt and new tokens, everything computed from scratch."""
+    batch, new = batch_of(*[pieces] * max(1, len(rows))), torch.tensor(rows or [()], dtype=torch.long)
+    ids = torch.cat([batch.ids, new], dim=1)
+    logits = flamingo(replace(batch, ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool)))[0]
+    return logits[:, -1].log_softmax(-1).squeeze(0)
 
 
 def log_likelihood(flamingo: Flamingo, pieces: list, answer: list[int]) -> float:

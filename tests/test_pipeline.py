@@ -15,6 +15,7 @@ from minflamingo.__main__ import main, read_piece, read_shots, with_chunk_ends
 from minflamingo.data.images import ImagePreprocessor
 from minflamingo.data.sample import stack_media
 from minflamingo.generate import beam_search
+from minflamingo.pipeline import controls
 
 TOKENIZER = ToyTokenizer([" a", " cat", " dog", "Output"])
 PREPROCESS = ImagePreprocessor(8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3))
@@ -95,15 +96,45 @@ def test_beams_give_the_answer_of_beam_search(flamingo):
 
 
 def test_streamed_text_is_the_returned_text(flamingo):
-    """Piece by piece; a character of several bytes appears when it is complete."""
-    counts = []
-    for seed in range(5):
+    """Piece by piece; a character of several bytes appears when it is complete. An answer ends before a stop text."""
+    for seed in (0, 1, 3):
+        options = dict(max_new_tokens=30, temperature=2.0, seed=seed)
         parts: list[str] = []
-        text = flamingo.complete([CAT], max_new_tokens=30, temperature=2.0, seed=seed, on_text=parts.append)
-        streamed = "".join(parts)
-        assert text.startswith(streamed) and set(text[len(streamed) :]) <= {"\ufffd"}
-        counts.append(len(parts))
-    assert max(counts) > 1
+        text = flamingo.complete([CAT], on_text=parts.append, **options)
+        assert "".join(parts) == text and len(parts) > 9
+        for stop in (text[5:8], [text[9:12], text[4:6]], text[-1], "never", [text[3:5] + "never", text[8:9]]):
+            expected = min((text.split(end)[0] for end in ([stop] if isinstance(stop, str) else stop)), key=len)
+            parts.clear()
+            assert flamingo.complete([CAT], stop=stop, on_text=parts.append, **options) == expected == "".join(parts)
+
+
+def test_repetitions_are_penalised_or_impossible(flamingo):
+    """By hand: prompt 5 6 7 5 and the new token 6. Positive logits are divided, negative ones multiplied, once per token."""
+    prompt, logits = by_hand([5, 6, 7, 5]), torch.arange(9.0)[None] - 6
+    for penalty, n, expected in (
+        (2.0, 0, [-6, -5, -4, -3, -2, -2, 0, 0.5, 2]), (1.0, 2, [-6, -5, -4, -3, -2, -1, 0, -np.inf, 2]),
+        (1.0, 3, [-6, -5, -4, -3, -2, -1, 0, -np.inf, 2]), (1.0, 4, logits[0].tolist()),
+        (0.5, 1, [-6, -5, -4, -3, -2, -np.inf, -np.inf, -np.inf, 2]),
+    ):  # fmt: skip
+        assert controls(TOKENIZER, prompt, penalty, n, [])([[6]], logits)[0].tolist() == expected
+    assert controls(TOKENIZER, prompt, 1.0, 0, []) is None
+    text = flamingo.complete([CAT, "a"], max_new_tokens=20, no_repeat_ngram_size=1)
+    assert len(set(text.split())) == len(text.split()) and "a" not in text
+
+
+@pytest.mark.parametrize("options", [dict(beams=4), dict(beams=4, length_penalty=1.0), dict(temperature=1.5, seed=2)], ids=str)
+def test_several_answers_have_their_log_likelihoods_as_scores(flamingo, options):
+    answers = flamingo.complete([CAT, " a"], n=3, max_new_tokens=4, **options)
+    scores = [score for _, score in answers]
+    assert len({text for text, _ in answers}) > 1 and len(answers) == 3 and scores == sorted(scores, reverse=True)
+    assert flamingo.complete([CAT, " a"], n=1, max_new_tokens=4, **options | dict(beams=1))[0][1] <= 0
+    for text, score in answers:
+        ids = TOKENIZER.encode(text)
+        ids = ids if len(ids) == 4 else [*ids, END]
+        with torch.no_grad():
+            log_p = flamingo.model(by_hand([BOS, IMG, A_CAT[0], *ids], CAT))[0][0, 2:-1].log_softmax(-1)
+        expected = float(log_p.gather(1, torch.tensor(ids)[:, None]).sum())
+        assert score == pytest.approx(expected / len(ids) ** options.get("length_penalty", 0), abs=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------ shared prefixes
@@ -141,7 +172,11 @@ def test_an_invalid_prompt_is_refused_by_its_piece(flamingo, prompt, error, mess
 
 
 def test_contradictory_options_are_refused(flamingo):
-    for options, message in ((dict(beams=3, temperature=1.0), "beam search does not sample"), (dict(beams=0), "beams is 0")):
+    for options, message in (
+        (dict(beams=3, temperature=1.0), "beam search does not sample"), (dict(beams=0), "beams is 0"),
+        (dict(n=3), "n is 3"), (dict(n=4, beams=3), "n is 4"), (dict(repetition_penalty=0), "must be above 0"),
+        (dict(stop=["a", ""]), "stop texts not empty"),
+    ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             flamingo.complete(["a"], **options)
 

@@ -63,7 +63,6 @@ FIGURES = {
     "prompts": lambda path: plots.plot_prompts([example(), WRONG], path),
     "attention": lambda path: plots.plot_attention(IMAGE, TOKENS, RNG.random((10, 4, 4)), path),
     "world": lambda path: plots.plot_world([(IMAGE, "two purple diamonds"), (VIDEO, "the $red$ circle moves right")] * 3, path),
-    "architecture": plots.plot_architecture,
 }
 
 

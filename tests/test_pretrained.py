@@ -212,16 +212,19 @@ def test_idefics_has_the_logits_of_transformers(changes):
     assert relative(ours, oracle) < 1e-5
 
 
-@pytest.mark.parametrize("beams", [1, 3])
-def test_idefics_generates_the_tokens_of_transformers(beams):
-    """Greedily and with beam search; the image token is excluded on both sides."""
+@pytest.mark.parametrize("beams, tokens", [(1, 10), (3, 10), (3, 3), (4, 5)])
+def test_idefics_generates_the_tokens_of_transformers(beams, tokens):
+    """Greedily and with beam search, all beams; the image token is excluded on both sides. Some answers end, others do not."""
     model = idefics()
+    with torch.no_grad():
+        model.lm_head.weight[2] *= 4
     flamingo = from_state_dict(model.config, model.state_dict())
     ids, pixels = example([[3, 7, 8], [0, 5, 9], [1, 2, 3]], 12)
     model.config.vocab_size = 52  # their beam search takes the number of logits from here, and forgets the additional tokens
-    options = dict(max_new_tokens=10, num_beams=beams, do_sample=False, suppress_tokens=[51], length_penalty=0.0)
-    oracle = model.generate(**idefics_inputs(ids, pixels), **options)
-    assert ours_generated(flamingo, batch_of(ids, pixels), 2, beams) == until(oracle[:, 12:], 2)
+    options = dict(max_new_tokens=tokens, num_beams=beams, num_return_sequences=beams, do_sample=False, suppress_tokens=[51])
+    oracle = until(model.generate(**idefics_inputs(ids, pixels), length_penalty=0.0, **options)[:, 12:], 2)
+    assert ours_generated(flamingo, batch_of(ids, pixels), 2, beams, tokens, n_best=beams) == oracle
+    assert len({len(answer) for answer in oracle}) > 1
 
 
 @torch.no_grad()
@@ -241,10 +244,10 @@ def test_an_idefics_is_loaded_by_name_from_the_folder_that_transformers_writes(t
         load("idefics-9b", vision=tmp_path, flamingo=tmp_path)
 
 
-def ours_generated(flamingo: Flamingo, batch: Batch, eoc_id: int, beams: int) -> list[list[int]]:
+def ours_generated(flamingo: Flamingo, batch: Batch, eoc_id: int, beams: int, n: int = 10, **options) -> list[list[int]]:
     if beams == 1:
-        return generate(flamingo, batch, eoc_id, max_new_tokens=10)
-    return beam_search(flamingo, batch, eoc_id, beams=beams, max_new_tokens=10)
+        return generate(flamingo, batch, eoc_id, max_new_tokens=n)
+    return beam_search(flamingo, batch, eoc_id, beams=beams, max_new_tokens=n, **options)
 
 
 def until(rows: torch.Tensor, end: int) -> list[list[int]]:

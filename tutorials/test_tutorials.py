@@ -3,8 +3,11 @@
 import json
 import re
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from tutorials.architecture import plot_architecture
 from tutorials.build import FOLDER, SOLUTION, SOURCES, execute, insert_solutions, read_cells
 
 NAMES = [path.stem for path in SOURCES]
@@ -23,6 +26,13 @@ def notebook_cells(name: str) -> list[dict]:
 
 def printed(cell: dict) -> str:
     return "".join("".join(output["text"]) for output in cell["outputs"] if output.get("name") == "stdout")
+
+
+def test_the_figure_of_the_architecture_is_that_of_its_program(tmp_path):
+    """Another version of matplotlib may draw letters slightly differently."""
+    paths = (plot_architecture(tmp_path / "new.png"), FOLDER / "figures" / "architecture.png")
+    new, committed = (np.asarray(Image.open(path).convert("L"), float) for path in paths)
+    assert new.shape == committed.shape and np.abs(new - committed).mean() < 2 and len(np.unique(new)) > 20
 
 
 def test_there_are_eleven_notebooks():

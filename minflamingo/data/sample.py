@@ -58,6 +58,12 @@ def is_medium(piece: object) -> bool:
     return isinstance(piece, np.ndarray | Tensor)
 
 
+def input_only(tokenizer: Tokenizer) -> list[int]:
+    """Ids that a model gets but never generates: `<PAD>`, `<BOS>`, `<image>`, and IDEFICS' token around images."""
+    names = ("pad_id", "bos_id", "image_id", "around_image_id")
+    return sorted({getattr(tokenizer, name, None) for name in names} - {None, tokenizer.eoc_id})
+
+
 @dataclass
 class TokenizedSample:
     """Token ids, labels and media of one sample: one row of a batch."""

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import EOC, Batch, Flamingo, Sample, Tokenizer, collate
+from ..data.sample import input_only
 from ..generate import beam_search, generate, score_answers
 
 N_TEXT_ONLY = 2  # examples in the prompt "0_text"
@@ -97,8 +98,9 @@ def generate_answers(
     """Open-ended: the text that the model generates after each prompt. beams: 3 in the paper, 1 is greedy."""
     batch = prompt_batch(flamingo, tokenizer, queries, shots)
     search = generate if beams == 1 else partial(beam_search, beams=beams)
-    # Both stop at the first <EOC>, which is not part of the answer.
-    answers = search(flamingo, batch, tokenizer.eoc_id, max_new_tokens=max_new_tokens)  # B lists of token ids
+    # Both stop at the first <EOC>, which is not part of the answer. <PAD>, <BOS> and <image> cannot be generated.
+    options = {"max_new_tokens": max_new_tokens, "banned": input_only(tokenizer)}
+    answers = search(flamingo, batch, tokenizer.eoc_id, **options)  # B lists of token ids
     return [tokenizer.decode(ids) for ids in answers]
 
 
@@ -127,7 +129,7 @@ def score_choices(
     for order in orders:
         batch = prompt_batch(flamingo, tokenizer, queries, shots, order)
         # The prompt is processed once for all its choices. float64, because averages are compared.
-        total = total + score_answers(flamingo, batch, ids).cpu().double()  # (B, A)
+        total = total + score_answers(flamingo, batch, ids, banned=input_only(tokenizer)).cpu().double()  # (B, A)
     scores = total / len(orders)
     if scoring == "mean":
         scores = scores / torch.tensor([[len(choice) for choice in of_query] for of_query in ids])  # (B, A) numbers of tokens

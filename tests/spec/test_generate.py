@@ -29,21 +29,21 @@ def talker(seed: int = 0, end: float = 0.5, flat: float = 0.3, lm: dict | None =
     return flamingo
 
 
-def slow_beam_search(flamingo: Flamingo, pieces: list, beams: int, steps: int, length_penalty: float = 0.0) -> list[int]:
+def slow_beam_search(flamingo: Flamingo, pieces: list, beams: int, steps: int, length_penalty=0.0, n_best=1) -> list[list[int]]:
     """Beam search of one prompt in which every hypothesis is recomputed from its pixels. One beam: greedy search."""
     running, finished = [(0.0, [])], []
     for length in range(1, steps + 1):
         candidates = []
-        for score, ids in running:
-            log_p = next_log_p(flamingo, pieces, ids).tolist()
+        rows = next_log_p(flamingo, pieces, *(ids for _, ids in running)).view(len(running), -1).tolist()
+        for (score, ids), log_p in zip(running, rows):
             candidates += [(score + p, [*ids, token]) for token, p in enumerate(log_p) if token != LETTERS.image_id]
         candidates.sort(key=lambda c: -c[0])
         finished += [(s / length**length_penalty, ids[:-1]) for s, ids in candidates[:beams] if ids[-1] == END]
         running = [c for c in candidates if c[1][-1] != END][:beams]
-        if length_penalty == 0 and finished and max(finished)[0] >= running[0][0]:
+        if length_penalty == 0 and sum(score >= running[0][0] for score, _ in finished) >= n_best:
             break
     finished += [(score / steps**length_penalty, ids) for score, ids in running]
-    return max(finished, key=lambda c: c[0])[1]
+    return [ids for _, ids in sorted(finished, key=lambda c: -c[0])[:n_best]]
 
 
 @pytest.mark.parametrize("pad", ["left", "right"])
@@ -65,18 +65,19 @@ def test_greedy_search_takes_the_most_likely_token_at_every_step(seed, pad):
     """Section 3, against a loop without any cache. Some answers end early and some reach the limit."""
     flamingo = talker(seed, end=1.0, flat=1.0)
     answers = generate(flamingo, batch_of(*PROMPTS, pad=pad), END, max_new_tokens=9)
-    assert answers == [slow_beam_search(flamingo, row, 1, 9) for row in PROMPTS]
+    assert answers == [slow_beam_search(flamingo, row, 1, 9)[0] for row in PROMPTS]
     assert 9 in map(len, answers) and min(map(len, answers)) < 9
 
 
 @pytest.mark.beam_search(points=4)
-@pytest.mark.parametrize("beams, length_penalty", [(1, 0.0), (3, 0.0), (5, 0.0), (3, 1.0)])
+@pytest.mark.parametrize("beams, length_penalty, n_best", [(1, 0.0, 1), (3, 0.0, 1), (5, 0.0, 3), (3, 1.0, 2)])
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_beam_search_keeps_the_most_likely_hypotheses(seed, beams, length_penalty):
+def test_beam_search_keeps_the_most_likely_hypotheses(seed, beams, length_penalty, n_best):
     """Appendix: beam 3. Caches are reordered with their hypotheses; the oracle recomputes everything."""
     flamingo, prompts = talker(seed, end=0.5 + length_penalty / 2), batch_of(*PROMPTS, pad="left")
-    answers = beam_search(flamingo, prompts, END, beams=beams, max_new_tokens=5, length_penalty=length_penalty)
-    assert answers == [slow_beam_search(flamingo, row, beams, 5, length_penalty) for row in PROMPTS]
+    answers = beam_search(flamingo, prompts, END, beams=beams, max_new_tokens=5, length_penalty=length_penalty, n_best=n_best)
+    expected = (slow_beam_search(flamingo, row, beams, 5, length_penalty, n_best) for row in PROMPTS)
+    assert answers == list(itertools.chain.from_iterable(expected))
 
 
 @pytest.mark.beam_search(points=3)
@@ -113,22 +114,38 @@ def test_an_answer_ends_before_the_first_eoc_or_at_a_limit(search):
 
 @pytest.mark.generate(points=1)
 @pytest.mark.beam_search(points=1)
-def test_the_image_token_is_never_generated():
-    """Section 3: a generated <image> would have no image, also if the model has an output row for it and prefers it."""
-    flamingo, prompt = talker(end=-50.0, added_head="own"), batch_of(*PROMPTS, pad="left")
+@pytest.mark.score_answers(points=1)
+def test_tokens_that_are_only_input_are_never_generated():
+    """Section 3: a generated <image> would have no image, also if the model has an output row for it. <PAD> and <BOS> too."""
+    flamingo, prompt, (pad, bos) = talker(end=-50.0, added_head="own"), batch_of(*PROMPTS, pad="left"), (0, 1)
     with torch.no_grad():
         flamingo.added_head.weight.mul_(30)
-    assert any(int(next_log_p(flamingo, row).argmax()) == LETTERS.image_id for row in PROMPTS)
-    answers = generate(flamingo, prompt, END, temperature=9.0, generator=torch.Generator().manual_seed(0))
-    for a in [*answers, *generate(flamingo, prompt, END), *beam_search(flamingo, prompt, END, max_new_tokens=6)]:
-        assert a and max(a) < LETTERS.image_id
+        flamingo.lm.head.bias[:2] = 3.0
+    assert {int(i) for row in PROMPTS for i in next_log_p(flamingo, row).topk(3).indices} >= {pad, bos, LETTERS.image_id}
+    for search, options in ((generate, dict(temperature=9.0)), (generate, {}), (beam_search, dict(max_new_tokens=6))):
+        for answer in search(flamingo, prompt, END, banned=[pad, bos], **options):
+            assert answer and set(answer) <= set(range(END + 1, LETTERS.image_id))
+    scores = score_answers(flamingo, prompt, [[[3, END], [bos], [3, pad], [LETTERS.image_id, 3]]] * 4, banned=[pad, bos])
+    assert scores[:, 0].isfinite().all() and (scores[:, 1:] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("search", [generate, beam_search])
+def test_logits_can_be_adjusted_to_the_tokens_so_far(search):
+    """Here no token may occur twice in an answer, and after three tokens only <EOC> is possible."""
+
+    def adjust(rows: list[list[int]], logits: torch.Tensor) -> torch.Tensor:
+        for ids, row in zip(rows, logits, strict=True):
+            row[ids if len(ids) < 3 else [i for i in range(len(row)) if i != END]] = -torch.inf
+        return logits
+
+    free, adjusted = (search(talker(2, end=-50.0), batch_of(*PROMPTS, pad="left"), END, adjust=a) for a in (None, adjust))
+    assert any(len(set(a)) < len(a) for a in free) and all(len(set(a)) == len(a) == 3 for a in adjusted)
 
 
 @pytest.mark.generate(points=2)
 def test_tokens_are_sampled_from_the_softmax_of_logits_divided_by_the_temperature():
     """Section 3: 4,000 samples, each frequency within four standard errors. top_k = 1 is greedy; the generator decides."""
-    flamingo, n = talker(), 4000
-    one = batch_of(["ab"])
+    flamingo, n, one = talker(), 4000, batch_of(["ab"])
     expected = (next_log_p(flamingo, ["ab"]) / 0.5).softmax(-1)
     many = Batch(*(t.expand(n, -1) for t in (one.ids, one.labels, one.attention_mask)))
 
@@ -139,7 +156,7 @@ def test_tokens_are_sampled_from_the_softmax_of_logits_divided_by_the_temperatur
     frequencies = tokens.bincount(minlength=len(expected)) / n
     assert ((frequencies - expected).abs() <= 4 * (expected * (1 - expected) / n).sqrt()).all()
     assert sample(temperature=0.5) == sample(temperature=0.5)
-    assert sample(temperature=2.0, top_k=1) == sample(temperature=2.0, top_p=1e-6) == sample()
+    assert sample(temperature=2.0, top_k=1) == sample(temperature=2.0, top_p=1e-6) == sample(temperature=1e-40) == sample()
 
 
 @pytest.mark.parametrize("options, kept", [
@@ -170,6 +187,15 @@ def test_the_probabilities_of_all_answers_with_two_tokens_sum_to_one():
     """Section 3: the likelihood of an answer given the prompt, without the prompt's own likelihood and without a mean."""
     every_answer = [[list(pair) for pair in itertools.product(range(LETTERS.vocab_size), repeat=2)]]
     assert close(score_answers(talker(), batch_of(PROMPTS[0]), every_answer).exp().sum(1), torch.ones(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_in_half_precision_scores_are_not_rounded_and_a_low_temperature_is_greedy(dtype):
+    """Softmax and sums are in fp32: in half precision many candidates would have the same score."""
+    flamingo, prompt = talker().to(dtype), batch_of(["ab"], ["gh"])
+    scores = score_answers(flamingo, prompt, [[[t] for t in range(LETTERS.vocab_size)]] * 2)
+    assert close(scores, prefill(flamingo, prompt)[0].float().log_softmax(-1)) and scores.dtype == torch.float32
+    assert generate(flamingo, prompt, END, temperature=1e-4) == generate(flamingo, prompt, END)
 
 
 METHODS = {
@@ -214,7 +240,9 @@ def test_wrong_prompts_and_options_are_errors():
         "top_p is 0.0": lambda: filter_logits(torch.zeros(1, 5), top_p=0.0),
         "top_p is 1.5": lambda: filter_logits(torch.zeros(1, 5), top_p=1.5),
         "temperature is -1": lambda: generate(flamingo, prompt, END, temperature=-1),
+        "temperature is nan": lambda: generate(flamingo, prompt, END, temperature=float("nan")),
         "beams is 0": lambda: beam_search(flamingo, prompt, END, beams=0),
+        "n_best 4": lambda: beam_search(flamingo, prompt, END, n_best=4),
         "same number of candidates": lambda: score_answers(flamingo, prompt, [[[3]], [[3], [4]], [[3]], [[3]]]),
         "no candidate may be empty": lambda: score_answers(flamingo, prompt, [[[]]] * 4),
     }.items():  # fmt: skip

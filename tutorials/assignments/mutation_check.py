@@ -45,8 +45,12 @@ def choose_tests(mutant: Mutant) -> list[str]:
         return sorted(files, key=lambda file: name not in file)
     module = mutant.file.removesuffix(".py").replace("/", ".")
     files = sorted((ROOT / "tests").rglob("test_*.py"))
-    order = sorted(files, key=lambda path: (path.name in SLOW, module not in path.read_text(encoding="utf-8"), path.name))
-    return [path.relative_to(ROOT).as_posix() for path in order]
+
+    def late(path: Path) -> tuple:
+        """Tests of this module come first, then those that import it."""
+        return path.name in SLOW, name not in path.name, module not in path.read_text(encoding="utf-8"), path.name
+
+    return [path.relative_to(ROOT).as_posix() for path in sorted(files, key=late)]
 
 
 def run_tests(tree: Path, tests: list[str]) -> None:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from tutorials.assignments.components import ROOT, Function, put_function
-from tutorials.assignments.worker import REPLY_SIZE, look_up, new_module, pack, serve
+from tutorials.assignments.worker import REPLY_SIZE, look_up, new_module, pack, read_reply, serve
 
 
 class Ended(Exception):
@@ -101,7 +101,7 @@ class Student:
             self.connection.send_bytes(pickle.dumps(request))
             if not self.connection.poll(max(self.left, 0.1)):
                 raise Ended(f"no result within {3 * self.seconds} seconds; is there an endless loop?")
-            reply = torch.load(io.BytesIO(self.connection.recv_bytes(2 * REPLY_SIZE)), weights_only=True)
+            reply = read_reply(self.connection.recv_bytes(2 * REPLY_SIZE))
             failed = "error" in reply
         except Ended as error:
             self.ended = str(error)
@@ -136,7 +136,7 @@ class Student:
             generator.set_state(state)
         owner = args[0] if args and isinstance(args[0], nn.Module) else None
         buffers = {id(b) for b in owner.buffers()} if owner is not None else set()
-        for i, value in reply["changed"].items():
+        for i, value in reply["changed"]:
             if id(tensors[i]) not in buffers:  # statistics of BatchNorm change in training; nothing else may
                 raise AssertionError(f"{name} changes a tensor of its arguments in place")
             with torch.no_grad():
@@ -162,7 +162,8 @@ class RemoteCall(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *gradients):
-        found = ctx.student.ask({"call": ctx.call, "gradients": [g if g is None else pack(g) for g in gradients]})["gradients"]
+        request = {"call": ctx.call, "gradients": [g if g is None else pack(g) for g in gradients]}
+        found = dict(ctx.student.ask(request)["gradients"])
         return None, None, None, *(found.get(i) for i in range(len(ctx.needs_input_grad) - 3))
 
 
