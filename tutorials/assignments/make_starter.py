@@ -28,7 +28,7 @@ def make_starter(out: Path, names: list[str]) -> list[str]:
     components = choose_components(names)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} exists already and is not an empty folder; choose another folder")
-    left_out = ("assignments", "build.py", "make_results.py", "test_tutorials.py")
+    left_out = ("assignments", "architecture.py", "build.py", "make_results.py", "test_tutorials.py")
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc", ".*", *left_out)
     for part in PARTS:
         if (ROOT / part).is_dir():
