@@ -92,6 +92,8 @@ class Pipeline:
         Raises:
             TypeError, ValueError: an invalid prompt or option.
         """
+        if max_new_tokens < 0:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 0 or above")
         if beams > 1 and temperature > 0:
             raise ValueError("beam search does not sample: use beams=1 or temperature=0")
         if n is not None and not 1 <= n <= (beams if temperature == 0 else n):
@@ -166,13 +168,14 @@ def controls(
         logits = logits.clone()
         for row, new in zip(logits, rows):  # row (V,)
             ids = before_answer + new
-            seen = torch.tensor([i for i in set(ids) if i < len(row)], device=row.device)
+            seen = torch.tensor([i for i in set(ids) if i < len(row)], dtype=torch.long, device=row.device)
             row[seen] = torch.where(row[seen] > 0, row[seen] / repetition_penalty, row[seen] * repetition_penalty)
             # where the last n - 1 tokens occurred before, the token after them would complete n tokens for a second time
             for i in range(len(ids) - n + 1) if n else ():
                 if ids[i : i + n - 1] == ids[len(ids) - n + 1 :] and ids[i + n - 1] < len(row):
                     row[ids[i + n - 1]] = -torch.inf
-            if (text := tokenizer.decode(new)) != before(text, stop):
+            text = tokenizer.decode(new)
+            if before(text, stop) != text:
                 row[:] = -torch.inf
                 row[tokenizer.eoc_id] = 0.0
         return logits

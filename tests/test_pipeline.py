@@ -175,7 +175,7 @@ def test_contradictory_options_are_refused(flamingo):
     for options, message in (
         (dict(beams=3, temperature=1.0), "beam search does not sample"), (dict(beams=0), "beams is 0"),
         (dict(n=3), "n is 3"), (dict(n=4, beams=3), "n is 4"), (dict(repetition_penalty=0), "must be above 0"),
-        (dict(stop=["a", ""]), "stop texts not empty"),
+        (dict(stop=["a", ""]), "stop texts not empty"), (dict(max_new_tokens=-5), "max_new_tokens is -5"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             flamingo.complete(["a"], **options)
