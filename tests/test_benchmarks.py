@@ -278,8 +278,8 @@ def test_broken_files_are_counted_named_and_left_out(folder, capsys, rices):
     main([*VQA, *["--rices"] * rices])
     cell, printed = results()["tasks"]["vqav2"]["shots"]["4"], capsys.readouterr().out
     assert cell["n"] == 4 and list(cell["broken"]) == ["30"] and cell["replaced"] == ([] if rices else ["40"])
-    assert "vqav2: skipped 1 queries that could not be opened, for example 30: " in printed
-    assert rices or "vqav2: replaced 1 shots that could not be opened, for example 40" in printed
+    assert "vqav2: skipped 1 queries that are broken or too long, for example 30: " in printed
+    assert rices or "vqav2: replaced 1 shots that are broken or too long, for example 40" in printed
     predictions = json.loads((folder / "out/predictions/vqav2-4-0.json").read_text())
     assert [p["key"] for p in predictions if "prediction" in p] == ["10", "20", "40", "50"]
     assert [p["key"] for p in predictions if "broken" in p] == ["30"]

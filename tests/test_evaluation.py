@@ -216,7 +216,7 @@ def test_shots_are_the_most_similar_examples_and_the_most_similar_one_is_last(pi
     """The query itself is in the support, and one example is broken: neither is a shot."""
     support = [example(i, broken=i == 3) for i in range(12)]
     queries = [example(100, "test"), example(4)]
-    task, cache = Task("t", support, queries, Template(""), "exact_match"), FeatureCache(pipeline)
+    task, cache = Task("t", support, queries, Template("", "{answer}"), "exact_match"), FeatureCache(pipeline)
     for query in queries:
         row, _ = select_shots(task, query, "3", 0, Protocol(rices=True), cache)
         others = [e for e in support if e.key not in (query.key, "train-3")]
