@@ -14,7 +14,7 @@ from PIL import Image
 from minflamingo import Pipeline, ToyTokenizer, load
 from minflamingo.__main__ import main
 from minflamingo.data.images import ImagePreprocessor, as_frames
-from minflamingo.evaluation.benchmarks import BENCHMARKS, load_benchmark
+from minflamingo.evaluation.benchmarks import BENCHMARKS, answers_of, load_benchmark
 from minflamingo.evaluation.fewshot import few_shot_prompt
 from minflamingo.evaluation.metrics import METRICS, Outcome
 from minflamingo.evaluation.runner import Protocol, evaluate, make_query
@@ -134,6 +134,15 @@ def test_questions_are_matched_with_answers_by_id_and_show_the_most_frequent_ans
     assert task.queries[0].answers == ("ship",) * 6 + ("boat",) * 4
     assert METRICS["vqa"]([Outcome(task.queries[0], "boat")]) == 100
     assert task.queries[0].media == task.queries[1].media  # one image, so that it is encoded once
+
+
+def test_a_byte_order_mark_a_line_separator_and_an_empty_answer_are_read(tmp_path):
+    """Windows writes the mark. U+2028 in a text does not end a line. An empty answer counts, and is never the one shown."""
+    make("hatefulmemes", tmp_path)
+    path = tmp_path / "test_seen.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b'"c"', '"c\u2028d"'.encode()))
+    assert [e.fields["text"] for e in load_benchmark("hatefulmemes", tmp_path).queries] == ["a {b}", "c\u2028d"]
+    assert answers_of({"answers": ["", "", "nokia"]}) == ("nokia", "", "")
 
 
 def test_youcook2_videos_are_cut_to_their_segment_of_at_most_30_frames(tmp_path):
