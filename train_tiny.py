@@ -40,7 +40,7 @@ from minflamingo.contrastive import ContrastiveModel, TextEncoder
 from minflamingo.data.sample import pack
 from minflamingo.evaluation.fewshot import accuracy, count_shots, predict
 from minflamingo.training.batching import micro_batches
-from minflamingo.training.checkpoint import save_json, write_atomically
+from minflamingo.training.checkpoint import print_any_character, save_json, write_atomically
 from minflamingo.training.optim import Muon, accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate
 from minflamingo.training.parallel import run_in_parallel, worker_threads
 from minflamingo.training.stage import SettingsDiffer, Stage
@@ -261,7 +261,7 @@ def evaluate(run: Run, flamingo: Flamingo) -> dict[str, dict]:
 
 def save_metrics(rows: list[dict], path: Path) -> None:
     def write(temporary: Path) -> None:
-        with open(temporary, "w", newline="") as file:
+        with open(temporary, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)), restval="")
             writer.writeheader()
             writer.writerows(rows)
@@ -286,8 +286,7 @@ def train_and_evaluate(run: Run) -> dict:
     results = {"seed": run.seed, "tasks": evaluate(run, flamingo)}
     seconds = {s.name: s.seconds for s in (vision, language, stage)} | {"evaluation": time.monotonic() - began}
     # Seconds of earlier calls of a resumed run are included. Two stages that ran at the same time count once.
-    first = (max if in_parallel else sum)([vision.seconds, language.seconds])
-    seconds["total"] = first + stage.seconds + seconds["evaluation"]
+    seconds["total"] = (max if in_parallel else sum)([vision.seconds, language.seconds]) + stage.seconds + seconds["evaluation"]
     results["seconds"] = {name: round(value, 1) for name, value in seconds.items()}
     results["device"] = torch.cuda.get_device_name() if "cuda" in run.device else f"{run.device}, {os.cpu_count()} cores"
     results["versions"] = {"python": platform.python_version(), "torch": torch.__version__}
@@ -297,6 +296,7 @@ def train_and_evaluate(run: Run) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> dict:
+    print_any_character()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=("tiny", "tiny-adamw", "small"), default="tiny", help="small needs a GPU")
     parser.add_argument("--device", default=None, help="cpu, cuda or mps; default: the best one of this machine")

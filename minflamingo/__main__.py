@@ -9,27 +9,39 @@
 """
 
 import argparse
+import os
+import re
 from functools import partial
 from pathlib import Path
 
 import torch
 
 from . import EOC, Pipeline, load
-from .data.images import read_image
-from .data.videos import IMAGES, VIDEOS, by_number, read_video
+from .data.images import IMAGES, OTHER_IMAGES, read_image
+from .data.videos import VIDEOS, by_number, read_video
 from .recipes import ablate, bench, benchmarks, finetune, train
+from .training.checkpoint import errors_of, print_any_character
 
-MEDIA = (*IMAGES, ".gif", ".bmp", ".tif", ".tiff", *VIDEOS)
+MEDIA = (*IMAGES, *OTHER_IMAGES, *VIDEOS)
+OTHER_FILES = (".txt", ".md", ".json", ".jsonl", ".csv", ".html", ".tar", ".zip", ".mp3", ".wav", ".npy", ".pt")
+PATH = re.compile(r"(~|\.\.?)?/\S+|[A-Za-z]:[\\/]\S*|\w+://\S+")  # ./cat, ~/cat, /tmp/cat, C:\cat, https://...
 
 
 def read_piece(word: str) -> object:
-    """A word of the command line: an image file, a video (a file, or a folder with its frames), or text."""
-    path = Path(word)
-    if path.suffix.lower() in MEDIA and not path.is_file():
-        raise FileNotFoundError(f"{word} looks like an image or a video, but this file does not exist")
-    if path.suffix.lower() in VIDEOS or (0 < len(word) < 256 and path.is_dir()):
-        return read_video(path)
-    return read_image(path) if path.suffix.lower() in MEDIA else word
+    """A word of the command line: an image file, a video (a file, or a folder with its frames), or text.
+
+    A word that looks like a file must exist: "cat.heic", "./cat", or "photos/cat" if there is a folder photos.
+    "Output: a cat.", "3.5", "and/or" and "www.example.com" are texts.
+    """
+    name = os.path.expanduser(word)
+    ending, folder = Path(name).suffix.lower(), os.path.dirname(name)
+    if os.path.exists(name):
+        return (read_video if ending in VIDEOS or os.path.isdir(name) else read_image)(Path(name))
+    if ending in (*MEDIA, *OTHER_FILES) or PATH.fullmatch(word) or os.path.isdir(folder):
+        what = "looks like an image or a video, but this file does not exist"
+        raise FileNotFoundError(f"{word} {what}. If it is a text, put a space after it.")
+    # Where the system's encoding is not UTF-8, Python reads other characters as surrogates of their bytes.
+    return word.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def read_shots(folder: Path) -> list[object]:
@@ -37,10 +49,12 @@ def read_shots(folder: Path) -> list[object]:
     pieces: list[object] = []
     for path in sorted(folder.iterdir(), key=lambda path: by_number(path.name)):
         text = path.with_suffix(".txt") if path.is_file() else path.parent / f"{path.name}.txt"
-        if path.is_dir() or path.suffix.lower() in MEDIA:
+        hidden = path.name.startswith(".")  # macOS writes "._cat.png" next to "cat.png"
+        if not hidden and (path.is_dir() or path.suffix.lower() in MEDIA):
             if not text.is_file():
                 raise FileNotFoundError(f"{path} is an example without a text: write the text into {text}")
-            pieces += [read_piece(str(path)), text.read_text(encoding="utf-8").strip()]
+            with errors_of(text, "text in UTF-8"):
+                pieces += [read_piece(str(path)), text.read_text(encoding="utf-8-sig").strip()]
     if not pieces:
         raise FileNotFoundError(f"{folder} has no examples; an example is an image and a text: cat.png with cat.txt")
     return pieces
@@ -101,6 +115,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    print_any_character()
     style = partial(argparse.ArgumentParser, formatter_class=argparse.RawDescriptionHelpFormatter)  # keeps line breaks
     parser = style(prog="python -m minflamingo", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=style)

@@ -105,7 +105,7 @@ class ToyTokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write the word list as JSON."""
-        Path(path).write_text(json.dumps({"kind": "toy", "words": self.words}, indent=0))
+        Path(path).write_text(json.dumps({"kind": "toy", "words": self.words}, indent=0), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> ToyTokenizer:
@@ -116,7 +116,7 @@ class ToyTokenizer:
         """
         # a foreign or damaged file should end in one clear sentence, not in a KeyError
         try:
-            content = json.loads(Path(path).read_text())
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
             words = content["words"] if content["kind"] == "toy" else None
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
             words = None

@@ -14,7 +14,7 @@ from PIL import Image
 from minflamingo import Pipeline, ToyTokenizer, load
 from minflamingo.__main__ import main
 from minflamingo.data.images import ImagePreprocessor, as_frames
-from minflamingo.evaluation.benchmarks import BENCHMARKS, load_benchmark
+from minflamingo.evaluation.benchmarks import BENCHMARKS, answers_of, load_benchmark
 from minflamingo.evaluation.fewshot import few_shot_prompt
 from minflamingo.evaluation.metrics import METRICS, Outcome
 from minflamingo.evaluation.runner import Protocol, evaluate, make_query
@@ -134,6 +134,15 @@ def test_questions_are_matched_with_answers_by_id_and_show_the_most_frequent_ans
     assert task.queries[0].answers == ("ship",) * 6 + ("boat",) * 4
     assert METRICS["vqa"]([Outcome(task.queries[0], "boat")]) == 100
     assert task.queries[0].media == task.queries[1].media  # one image, so that it is encoded once
+
+
+def test_a_byte_order_mark_a_line_separator_and_an_empty_answer_are_read(tmp_path):
+    """Windows writes the mark. U+2028 in a text does not end a line. An empty answer counts, and is never the one shown."""
+    make("hatefulmemes", tmp_path)
+    path = tmp_path / "test_seen.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b'"c"', '"c\u2028d"'.encode()))
+    assert [e.fields["text"] for e in load_benchmark("hatefulmemes", tmp_path).queries] == ["a {b}", "c\u2028d"]
+    assert answers_of({"answers": ["", "", "nokia"]}) == ("nokia", "", "")
 
 
 def test_youcook2_videos_are_cut_to_their_segment_of_at_most_30_frames(tmp_path):
@@ -278,8 +287,8 @@ def test_broken_files_are_counted_named_and_left_out(folder, capsys, rices):
     main([*VQA, *["--rices"] * rices])
     cell, printed = results()["tasks"]["vqav2"]["shots"]["4"], capsys.readouterr().out
     assert cell["n"] == 4 and list(cell["broken"]) == ["30"] and cell["replaced"] == ([] if rices else ["40"])
-    assert "vqav2: skipped 1 queries that could not be opened, for example 30: " in printed
-    assert rices or "vqav2: replaced 1 shots that could not be opened, for example 40" in printed
+    assert "vqav2: skipped 1 queries that are broken or too long, for example 30: " in printed
+    assert rices or "vqav2: replaced 1 shots that are broken or too long, for example 40" in printed
     predictions = json.loads((folder / "out/predictions/vqav2-4-0.json").read_text())
     assert [p["key"] for p in predictions if "prediction" in p] == ["10", "20", "40", "50"]
     assert [p["key"] for p in predictions if "broken" in p] == ["30"]

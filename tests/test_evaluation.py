@@ -47,7 +47,8 @@ def logged(example: Example, opened: list[str], interrupt: bool = False) -> Exam
 
 def letters_task(n_support: int = 20, n: int = 7, **more) -> Task:
     support, queries = [example(i) for i in range(n_support)], [example(i, "test") for i in range(n)]
-    return Task("letters", support, queries, Template("{given}", "{answer}"), "exact_match", **{"max_new_tokens": 5, **more})
+    options = {"metric": "exact_match", "max_new_tokens": 5, **more}
+    return Task("letters", support, queries, Template("{given}", "{answer}"), **options)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +120,19 @@ def test_close_ended_scores_are_log_likelihoods_and_the_best_choice_wins(pipelin
     if scoring == "sum":
         for batch_size in (1, 4, 64):
             assert predict(pipeline.model, LETTERS, asked, shots, batch_size=batch_size) == best and len(set(best)) > 1
+
+
+def test_a_prediction_is_the_choice_with_the_highest_sum_and_not_mean(pipeline, queries):
+    """The greedy text of four tokens against single letters: its mean is higher for some queries."""
+    means = 0
+    for query in queries:
+        pieces = few_shot_prompt(query, "0").pieces
+        text = greedy(pipeline.model, pieces, 4)
+        choices = (text, *(letter for letter in "abcdefgh" if letter != text[0]))
+        sums = [log_likelihood(pipeline.model, pieces, LETTERS.encode(choice)) for choice in choices]
+        assert predict(pipeline.model, LETTERS, [replace(query, choices=choices)], "0") == [choices[sums.index(max(sums))]]
+        means += sums[0] / len(text) > max(sums[1:]) > sums[0]
+    assert means > 0
 
 
 def test_wrong_scoring_and_wrong_candidates_are_errors(pipeline, queries):
@@ -216,7 +230,7 @@ def test_shots_are_the_most_similar_examples_and_the_most_similar_one_is_last(pi
     """The query itself is in the support, and one example is broken: neither is a shot."""
     support = [example(i, broken=i == 3) for i in range(12)]
     queries = [example(100, "test"), example(4)]
-    task, cache = Task("t", support, queries, Template(""), "exact_match"), FeatureCache(pipeline)
+    task, cache = Task("t", support, queries, Template("", "{answer}"), "exact_match"), FeatureCache(pipeline)
     for query in queries:
         row, _ = select_shots(task, query, "3", 0, Protocol(rices=True), cache)
         others = [e for e in support if e.key not in (query.key, "train-3")]
@@ -310,6 +324,30 @@ def test_a_broken_query_is_reported_and_left_out(pipeline):
     whole, rest = (evaluate(pipeline, t, "2") for t in (task, with_broken))
     assert rest["broken"] == {"test-50": "test/50.png is missing"} and rest["n"] == whole["n"] == 7
     assert [r for r in rest["records"] if "broken" not in r] == whole["records"] and rest["score"] == whole["score"]
+
+
+def test_too_long_queries_and_shots_are_named_and_the_others_are_unchanged(pipeline):
+    """The context is 256. A prompt of 256 tokens has room for an answer of one token; one of 257 is left out."""
+    task = letters_task()
+    whole = evaluate(pipeline, task, "2")["records"]
+    long, exact = (replace(example(40 + n, "test"), fields={"given": "a" * n}) for n in (255, 254))  # and <BOS>, <image>
+    found = evaluate(pipeline, replace(task, queries=[*task.queries[:3], long, *task.queries[3:]]), "2")
+    assert found["broken"] == {"test-295": found["broken"]["test-295"]} and "256" in found["broken"]["test-295"]
+    assert [r for r in found["records"] if "broken" not in r] == whole and found["n"] == 7
+    reason = evaluate(pipeline, replace(task, queries=[*task.queries, long]), "0")["broken"]["test-295"]
+    assert reason == "too long: 257 tokens in the prompt and 1 in the answer, but the LM's context is 256"
+    near = evaluate(pipeline, replace(task, queries=[*task.queries, exact]), "0")["records"]
+    assert near[:7] == evaluate(pipeline, task, "0")["records"] and len(near[7]["prediction"]) <= 1
+    support = [replace(e, answers=("a" * 300,)) if i == 5 else e for i, e in enumerate(task.support)]
+    found = evaluate(pipeline, replace(task, support=support), "16")
+    assert found["n"] == 7 and found["replaced"] == ["train-5"]
+
+
+def test_queries_with_fewer_choices_have_as_many_scores(pipeline):
+    task = letters_task(metric="accuracy")
+    queries = [replace(q, choices=("ab", "c", "d")[: 2 + i % 2], answers=("c",)) for i, q in enumerate(task.queries)]
+    records = evaluate(pipeline, replace(task, queries=queries), "2")["records"]
+    assert [len(record["scores"]) for record in records] == [2, 3, 2, 3, 2, 3, 2]
 
 
 def test_without_references_there_are_predictions_and_a_reason_but_no_score(pipeline):

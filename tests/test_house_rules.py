@@ -25,12 +25,12 @@ PRIVATE_WORDS = [
 
 
 def n_lines(files: list[Path]) -> int:
-    return sum(path.read_text().count("\n") for path in files)
+    return sum(path.read_text(encoding="utf-8").count("\n") for path in files)
 
 
 def count_comments(path: Path) -> tuple[int, int, int]:
     """Lines of code, lines of comments and docstrings, and lines of code with a comment on them or directly above them."""
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     docstrings, comments, code = set(), set(), set()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, clean=False) is not None:
@@ -79,7 +79,7 @@ def test_every_file_in_the_package_root_is_core_or_named_in_the_layout():
 def test_no_private_vocabulary():
     pattern = re.compile(rf"\b({'|'.join(PRIVATE_WORDS)})\b", re.IGNORECASE)
     for path in [*PYTHON, *ROOT.glob("*.md"), *(ROOT / "data_toy").glob("*.md"), *(ROOT / "tests").rglob("*.md")]:
-        for number, line in enumerate(path.read_text().split("\n"), 1):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
             assert not (found := pattern.search(line)), f"{path.relative_to(ROOT)}:{number}: {found.group()!r}"
 
 
@@ -87,7 +87,7 @@ def imported_modules(path: Path) -> set[str]:
     """Absolute names of the modules that a file of the package imports."""
     inside = ["minflamingo", *path.relative_to(ROOT / "minflamingo").parent.parts]
     names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):

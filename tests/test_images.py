@@ -2,6 +2,7 @@
 
 import io
 import warnings
+import zlib
 from itertools import product
 
 import numpy as np
@@ -68,6 +69,29 @@ MODES = {
 def test_images_of_all_modes_become_rgb(media, expected):
     """Transparent pixels become white, 16 bit grey is scaled and not clipped, the EXIF orientation is applied."""
     assert pixels(media) == expected
+
+
+ZERO = b"Exif\0\0II*\0\x08\0\0\0\x02\0" + bytes.fromhex("12010300 01000000 06000000 9a820500 01000000 26000000") + bytes(12)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("exif, rotated", [(ZERO, True), (ZERO[:20], False), (b"Exif\0\0garbage", False)])
+def test_a_photo_with_damaged_exif_data_is_read(form, exif, rotated):
+    """ZERO: orientation 6 (a quarter turn clockwise), and an exposure time of 0/0. A cut entry: the photo as it is stored."""
+    photo = read_image(encoded(Image.fromarray(COLOURS), form, exif=exif).getvalue(), "photo")
+    assert as_frames(photo).shape == ((1, 3, 2, 3) if rotated else (1, 2, 3, 3))
+
+
+def test_large_photos_are_reduced_and_strips_and_bombs_need_little_memory():
+    size = (13_400, 13_500)  # 181 million pixels: above Pillow's own limit
+    photo = read_image(encoded(Image.new("1", size, 1)).getvalue(), "photo")
+    assert max(photo.size) == 9000 and ImagePreprocessor(2, **PLAIN)(photo).min() == 1
+    assert ImagePreprocessor(4, resize="crop")(Image.new("L", (1, 60_000))).shape == (1, 3, 4, 4)
+    bomb = bytearray(encoded(Image.new("1", (8, 8))).getvalue())
+    bomb[16:24] = (60_000).to_bytes(4, "big") * 2
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
+    with pytest.raises(ValueError, match="'bomb': .*3600000000 pixels"):
+        read_image(bytes(bomb), "bomb")
 
 
 def test_a_cmyk_jpeg_is_not_inverted():

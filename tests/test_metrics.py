@@ -97,6 +97,19 @@ def test_vqa_accuracy_compares_raw_texts_where_all_people_agree():
     assert METRICS["vqa"](both) == pytest.approx((0 + 90) / 2)
 
 
+OTHERS = [f"other {i}" for i in range(6)]
+
+
+@pytest.mark.parametrize("metric, answer, people, expected", [
+    ("textvqa", "Nokia", ["nokia"] * 10, 100), ("vqa", "Nokia", ["nokia"] * 10, 0), ("vizwiz", "Nokia.", ["nokia"] * 10, 100),
+    ("textvqa", "nokia", [*["nokia"] * 3, "", *OTHERS], 90), ("textvqa", "Bob's", ["bob s", *["bob 's"] * 9], 100),
+    ("vqa", "Coke", ["Coke!"] * 9 + ["tea"], 100), ("vizwiz", "Coke", ["Coke!"] * 9 + ["tea"], 0),
+])  # fmt: skip
+def test_each_benchmark_normalises_what_its_own_evaluation_does(metric, answer, people, expected):
+    """TextVQA everything, always; VQAv2 everything, but nothing if all people agree; VizWiz only the model's answer."""
+    assert METRICS[metric]([outcome("1", answer, people)]) == pytest.approx(expected)
+
+
 def test_exact_match_ignores_only_surrounding_spaces():
     said = [(" green ", ["green"]), ("Green", ["green"]), ("b", ["a", "b"]), ("green tea", ["green"])]
     assert METRICS["exact_match"]([outcome(text, text, answers) for text, answers in said]) == 50

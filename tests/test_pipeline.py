@@ -2,7 +2,10 @@
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import asdict
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +20,7 @@ from minflamingo.data.sample import stack_media
 from minflamingo.generate import beam_search
 from minflamingo.pipeline import controls
 
+ROOT = Path(__file__).parent.parent
 TOKENIZER = ToyTokenizer([" a", " cat", " dog", "Output"])
 PREPROCESS = ImagePreprocessor(8, mean=(0.4, 0.5, 0.6), std=(0.2, 0.2, 0.3))
 CAT, DOG, VIDEO = image(1), image(2), [Image.fromarray(frame) for frame in image(3, frames=3)]
@@ -303,6 +307,43 @@ def test_a_folder_of_shots_comes_before_the_prompt(place):
     (place / "shots/video.txt").unlink()
     with pytest.raises(FileNotFoundError, match=r"video is an example without a text: write the text into .*video\.txt"):
         read_shots(place / "shots")
+
+
+@pytest.mark.parametrize("word", ["", "e.g.", "Output: a cat.", "3.5", "and/or", "www.example.com", "café 猫", "x.png "])
+def test_texts_are_texts(word, place):
+    assert read_piece(word) == word
+
+
+@pytest.mark.parametrize("word", ["a.mp4", "a.JFIF", "a.avif", "a.jp2", "a.jpe", "a.ppm", "a.heic", "a.svg", "a.txt", "./a",
+                                  "~/a", "video/a", "/nowhere/a", "http://a/b", "my cat.png"])  # fmt: skip
+def test_a_word_that_looks_like_a_missing_file_is_refused(word, place):
+    with pytest.raises(FileNotFoundError, match=f"^{word} looks like .* does not exist"):
+        read_piece(word)
+
+
+def test_what_exists_is_opened_or_refused_by_name_and_frames_are_in_numeric_order(place):
+    (place / "photo").write_bytes((place / "cat.png").read_bytes())
+    for name in ("notes", "a.heic", "a.svg"):
+        (place / name).write_text("not an image")
+        with pytest.raises(ValueError, match=f"{name}.*: not an image, or damaged: .*; convert it to PNG or JPEG"):
+            read_piece(name)
+    assert np.array_equal(np.asarray(read_piece("photo")), CAT[0])
+    (place / "frames").mkdir()
+    for i in range(1, 12):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(place / f"frames/{i}.png")
+    (place / "frames/._1.png").write_text("hidden, as macOS writes it")
+    assert [frame.getpixel((0, 0))[0] for frame in read_piece("frames")] == list(range(1, 12))
+
+
+def test_commands_work_where_the_system_is_not_utf8(place):
+    """Text and file names of other characters arrive, and the output is escaped."""
+    (place / "cat.png").rename(place / "café.png")
+    arguments = ["complete", "--model", "model", "--device", "cpu", "café.png", "Output: é", "--max-new-tokens", "2"]
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONPATH": str(ROOT)}
+    for words in (arguments, ["eval", "--help"]):
+        run = [sys.executable, "-m", "minflamingo", *words]
+        done = subprocess.run(run, env=environment, cwd=place, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
 
 
 COMMANDS = {  # with options that are valid

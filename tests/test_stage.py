@@ -11,7 +11,7 @@ from conftest import CreatesFile, equal
 from torch import nn
 
 from minflamingo.training.checkpoint import load_json, load_tensors, save_json, save_tensors, write_atomically
-from minflamingo.training.parallel import run_in_parallel
+from minflamingo.training.parallel import Processes, run_in_parallel
 from minflamingo.training.stage import SettingsDiffer, Stage
 
 TOTAL = 8
@@ -153,6 +153,19 @@ def test_a_process_that_does_not_write_only_reads(tmp_path):
     assert equal(saved(tmp_path), content)
 
 
+def average_one_and_three(line, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=line, world_size=2)
+    gradient = torch.tensor([1.0 + 2 * line])
+    Processes(line, 2).average([gradient])
+    save_json({"mean": gradient.item()}, folder / f"{line}.json")
+    torch.distributed.destroy_process_group()
+
+
+def test_gradients_of_two_processes_are_averaged(tmp_path):
+    torch.multiprocessing.spawn(average_one_and_three, (tmp_path,), nprocs=2)
+    assert [load_json(tmp_path / f"{rank}.json")["mean"] for rank in (0, 1)] == [2, 2]
+
+
 def test_two_stages_in_parallel_processes_both_finish(tmp_path, uninterrupted):
     """Not compared bit for bit: each process has half of the threads, so its sums may be rounded differently."""
     run_in_parallel([train, partial(train, name="language", total=3)], tmp_path)
@@ -188,8 +201,8 @@ def test_readers_see_the_old_file_until_the_new_one_is_complete(tmp_path, error)
     with pytest.raises(TypeError):
         save_json({"accuracy": torch.ones(1)}, path)  # JSON has no tensors
     assert equal(load_tensors(path), old)
-    save_json({"name": "é", "loss": 0.1 + 0.2}, path)
-    assert load_json(path) == {"name": "é", "loss": 0.1 + 0.2} and os.listdir(tmp_path) == ["model.pt"]
+    save_json({"name": "é\ud83d", "loss": 0.1 + 0.2}, path)  # half of a character is replaced
+    assert load_json(path) == {"name": "é?", "loss": 0.1 + 0.2} and os.listdir(tmp_path) == ["model.pt"]
 
 
 @pytest.mark.parametrize("content", [b"", b"version https://git-lfs.github.com/spec/v1\n", None])

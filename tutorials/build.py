@@ -22,7 +22,7 @@ SOLUTION = re.compile(r"<details><summary>Solution</summary>\n\n```python\n(.*?)
 def read_cells(path: Path) -> list[dict]:
     """The cells of a source file: {"cell_type": "code" or "markdown", "source": text, "tags": [...]}."""
     cells = []
-    for part in re.split(r"^# %%", path.read_text(), flags=re.MULTILINE)[1:]:  # nothing comes before the first cell
+    for part in re.split(r"^# %%", path.read_text(encoding="utf-8"), flags=re.MULTILINE)[1:]:  # nothing is before the first
         header, _, text = part.partition("\n")
         if not (known := re.fullmatch(r"( \[markdown\])?(?: tags=(\[.*\]))?", header)):
             raise ValueError(f"{path.name}: unknown header of a cell: # %%{header}")

@@ -60,19 +60,19 @@ def replace_section(text: str, name: str, content: str) -> str:
 
 
 def main(commit: str) -> None:
-    runs = [json.loads(path.read_text()) for path in sorted(FIGURES.glob("results_seed*.json"))]
+    runs = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(FIGURES.glob("results_seed*.json"))]
     tasks, n = summary(runs), runs[0]["tasks"]["vqa"]["shots"]["8"]["n"]
     plot_shots({"tasks": tasks}, FIGURES / "shots.png", band=f"lowest and highest of {len(runs)} seeds")
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
     which = f"`python train_tiny.py` ends with this table (seed 0, commit {commit}, {n} queries per cell):"
     readme = replace_section(readme, "results", f"{which}\n\n{format_table(runs[0]['tasks'])}\n")
     readme = replace_section(readme, "seeds", seeds_table(tasks, len(runs)))
     minutes = median(run["seconds"]["total"] for run in runs) / 60
     time = f"On two slow CPU cores, the training steps and the evaluation took {minutes:.1f} minutes "
     readme = replace_section(readme, "time", f"{time}(median of {len(runs)} runs, commit {commit}).")
-    (ROOT / "README.md").write_text(readme)
+    (ROOT / "README.md").write_text(readme, encoding="utf-8")
     card = CARD.format(commit=commit, n=n, table=format_table(runs[0]["tasks"]))
-    (ROOT / "tutorials" / "pretrained" / "tiny" / "README.md").write_text(card)
+    (ROOT / "tutorials" / "pretrained" / "tiny" / "README.md").write_text(card, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ def source_cells(name: str) -> list[dict]:
 
 
 def notebook_cells(name: str) -> list[dict]:
-    cells = json.loads((FOLDER / f"{name}.ipynb").read_text())["cells"]
+    cells = json.loads((FOLDER / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
     return [{**cell, "source": "".join(cell["source"]), "tags": cell["metadata"].get("tags", [])} for cell in cells]
 
 

@@ -20,26 +20,37 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 FORMATS = ("PNG", "JPEG", "WEBP")  # of training data; decoders of rare formats are a risk for files from the web
+IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")  # endings of their files; a user may also pass other images:
+OTHER_IMAGES = (".gif", ".apng", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".mpo", ".ppm",
+                ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".psd", ".svg", ".eps", ".pdf", ".dng", ".cr2", ".nef")  # fmt: skip
+Image.MAX_IMAGE_PIXELS = 250_000_000  # phones write 200 million; Pillow warns above this number and refuses twice as many
 
 
 def read_image(file: str | Path | bytes, name: str | None = None, formats: Sequence[str] | None = None) -> Image.Image:
     """Decode an image file, given as a path or as its content. `formats` None: all that Pillow knows.
 
+    Above 90 million pixels, it is reduced to at most 9000 x 9000, so that it needs little memory.
     Raises FileNotFoundError, or ValueError for a damaged file. The message begins with `name` (default: the path).
     """
     try:
         with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats) as image:
+            if image.width * image.height > 90_000_000:
+                image.thumbnail((9000, 9000))
             image.load()  # decode now, so that a truncated file raises here
             return image
     except FileNotFoundError:
         raise
     except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
+        content = file if isinstance(file, bytes) else Path(file).read_bytes() if Path(file).is_file() else b""
+        if content.startswith(b"\xff\xd8") and b"Exif\0\0" in content:  # a JPEG: perhaps only its EXIF data are damaged
+            return read_image(content.replace(b"Exif\0\0", bytes(6)), name or str(file), formats)
         expected = f"an image ({', '.join(formats)})" if formats else "an image"
-        raise ValueError(f"{str(name or file)!r:.200}: not {expected}, or damaged: {error}"[:600]) from None
+        hint = "; convert it to PNG or JPEG" if isinstance(error, UnidentifiedImageError) else ""
+        raise ValueError(f"{str(name or file)!r:.200}: not {expected}, or damaged: {error}"[:600] + hint) from None
 
 
 def read_pixels(file: Path | bytes, name: str) -> np.ndarray:
@@ -60,7 +71,7 @@ def as_frames(media: object, where: str = "image") -> np.ndarray:
     if isinstance(media, Image.Image):
         try:
             media = _pil_as_array(media)
-        except (OSError, SyntaxError) as error:  # Pillow decodes lazily
+        except Exception as error:  # Pillow decodes lazily
             raise ValueError(f"{where}: the image file is damaged: {error}") from None
     if isinstance(media, Tensor):
         media = media.detach().cpu()
@@ -78,15 +89,28 @@ def as_frames(media: object, where: str = "image") -> np.ndarray:
     if array.dtype != np.uint8:
         raise ValueError(f"{where}: pixels must be uint8 (0...255) or float (0...1), got {array.dtype}")
     if array.shape[-1] == 4:  # transparent pixels become white
-        alpha = array[..., 3:] / 255.0
-        array = np.round(array[..., :3] * alpha + 255 * (1 - alpha)).astype(np.uint8)
+        alpha = array[..., 3:].astype(np.uint16)  # floats of a large image would need several gigabytes
+        array = ((array[..., :3] * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8)  # + 127: rounded
     return array if array.shape[-1] == 3 else array.repeat(3, axis=-1)
 
 
+TURNS = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation -> Image.Transpose
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """Apply the EXIF orientation. PIL's `exif_transpose` also writes the other entries, which fails if one is damaged."""
+    image.load()  # a PNG may have its EXIF data at the end
+    try:
+        turn = TURNS.get(image.getexif().get(0x0112))
+    except Exception:  # unreadable: the photo is used as it is stored
+        turn = None
+    return image if turn is None else image.transpose(turn)
+
+
 def _pil_as_array(image: Image.Image) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
+    image = turned(image)
     if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bit grey: PIL's own conversion would clip it to 255
-        pixels = np.array(image, dtype=np.float64)
+        pixels = np.array(image, dtype=np.float32)
         return pixels / max(pixels.max(), 65535 if image.mode.startswith("I") else 1)
     return np.array(image.convert("RGBA" if image.has_transparency_data else "RGB"))
 
@@ -133,6 +157,9 @@ def shrink_and_crop(image: Image.Image, size: int) -> Image.Image:
 
     (transformers rounds the margin down: 1 row at the top of 224 x 227, so all pixels are shifted by one.)
     """
+    if max(image.size) > 100 * min(image.size):  # the ends of a long strip could need gigabytes, and are cut off anyway
+        left, top = (max(0, side - 100 * min(image.size)) // 2 for side in image.size)
+        image = image.crop((left, top, image.width - left, image.height - top))
     short, long = sorted(image.size)
     image = image.resize([size if side == short else int(size * long / short) for side in image.size], Image.Resampling.BICUBIC)
     left, top = (round((side - size) / 2) for side in image.size)

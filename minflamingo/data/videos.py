@@ -12,10 +12,9 @@ from typing import BinaryIO
 
 from PIL import Image
 
-from .images import read_image
+from .images import IMAGES, OTHER_IMAGES, read_image
 
-VIDEOS = (".mp4", ".mkv", ".webm", ".avi", ".mov")
-IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+VIDEOS = (".mp4", ".m4v", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv")  # endings
 
 
 def read_video(path: Path, *, start: float = 0.0, end: float = float("inf"), max_frames: int = 30) -> list[Image.Image]:
@@ -25,7 +24,9 @@ def read_video(path: Path, *, start: float = 0.0, end: float = float("inf"), max
     """
     if not path.is_dir():
         return decode_video(path, str(path), start=start, end=end, max_frames=max_frames)
-    files = sorted((f for f in path.iterdir() if f.suffix.lower() in IMAGES), key=lambda f: by_number(f.stem))
+    # Hidden files are not frames: macOS writes "._1.png" next to "1.png".
+    frames = (f for f in path.iterdir() if f.suffix.lower() in (*IMAGES, *OTHER_IMAGES) and f.name[0] != ".")
+    files = sorted(frames, key=lambda f: by_number(f.stem))
     if not files:
         raise ValueError(f"{path}: this folder contains no frames ({', '.join(IMAGES)})")
     return [read_image(f) for f in spread([f for t, f in enumerate(files) if start <= t < end] or files[-1:], max_frames)]

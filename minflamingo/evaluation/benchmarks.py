@@ -8,6 +8,7 @@ paths of images and videos. A video is PATH.mp4 or a folder PATH with one frame 
 """
 
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -45,9 +46,10 @@ def read_annotations(folder: Path, name: str) -> object:
     paths = [path for path in (folder / name, folder / "annotations" / name) if path.is_file()]
     if not paths:
         raise FileNotFoundError(f"{folder / name} is missing (searched in {folder}/annotations too)")
-    text = paths[0].read_text(encoding="utf-8")
+    content = paths[0].read_bytes()
+    lines = content.split(b"\n") if name.endswith("l") else ()
     try:
-        return [json.loads(line) for line in text.splitlines() if line.strip()] if name.endswith("l") else json.loads(text)
+        return [json.loads(line) for line in lines if line.strip()] if lines else json.loads(content)
     except ValueError as error:
         raise ValueError(f"{paths[0]}: not valid JSON ({error})") from None
 
@@ -101,8 +103,8 @@ BENCHMARKS = {
     "flickr30k": ("caption", "cider", karpathy, "dataset_flickr30k.json", SAME, "test", "{image_id}", "{path}"),
     "vqav2": ("question", "vqa", coco_questions, "v2_", YEARS, "val", "{question_id}", COCO),
     "okvqa": ("question", "vqa", coco_questions, "", YEARS, "val", "{question_id}", COCO),
-    "vizwiz": ("question", "vqa", flat, "{split}.json", TRAIN_VAL, "val", "{image}", "{split}/{image}"),
-    "textvqa": ("question", "vqa", flat, TEXTVQA, TRAIN_VAL, "val", "{question_id}", "train_images/{image_id}.jpg"),
+    "vizwiz": ("question", "vizwiz", flat, "{split}.json", TRAIN_VAL, "val", "{image}", "{split}/{image}"),
+    "textvqa": ("question", "textvqa", flat, TEXTVQA, TRAIN_VAL, "val", "{question_id}", "train_images/{image_id}.jpg"),
     "hatefulmemes": ("meme", "roc_auc", flat, "{split}.jsonl", MEMES, "test_seen", "{id}", "{img}"),
     "msrvttqa": ("question", "exact_match", flat, "{split}_qa.json", SAME, "test", "{id}", "videos/video{video_id}"),
     "vatex": ("caption", "cider", flat, "vatex_{split}.json", VATEX, "test", "{videoID}", "videos/{videoID}"),
@@ -140,7 +142,8 @@ def answers_of(record: dict) -> tuple[str, ...]:
         return ("yes" if record["label"] else "no",)
     given = record.get("answers") or record.get("enCap") or [record["answer"]]
     texts = [(a["answer"] if isinstance(a, dict) else a).strip() for a in given]
-    return tuple(sorted(texts, key=Counter(texts).get, reverse=True))
+    counts = Counter(texts) | {"": 0}  # an empty answer counts in the metric, but a prompt should not show it
+    return tuple(sorted(texts, key=counts.get, reverse=True))
 
 
 def cleaned(text: str, end: str, lower: bool, stems: Mapping[str, str]) -> str:
@@ -167,7 +170,8 @@ def load_benchmark(name: str, folder: str | Path, *, split: str | None = None, t
     def example(record: dict) -> Example:
         return Example(
             key=key.format_map(record),
-            media=MediaFile(folder / path.format_map(record), *record.get("segment", ())),
+            # On disk, names are in UTF-8, also where the system has another encoding.
+            media=MediaFile(folder / os.fsdecode(path.format_map(record).encode()), *record.get("segment", ())),
             answers=answers_of(record),
             fields={name: value for name, value in record.items() if isinstance(value, str | int)},
             choices=("yes", "no") if kind == "meme" else None,

@@ -4,7 +4,8 @@
 
     exact_match   open-ended: the prediction is one of the answers, percent          MSRVTTQA, toy tasks
     accuracy      close-ended: the choice with the best score is an answer, percent  toy tasks
-    vqa           VQA accuracy, percent                                              VQAv2, OK-VQA, VizWiz, TextVQA, toy tasks
+    vqa           VQA accuracy, percent                                              VQAv2, OK-VQA, toy tasks
+    vizwiz, textvqa   the same with the rules of the benchmark's own evaluation
     cider         CIDEr-D times 100; pycocoevalcap                                   COCO, Flickr30K, VATEX, YouCook2
     roc_auc       area under the ROC curve, percent; scikit-learn                    Hateful Memes
 
@@ -15,6 +16,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -102,13 +104,25 @@ def normalise_answer(answer: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ("a", "an", "the"))
 
 
-def vqa_accuracy(answer: str, people: Sequence[str]) -> float:
-    """Mean over leaving out one person of min(1, matches among the others / 3). 3 of 10 people: (3 * 2/3 + 7) / 10 = 0.9."""
+def vqa_accuracy(answer: str, people: Sequence[str], rules: str = "vqa") -> float:
+    """Mean over leaving out one person of min(1, matches among the others / 3). 3 of 10 people: (3 * 2/3 + 7) / 10 = 0.9.
+
+    rules: "vizwiz" (https://vizwiz.org) normalises only the model's answer. "textvqa" (TextVQAAccuracyEvaluator in MMF) always
+    normalises everything, after a first step of its own: "1,000 Bob's" -> "1000 bob 's".
+    """
     answer, *people = (re.sub(r"[\n\t]", " ", text).strip() for text in (answer, *people))
-    if len(set(people)) > 1:  # where all people agree, the official code compares the raw texts
+    if rules == "textvqa":
+        answer, *people = (re.sub("[,?]", "", text.lower()).replace("'s", " 's").strip() for text in (answer, *people))
+    if rules == "vizwiz":
+        answer = normalise_answer(answer)
+    elif rules == "textvqa" or len(set(people)) > 1:  # VQAv2: where all people agree, the official code compares the raw texts
         answer, *people = map(normalise_answer, (answer, *people))
     matches = [given == answer for given in people]
     return sum(min(1.0, (sum(matches) - left_out) / 3) for left_out in matches) / len(matches)
+
+
+def vqa_scores(outcomes: Sequence[Outcome], rules: str) -> list[float]:
+    return [vqa_accuracy(o.prediction, o.example.answers, rules) for o in outcomes]
 
 
 # CIDEr. The scorer of pycocoevalcap is plain Python; its tokenizer needs Java. `caption_words` has that tokenizer's main rules.
@@ -152,7 +166,8 @@ def roc_auc(rows: np.ndarray) -> float:
 METRICS: dict[str, Metric] = {
     "exact_match": Metric("exact match (%)", exact_match),
     "accuracy": Metric("accuracy (%)", accuracy),
-    "vqa": Metric("VQA accuracy (%)", lambda outcomes: [vqa_accuracy(o.prediction, o.example.answers) for o in outcomes]),
     "cider": Metric("CIDEr", cider),
     "roc_auc": Metric("ROC AUC (%)", labels_and_odds, roc_auc),
 }
+for rules in ("vqa", "vizwiz", "textvqa"):
+    METRICS[rules] = Metric("VQA accuracy (%)", partial(vqa_scores, rules=rules))

@@ -5,7 +5,8 @@
 For each query: select shots at random or by RICES, build the prompt, collect the answer. Then compute the task's metric.
 **Random shots** depend only on the seed, the task, the trial and the query, not on the batch. So a run that resumes has the
 same shots. The 8 shots of a query begin with its 4 shots.
-**Broken files.** A broken query is reported and left out. A broken shot is replaced by the next candidate.
+**Broken files and long texts.** A query with a broken file, or with a prompt that is longer than the LM's context, is reported
+and left out. A broken shot is replaced by the next candidate, and so is a shot whose text alone fills the context.
 """
 
 import random
@@ -14,9 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import Pipeline, __version__
+from ..data.sample import tokenize_sample
 from ..training.stage import Stage
 from .features import FeatureCache, fingerprint
-from .fewshot import Query, count_shots, generate_answers, score_choices
+from .fewshot import Query, count_shots, few_shot_prompt, generate_answers, score_choices
 from .metrics import METRICS, Outcome, interval
 from .rices import most_similar, pool_features, support_features
 from .task import Example, Task, task_fingerprint
@@ -47,7 +49,7 @@ def select_shots(
     task: Task, query: Example, shots: str, trial: int, protocol: Protocol, features: FeatureCache
 ) -> tuple[list[Example], list[str]]:
     """The shots of a query in the order of the prompt, and the keys of broken examples that were replaced."""
-    n, with_images = count_shots(shots), shots != "0_text"
+    n, with_images, pipeline = count_shots(shots), shots != "0_text", features.pipeline
     rices = protocol.rices and with_images and n > 0
     if rices:
         support, pooled = support_features(features, task)
@@ -60,9 +62,11 @@ def select_shots(
             break
         if support[i].key != query.key:  # the query is never one of its shots
             usable = not with_images or features.get(support[i]) is not None
+            n_tokens = len(pipeline.tokenizer.encode(task.template.shown(support[i])))
+            usable = usable and pipeline.model.lm.remaining_context(n_tokens) > 0
             (chosen if usable else broken).append(support[i])
     if len(chosen) < n:
-        counts = f"query {query.key} can use only {len(chosen)}; {len(broken)} are broken"
+        counts = f"query {query.key} can use only {len(chosen)}; {len(broken)} are broken or too long"
         raise ValueError(f"{task.name}: {shots} shots need {n} support examples, but {counts}")
     # RICES prefers the most similar example. In the prompt it is last, next to the query.
     return (chosen[::-1] if rices else chosen), [example.key for example in broken]
@@ -79,14 +83,22 @@ def make_query(
     return Query(support, features.get(example), t.asked(example), answer, choices, t.between)
 
 
+def too_long(pipeline: Pipeline, query: Query, shots: str, n_answer: int) -> str:
+    """Why the LM has no room for the prompt and an answer of n_answer tokens. Empty: there is room."""
+    n, lm = len(tokenize_sample(few_shot_prompt(query, shots), pipeline.tokenizer).ids), pipeline.model.lm
+    if lm.remaining_context(n + n_answer - 1) >= 0:  # the last token of an answer is never an input
+        return ""
+    return f"too long: {n} tokens in the prompt and {n_answer} in the answer, but the LM's context is {lm.config.max_length}"
+
+
 def answer_examples(
     task: Task, examples: Sequence[Example], shots: str, trial: int, protocol: Protocol, features: FeatureCache
 ) -> list[dict]:
     """A JSON-able record for each example: {"key": "8", "prediction": "yes", "scores": [-0.1, -2.3]}, scores if close-ended.
 
-    A broken example has {"key", "broken": error message}. "replaced", if any, are keys of its broken shots.
+    A broken or too long example has {"key", "broken": error message}. "replaced", if any, are keys of such shots.
     """
-    pipeline, records, asked = features.pipeline, [], []  # asked: (record, example, query) without the broken examples
+    pipeline, records, asked, room = features.pipeline, [], [], 1  # asked: (record, example, query) without broken examples
     for example in examples:
         record = {"key": example.key}
         records.append(record)
@@ -96,17 +108,26 @@ def answer_examples(
         chosen, replaced = select_shots(task, example, shots, trial, protocol, features)
         if replaced:
             record["replaced"] = replaced
-        asked.append((record, example, make_query(task, example, chosen, features, text_only=shots == "0_text")))
-    queries = [query for _, _, query in asked]
-    if queries and queries[0].choices is None:
-        how = {"beams": protocol.beams, "max_new_tokens": task.max_new_tokens}
-        texts = generate_answers(pipeline.model, pipeline.tokenizer, queries, shots, **how)
-        for (record, _, _), text in zip(asked, texts):
-            record["prediction"] = task.clean(text)
-    elif queries:
+        query = make_query(task, example, chosen, features, text_only=shots == "0_text")
+        longest = max((len(pipeline.tokenizer.encode(choice)) for choice in query.choices or ()), default=1)
+        if problem := too_long(pipeline, query, shots, longest):
+            record["broken"] = problem
+            continue
+        room = max(room, task.max_new_tokens if query.choices is None else longest)
+        asked.append((record, example, query))
+    # A batch is padded to its longest prompt. If this leaves too little room for an answer, the queries are asked one by one.
+    one_by_one = any(too_long(pipeline, query, shots, room) for _, _, query in asked)
+    for batch in [[a] for a in asked] if one_by_one else [asked] * bool(asked):
+        queries = [query for _, _, query in batch]
+        if queries[0].choices is None:
+            how = {"beams": protocol.beams, "max_new_tokens": task.max_new_tokens}
+            texts = generate_answers(pipeline.model, pipeline.tokenizer, queries, shots, **how)
+            for (record, _, _), text in zip(batch, texts):
+                record["prediction"] = task.clean(text)
+            continue
         how = {"scoring": task.scoring, "n_orders": N_ORDERS if protocol.ensemble else 1, "seed": protocol.seed}
         rows = score_choices(pipeline.model, pipeline.tokenizer, queries, shots, **how).tolist()
-        for (record, example, _), scores in zip(asked, rows):
+        for (record, example, _), scores in zip(batch, rows):
             scores = scores[: len(example.choices)]
             record.update(prediction=example.choices[scores.index(max(scores))], scores=scores)
     return records

@@ -100,7 +100,7 @@ def read_base(path: str | Path) -> tokenizers.Tokenizer:
         FileNotFoundError: there is none. ValueError: it is damaged, or the library would read other ids than those in the file.
     """
     path = beside(path, "tokenizer.json")
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8-sig")
     with errors_of(path, "tokenizer, or damaged"):
         base = tokenizers.Tokenizer.from_str(text)
         for token in json.loads(text)["added_tokens"]:  # the library gives them new ids if those in the file have a gap

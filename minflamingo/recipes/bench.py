@@ -62,9 +62,9 @@ class Peer:
 
     def __init__(self, script: str, python: str, size: str, folder: Path):
         self.folder = folder
-        (folder / "case.json").write_text(json.dumps({**SIZES[size], "threads": torch.get_num_threads()}))
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": (folder / "peer.log").open("w")}
-        self.process = subprocess.Popen([python, script, str(folder)], text=True, **pipes)
+        (folder / "case.json").write_text(json.dumps({**SIZES[size], "threads": torch.get_num_threads()}), encoding="utf-8")
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": (folder / "peer.log").open("wb")}
+        self.process = subprocess.Popen([python, script, str(folder)], encoding="utf-8", **pipes)
         self.changes = self.answer()["changes"]
 
     def answer(self) -> dict:
@@ -72,7 +72,7 @@ class Peer:
             if line.startswith("{"):  # libraries may print other lines
                 return json.loads(line)
         self.process.wait()
-        raise RuntimeError(f"the peer has stopped:\n{(self.folder / 'peer.log').read_text()[-500:]}")
+        raise RuntimeError(f"the peer has stopped:\n{(self.folder / 'peer.log').read_bytes()[-500:].decode(errors='replace')}")
 
     def ask(self, do: str, batch: Batch, **options) -> tuple[float, float, torch.Tensor]:
         """Seconds, the most bytes in use, and the result."""
@@ -90,14 +90,14 @@ def measure(call: Callable[[], object], device: str = "cpu") -> tuple[float, flo
     if gpu:
         torch.cuda.reset_peak_memory_stats()
     elif reset.exists():
-        reset.write_text("5")  # Linux: resets the peak VmHWM
+        reset.write_text("5", encoding="ascii")  # Linux: resets the peak VmHWM
     start = time.perf_counter()
     call()
     if gpu:
         torch.cuda.synchronize()  # wait until the GPU has finished
         return time.perf_counter() - start, torch.cuda.max_memory_allocated()
     seconds = time.perf_counter() - start
-    lines = Path("/proc/self/status").read_text().splitlines() if reset.exists() else []
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines() if reset.exists() else []
     return seconds, 1024 * sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
 

@@ -3,7 +3,7 @@
     python -m minflamingo eval --model runs/tiny --task toy
     python -m minflamingo eval --model openflamingo-3b --task vqav2 --data data/vqav2 --template openflamingo --limit 2048
 
-    OUT/results.json                       scores with 95% intervals, number of queries, files that could not be opened
+    OUT/results.json                       scores with 95% intervals, number of queries, queries that were skipped
     OUT/shots.png                          score against shots, one panel per task
     OUT/predictions/vqav2-8-0.json         the answers with 8 shots in trial 0, by key (here the question_id)
     OUT/cells/                             the answers so far: the same command resumes after an interruption
@@ -139,7 +139,7 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
 
 
 def report(results: dict, shots: Sequence[str]) -> str:
-    """The table of tasks x shots with intervals. Below it, what could not be opened or scored."""
+    """The table of tasks x shots with intervals. Below it, what was skipped or not scored."""
     rows, notes = [["task, metric   \\   shots", *shots]], []
     for name, task in results["tasks"].items():
         cells = [task["shots"][n] for n in shots]
@@ -148,7 +148,7 @@ def report(results: dict, shots: Sequence[str]) -> str:
         replaced = {key for cell in cells for key in cell["replaced"]}
         for keys, text in ((broken, "skipped {} queries"), (replaced, "replaced {} shots")):
             if keys:
-                notes.append(f"{name}: {text.format(len(keys))} that could not be opened, for example {min(keys)}")
+                notes.append(f"{name}: {text.format(len(keys))} that are broken or too long, for example {min(keys)}")
         notes += dict.fromkeys(f"{name}: no score, {cell['problem']}" for cell in cells if "problem" in cell)
     if results["mean"]:
         rows.append(["mean", *(f"{results['mean'][n]:.1f}" if n in results["mean"] else "-" for n in shots)])

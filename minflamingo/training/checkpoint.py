@@ -5,6 +5,7 @@ Weights are read with `weights_only=True`: a pickle that would run code is refus
 
 import importlib
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +16,22 @@ import torch
 from ..data.readers import write_atomically
 
 
+def print_any_character() -> None:
+    """What the console's encoding does not have is printed as a number, "\\xe9". Otherwise it would be an error."""
+    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def save_json(content: object, path: str | Path) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n"))
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # "replace": a model may generate half of a character
+    write_atomically(path, lambda temporary: temporary.write_bytes(text.encode("utf-8", "replace")))
 
 
 def load_json(path: str | Path) -> dict:
     """Raises ValueError, with the path, if the file is not a JSON object."""
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):

@@ -34,7 +34,7 @@ def grade_student(tree: Path, names: list[str], out: Path) -> str:
     temporary = result.with_suffix(".tmp")  # renamed at the end, so an interruption leaves no half result
     grade = [sys.executable, "-m", "tutorials.assignments.grade"]
     process = subprocess.Popen([*grade, str(tree.resolve()), *names, "--out", str(temporary.resolve())], cwd=ROOT,
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
                                env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
     try:
         printed, errors = process.communicate(timeout=LIMIT)
