@@ -11,18 +11,20 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from ..data.readers import write_atomically
 
 
 def save_json(content: object, path: str | Path) -> None:
-    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n"))
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def load_json(path: str | Path) -> dict:
     """Raises ValueError, with the path, if the file is not a JSON object."""
     try:
-        content = json.loads(Path(path).read_text())
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
@@ -39,6 +41,15 @@ def load_tensors(path: str | Path) -> dict:
     """What `save_tensors` wrote, on the CPU. Raises ValueError, with the path, for any other file."""
     with errors_of(path):
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def tensors_in(content: object) -> Iterator[Tensor]:
+    """All tensors in lists and dicts, however deeply nested."""
+    if isinstance(content, Tensor):
+        yield content
+    elif isinstance(content, dict | list):
+        for item in content.values() if isinstance(content, dict) else content:
+            yield from tensors_in(item)
 
 
 @contextmanager

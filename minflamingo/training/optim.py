@@ -118,6 +118,23 @@ def accumulate_gradients(
     return dict(zip(losses, values))
 
 
+class Diverged(ValueError):
+    """A loss, a gradient or a weight is not finite."""
+
+    def __init__(self, problem: str):
+        advice = "Start again in a new folder with a lower learning rate or a longer warm-up, or without float16"
+        super().__init__(f"{problem}. Nothing was saved since the last checkpoint. {advice}.")
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], losses: Mapping[object, Tensor], step: int) -> None:
+    """Scale the gradients down to a norm of 1, if it is larger (as in the paper). Raises Diverged if one is not finite."""
+    norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+    if not (norm + sum(losses.values())).isfinite():
+        infinite = [str(name) for name, loss in losses.items() if not loss.isfinite()]
+        raise Diverged(f"step {step}: the loss of {', '.join(infinite)} is not finite" if infinite else
+                       f"step {step}: the gradient is not finite")  # fmt: skip
+
+
 def checkpoint_activations(flamingo: Flamingo) -> None:
     """Keep only the input of each LM block and gated layer, and compute the rest again in the backward pass.
 
