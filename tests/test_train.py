@@ -77,8 +77,7 @@ def test_a_stopped_training_resumes_at_the_exact_sample(folder):
 TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
 
 
-@pytest.mark.parametrize("number, launcher, workers", [(signal.SIGINT, [], 2), (signal.SIGTERM, [], 0),
-                                                       (signal.SIGTERM, TORCHRUN, 1)])  # fmt: skip
+@pytest.mark.parametrize("number, launcher, workers", [(signal.SIGINT, [], 2), (signal.SIGTERM, TORCHRUN, 1)])
 def test_ctrl_c_and_sigterm_save_the_current_step_and_stop(folder, number, launcher, workers):
     """All processes of the group receive the signal, also readers and those of torchrun. Nothing is lost: it resumes there."""
     options = ["--steps", "100000", "--save-every", "1e9", "--workers", str(workers), "--out", "out"]
@@ -112,7 +111,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_the_last_checkpoint
     with infinite, pytest.raises(SystemExit, match=r"step 2: the loss of pairs is not finite.*lower learning rate"):
         run_command("out", 4)
     assert Path("out/stages/flamingo.pt").read_bytes() == good
-    with pytest.raises(SystemExit, match=r"after step 0, weights are not finite|step 1: the loss of pairs is not finite"):
+    with pytest.raises(SystemExit, match=r"after step 0, a weight is not finite|step 1: the loss of pairs is not finite"):
         run_command("wild", 3, "--lr", "1e38", "--warmup", "0")
     assert not Path("wild/model.pt").exists()
 

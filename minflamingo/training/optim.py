@@ -118,21 +118,19 @@ def accumulate_gradients(
     return dict(zip(losses, values))
 
 
-class Diverged(ValueError):
-    """A loss, a gradient or a weight is not finite."""
+ADVICE = "The last checkpoint is kept. Start again in another folder, with a lower learning rate or a longer warm-up"
 
-    def __init__(self, problem: str):
-        advice = "Start again in a new folder with a lower learning rate or a longer warm-up, or without float16"
-        super().__init__(f"{problem}. Nothing was saved since the last checkpoint. {advice}.")
+
+class Diverged(ValueError):
+    """A loss, a gradient or a weight is not finite (it is NaN or infinite)."""
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], losses: Mapping[object, Tensor], step: int) -> None:
-    """Scale the gradients down to a norm of 1, if it is larger (as in the paper). Raises Diverged if one is not finite."""
+    """Scale the gradients down to a norm of 1, if it is larger (as in the paper). Raises Diverged before an update with NaN."""
     norm = nn.utils.clip_grad_norm_(parameters, 1.0)
     if not (norm + sum(losses.values())).isfinite():
-        infinite = [str(name) for name, loss in losses.items() if not loss.isfinite()]
-        raise Diverged(f"step {step}: the loss of {', '.join(infinite)} is not finite" if infinite else
-                       f"step {step}: the gradient is not finite")  # fmt: skip
+        infinite = [f"the loss of {name}" for name, loss in losses.items() if not loss.isfinite()] or ["the gradient"]
+        raise Diverged(f"step {step}: {' and '.join(infinite)} is not finite. {ADVICE}")
 
 
 def checkpoint_activations(flamingo: Flamingo) -> None:

@@ -26,7 +26,7 @@ import torch
 from tqdm import tqdm
 
 from .checkpoint import load_tensors, save_tensors, tensors_in
-from .optim import Diverged
+from .optim import ADVICE, Diverged
 from .parallel import handle_stop_signals
 
 
@@ -82,7 +82,7 @@ class Stage:
             content = {key: getattr(self, key) for key in ("settings", "step", "seconds", "rows", "result")}
             content["state"] = {key: item.state_dict() for key, item in self.state.items()}
             if not all(tensor.isfinite().all() for tensor in tensors_in(content["state"])):
-                raise Diverged(f"{self.name}: after step {self.step - 1}, weights are not finite")
+                raise Diverged(f"{self.name}: after step {self.step - 1}, a weight is not finite. {ADVICE}")
             save_tensors(content, self.path)
 
     def finish(self, result: object) -> object:
