@@ -10,20 +10,19 @@
         accumulate_gradients(losses, mixture.weights, parameters)
 
 Batches are cut from the endless list of each dataset (`shards.py`), in rounds: one batch for each of `world` processes. Each
-worker of a process makes some of the rounds, in turns, and passes over the other records without reading them:
+worker of a process makes some of its batches, in turns, and passes over the other records without reading them:
 
-    world 2, batch_size 3, 2 workers      records  0 1 2 | 3 4 5    6 7 8 | 9 10 11    12 13 14 | 15 16 17   ...
-                                  process and worker  0,0     1,0      0,1      1,1          0,0        1,0
+    world 2, batch_size 2, 2 workers       records  0 1 | 2 3     4 5 | 6 7     8 9 | 10 11   ...
+                            (process, worker) reads (0,0) (1,0)   (0,1) (1,1)   (0,0) (1,0)
 
 So the batches do not depend on the number of workers. To resume, save `mixture.state_dict()` with the weights: the place in
 each list after the last round that was returned (workers have read more in advance). It is equal in all processes.
-
 A broken record is counted, named and left out, so its batch is smaller. A sample that is too long for the LM is cut.
 """
 
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from itertools import count, islice
+from itertools import chain, count, islice
 
 import torch
 from torch import Tensor
@@ -52,9 +51,8 @@ class Mixture:
     ):  # fmt: skip
         if not 0 <= rank < world or workers < 0:
             raise ValueError(f"need 0 <= rank < world, and workers of at least 0; got {rank}, {world} and {workers}")
-        self.datasets, self.workers = dict(datasets), workers
-        self.options = {"rank": rank, "world": world, "max_length": max_length}
-        self.options |= {"tokenizer": tokenizer, "preprocess": preprocess}
+        self.datasets, self.tokenizer, self.preprocess, self.workers = dict(datasets), tokenizer, preprocess, workers
+        self.rank, self.world, self.max_length = rank, world, max_length
         self.weights = {name: dataset.weight for name, dataset in self.datasets.items()}  # lambda_m, for `accumulate_gradients`
         self.n_problems: dict[str, int] = {name: 0 for name in self.datasets}
         self.problems: dict[str, list[str]] = {name: [] for name in self.datasets}
@@ -62,12 +60,12 @@ class Mixture:
         self._state = {name: torch.tensor([dataset.fingerprint(), 0, 0]) for name, dataset in self.datasets.items()}
 
     def __iter__(self) -> Iterator[dict[str, Batch]]:
-        loaders = {}
-        for name, dataset in self.datasets.items():
-            source = _Batches(dataset, *self._state[name].tolist()[1:], **self.options)
-            # Without its own generator, a loader would draw a seed from the global one and so change training.
-            options = dict(pin_memory=torch.cuda.is_available(), generator=torch.Generator(), worker_init_fn=_survive_signals)
-            loaders[name] = iter(DataLoader(source, batch_size=None, num_workers=self.workers, **options))
+        # Without its own generator, a loader would draw a seed from the global one and so change training.
+        options = dict(pin_memory=torch.cuda.is_available(), num_workers=self.workers, worker_init_fn=_survive_signals)
+        loaders = {
+            name: iter(DataLoader(_Batches(self, name), batch_size=None, generator=torch.Generator(), **options))
+            for name in self.datasets
+        }
         while True:
             batches = {}
             for name, loader in loaders.items():
@@ -98,38 +96,40 @@ def _survive_signals(worker_id: int) -> None:
 class _Batches(IterableDataset):
     """The batches of one dataset in one process."""
 
-    def __init__(self, dataset: Dataset, group: int, done: int, *, rank, world, max_length, tokenizer, preprocess):
-        self.dataset, self.place, self.rank, self.world = dataset, (group, done), rank, world
-        self.max_length, self.tokenizer, self.preprocess = max_length, tokenizer, preprocess
+    def __init__(self, mixture: Mixture, name: str):
+        self.mixture, self.dataset, self.place = mixture, mixture.datasets[name], mixture._state[name].tolist()[1:]
 
     def __iter__(self) -> Iterator[tuple[dict, tuple[int, int], list[str]]]:
         """Fields of a batch (as a dict, so that a loader can pin them), the place after its round, and problems."""
         worker, size, entries = get_worker_info(), self.dataset.batch_size, self.dataset.entries(*self.place)
         for number in count():
-            in_round = list(islice(entries, size * self.world))
+            in_round = list(islice(entries, size * self.mixture.world))
             place = (in_round[-1].group, in_round[-1].number + 1)
             if worker is None or number % worker.num_workers == worker.id:
-                fields, problems = self._batch(in_round[size * self.rank :][:size], place)
+                fields, problems = self._batch(in_round[size * self.mixture.rank :][:size], place)
                 yield fields, place, problems
 
     def _batch(self, entries: list[Entry], place: tuple[int, int]) -> tuple[dict, list[str]]:
+        rows: list[TokenizedSample] = []
         problems: list[str] = []
-        rows = [row for entry in entries if (row := self._row(entry, problems))]
-        later = self.dataset.entries(*place)
-        while not rows:  # all are broken: the first good record after the round replaces them
-            if len(problems) >= MOST_SKIPPED:
+        # If all are broken, the first good record after the round replaces them.
+        for i, entry in enumerate(chain(entries, self.dataset.entries(*place))):
+            self._add(entry, rows, problems)
+            if rows and i >= len(entries) - 1:
+                break
+            if not rows and len(problems) == MOST_SKIPPED:
                 raise ValueError(f"{len(problems)} records or shards in a row cannot be read. The first one is {problems[0]}")
-            rows = [row for entry in islice(later, 1) if (row := self._row(entry, problems))]
-        return vars(collate(rows, self.tokenizer, self.preprocess)), problems
+        return vars(collate(rows, self.mixture.tokenizer)), problems
 
-    def _row(self, entry: Entry, problems: list[str]) -> TokenizedSample | None:
-        """None if the record is broken."""
+    def _add(self, entry: Entry, rows: list[TokenizedSample], problems: list[str]) -> None:
+        """Read a record. If it is broken, only its problem is added."""
         try:
-            row = tokenize_sample(self.dataset.read(entry), self.tokenizer, self.preprocess)
-            if self.max_length is not None and len(row.ids) > self.max_length:
-                problems.append(f"{entry.name}: cut from {len(row.ids)} tokens to the {self.max_length} of the LM's context")
-                row.cut(self.max_length, self.tokenizer.image_id)
+            row = tokenize_sample(self.dataset.read(entry), self.mixture.tokenizer, self.mixture.preprocess)
         except Exception as error:  # data from the web is broken in many ways, and a bug of a reader is named as well
             problems.append(f"{entry.name}: {type(error).__name__}: {error}"[:600])
-            return None
-        return row
+            return
+        limit = self.mixture.max_length or len(row.ids)
+        if len(row.ids) > limit:
+            problems.append(f"{entry.name}: cut from {len(row.ids)} tokens to the {limit} of the LM's context")
+            row.cut(limit, self.mixture.tokenizer.image_id)
+        rows.append(row)

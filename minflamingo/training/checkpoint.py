@@ -11,7 +11,6 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch import Tensor
 
 from ..data.readers import write_atomically
 
@@ -41,15 +40,6 @@ def load_tensors(path: str | Path) -> dict:
     """What `save_tensors` wrote, on the CPU. Raises ValueError, with the path, for any other file."""
     with errors_of(path):
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def tensors_in(content: object) -> Iterator[Tensor]:
-    """All tensors in lists and dicts, however deeply nested."""
-    if isinstance(content, Tensor):
-        yield content
-    elif isinstance(content, dict | list):
-        for item in content.values() if isinstance(content, dict) else content:
-            yield from tensors_in(item)
 
 
 @contextmanager

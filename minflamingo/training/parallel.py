@@ -12,7 +12,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
@@ -33,37 +32,36 @@ def worker_threads(device: str) -> ThreadPoolExecutor:
 def run_in_parallel(functions: Sequence[Callable], *arguments: object) -> None:
     """Call `function(*arguments, line=0, 1, ...)` for each function, in up to one process per core.
 
-    `line` is for progress bars. Results are written to files. When this process is told to stop, it tells the others.
+    `line` is for progress bars. Results are written to files. If this process is told to stop, it tells the others.
     """
-    n, stopped = min(len(functions), CORES), threading.Event()
+    n = min(len(functions), CORES)
 
-    def stop(number: int) -> None:
-        stopped.set()
-        for process in active_children() if sys.platform != "win32" else ():  # Windows tells them, and terminate() kills there
+    def stop() -> None:
+        for process in active_children() if sys.platform != "win32" else ():  # on Windows, they would not save
             process.terminate()
+        raise KeyboardInterrupt
 
     pool = ProcessPoolExecutor(n, get_context("spawn"), torch.set_num_threads, (CORES // n,))
-    with handle_stop_signals(stop), pool:
-        try:
-            for job in [pool.submit(function, *arguments, line=i) for i, function in enumerate(functions)]:
-                job.result()
-        except BrokenProcessPool:  # a process that was told to stop before its first step has ended at once
-            if stopped.is_set():
-                raise KeyboardInterrupt from None
-            raise
+    with handle_stop_signals(stop), pool:  # at the end, the pool waits for its processes
+        for job in [pool.submit(function, *arguments, line=i) for i, function in enumerate(functions)]:
+            job.result()
     print("\n" * (len(functions) - 1), file=sys.stderr)
 
 
 @contextmanager
-def handle_stop_signals(handle: Callable[[int], None]) -> Iterator[None]:
-    """Inside, Ctrl-C (SIGINT) and SIGTERM, which job schedulers send, call `handle(number)`. Ignored signals stay ignored.
+def handle_stop_signals(handle: Callable[[], None]) -> Iterator[None]:
+    """Inside, Ctrl-C (SIGINT) and SIGTERM, which job schedulers send, call `handle()`. A second Ctrl-C stops at once."""
 
-    Only the main thread can receive signals. In other threads this does nothing.
-    """
+    def received(number: int, frame: object) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+        handle()
+
+    # Only the main thread can receive signals. A background job of a shell ignores Ctrl-C.
     numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
     before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
     for number in before:
-        signal.signal(number, lambda number, frame: handle(number))
+        signal.signal(number, received)
     try:
         yield
     finally:

@@ -15,17 +15,16 @@ ends it at once. Weights that are not finite are not written.
 
 import json
 import multiprocessing
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
-from .checkpoint import load_tensors, save_tensors, tensors_in
+from .checkpoint import load_tensors, save_tensors
 from .optim import ADVICE, Diverged
 from .parallel import handle_stop_signals
 
@@ -81,7 +80,8 @@ class Stage:
         if self.writes:
             content = {key: getattr(self, key) for key in ("settings", "step", "seconds", "rows", "result")}
             content["state"] = {key: item.state_dict() for key, item in self.state.items()}
-            if not all(tensor.isfinite().all() for tensor in tensors_in(content["state"])):
+            modules = [item for item in self.state.values() if isinstance(item, nn.Module)]
+            if not all(parameter.isfinite().all() for module in modules for parameter in module.parameters()):
                 raise Diverged(f"{self.name}: after step {self.step - 1}, a weight is not finite. {ADVICE}")
             save_tensors(content, self.path)
 
@@ -105,15 +105,8 @@ class Stage:
         `line`: the line of the progress bar on the screen, if there are several bars.
         """
         parent, before, start = multiprocessing.parent_process(), self.seconds, time.monotonic()
-        saved, signals = start, []
-
-        def note(number: int) -> None:
-            if number == signal.SIGINT in signals:
-                raise KeyboardInterrupt
-            signals.append(number)
-            os.write(2, b"\nstopping after this step; a second Ctrl-C stops at once\n")  # print() may be in use just now
-
-        with handle_stop_signals(note), tqdm(
+        saved, told = start, []
+        with handle_stop_signals(lambda: told.append("to stop")), tqdm(
             total=self.total, initial=self.step, desc=f"{self.name:>10}", position=line, leave=line is None, file=sys.stderr,
             dynamic_ncols=True, disable=self.finished or not self.writes,
         ) as bar:  # fmt: skip
@@ -122,7 +115,7 @@ class Stage:
                 bar.update(min(by, self.total - self.step))
                 self.step = min(self.step + by, self.total)
                 self.seconds = before + time.monotonic() - start
-                stop = self.agree(len(signals) > 0)
+                stop = self.agree(len(told) > 0)
                 if stop or self.finished or time.monotonic() - saved > self.save_every:
                     last = self.rows[-1] if self.rows else {}
                     bar.set_postfix({key: f"{last[key]:.3g}" for key in ("loss", "accuracy") if key in last}, refresh=False)
