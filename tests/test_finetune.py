@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -184,6 +185,19 @@ def test_a_stopped_search_resumes_with_the_same_result():
     assert OPENED == []
     main([*COMMAND, "--seed", "1"])
     assert OPENED.count("train") > 16
+
+
+def test_a_training_that_diverges_is_left_out_of_the_search(capsys):
+    """It is named, and the next one starts from the weights of before. If all diverge, this is an error."""
+    main([*COMMAND, "--out", "whole"])
+    main([*COMMAND, "--lr", "1e30", "1e-3", "1e-2", "--out", "wild"])
+    assert load_json(Path("wild/results.json")) == load_json(Path("whole/results.json"))
+    assert re.search(r"named-1e\+30-linear-2-4 is left out: .* is not finite", capsys.readouterr().out)
+    with pytest.raises(SystemExit, match="named: all settings were left out"):
+        main([*COMMAND, "--lr", "1e30", "--out", "none"])
+    for lr in ("nan", "inf", "-1"):
+        with pytest.raises(SystemExit, match="must be positive"):
+            main([*COMMAND, "--lr", lr])
 
 
 def test_positions_of_a_larger_grid_are_interpolated_between_patch_centres():
