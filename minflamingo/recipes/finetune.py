@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from .. import EOC, Flamingo, NoLoss, Pipeline, Sample, __version__
 from ..data.images import as_frames
+from ..data.sample import tokenize_sample
 from ..evaluation.features import fingerprint
 from ..evaluation.metrics import METRICS
 from ..evaluation.runner import Protocol, evaluate
@@ -66,16 +67,23 @@ def training_sample(task: Task, example: Example, rng: random.Random) -> Sample:
     return Sample([as_frames(example.media()), NoLoss(task.template.asked(example)), answer, EOC])
 
 
-def samples_of_step(task: Task, h: Hyperparameters, seed: int, step: int) -> list[Sample]:
-    """A random batch that depends on seed and step alone. Examples whose image cannot be opened are left out."""
-    rng, samples, problem = random.Random(f"{seed} finetune {step}"), [], "there are no examples"
+def samples_of_step(
+    task: Task, h: Hyperparameters, seed: int, step: int, left_out: dict[str, str], fits: Callable = lambda sample: None
+) -> list[Sample]:
+    """A random batch that depends on seed and step alone. `fits` raises ValueError for a sample that is too long for the LM.
+
+    Such examples, and those whose image cannot be opened, are left out. `left_out` gets their keys and the reasons.
+    """
+    rng, samples = random.Random(f"{seed} finetune {step}"), []
     for example in rng.sample(task.support, min(h.batch_size, len(task.support))):
         try:
-            samples.append(training_sample(task, example, rng))
+            sample = training_sample(task, example, rng)
+            fits(sample)
+            samples.append(sample)
         except (OSError, ValueError) as error:
-            problem = f"{example.key}: {error}"
+            left_out[example.key] = f"{example.key}: {error}"
     if not samples:
-        raise ValueError(f"{task.name}, step {step}: no training example can be opened, e.g. {problem}")
+        raise ValueError(f"{task.name}, step {step}: no training example can be used, e.g. {[*left_out.values()][-1:]}")
     return samples
 
 
@@ -109,13 +117,20 @@ def train(
     state = {n: module for n, module in model.named_children() if n != "lm"} | {"optimizer": optimizer}  # the LM is frozen
     stage = Stage(name, folder, h.steps, state=state, settings=settings, save_every=60.0, restart=True)
 
+    left_out: dict[str, str] = {}
+
+    def fits(sample: Sample) -> None:
+        n, context = len(tokenize_sample(sample, pipeline.tokenizer, lambda pixels: pixels).ids), model.config.lm.max_length
+        if context is not None and n > context:
+            raise ValueError(f"{n} tokens are more than the LM's context of {context}")
+
     def loss_of(batch) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32):
             return model.loss(batch.to(device))
 
     try:
         for step in stage.steps():
-            samples = samples_of_step(task, h, seed, step)
+            samples = samples_of_step(task, h, seed, step, left_out, fits)
             parts = micro_batches(samples, 1, pipeline.tokenizer, pipeline.preprocess, max_samples=micro_batch)
             shares = {i: share for i, (share, _) in enumerate(parts)}
             losses = {i: partial(loss_of, batch) for i, (_, batch) in enumerate(parts)}
@@ -129,6 +144,8 @@ def train(
     finally:
         model.zero_grad()
         model.to(dtype).freeze().eval()
+        if left_out:
+            print(f"{name}: {len(left_out)} examples were left out, such as {next(iter(left_out.values()))}")
     return stage
 
 
