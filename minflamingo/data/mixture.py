@@ -30,6 +30,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..flamingo import Batch
 from ..tokenizer import Tokenizer
+from .records import clean
 from .sample import TokenizedSample, collate, tokenize_sample
 from .shards import Dataset, Entry
 
@@ -126,7 +127,7 @@ class _Batches(IterableDataset):
         try:
             row = tokenize_sample(self.dataset.read(entry), self.mixture.tokenizer, self.mixture.preprocess)
         except Exception as error:  # data from the web is broken in many ways, and a bug of a reader is named as well
-            problems.append(f"{entry.name}: {type(error).__name__}: {error}"[:600])
+            problems.append(clean(f"{entry.name}: {type(error).__name__}: {error}")[:600])
             return
         limit = self.mixture.max_length or len(row.ids)
         if len(row.ids) > limit:

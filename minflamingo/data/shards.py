@@ -56,16 +56,14 @@ def expand(pattern: str) -> list[str]:
     names = [os.path.normpath(pattern)] if os.path.exists(pattern) else sorted(glob.glob(pattern))
     if not names:
         raise FileNotFoundError(f"{pattern}: no such shard")
-    return [shard for name in names for shard in shards_in(name)]
-
-
-def shards_in(name: str) -> list[str]:
-    """The tars in a folder, or its .jsonl file. If it has neither, it is one shard, as a file is."""
-    names = sorted(n for n in os.listdir(name) if n[0] != ".") if os.path.isdir(name) else []
-    tars, lines = ([os.path.join(name, n) for n in names if n.endswith(end)] for end in (".tar", ".jsonl"))
-    if len(lines) > 1 and not tars:
-        raise ValueError(f"{name} contains several datasets: choose one of {', '.join(lines)}"[:600])
-    return tars or lines or [name]
+    shards = []
+    for name in names:
+        inside = sorted(n for n in os.listdir(name) if n[0] != ".") if os.path.isdir(name) else []
+        tars, lines = ([os.path.join(name, n) for n in inside if n.endswith(end)] for end in (".tar", ".jsonl"))
+        if len(lines) > 1 and not tars:
+            raise ValueError(f"{name} contains several datasets: choose one of {', '.join(lines)}"[:600])
+        shards += tars or lines or [name]  # a folder without both is one shard, as a file is
+    return shards
 
 
 def read_index(path: str) -> tuple[dict[str, Files], list[str]]:
@@ -79,14 +77,11 @@ def read_index(path: str) -> tuple[dict[str, Files], list[str]]:
     if path.endswith(".jsonl"):
         records = index_lines(path)
         return records, [] if records else ["the file has no lines"]
-    is_folder = os.path.isdir(path)
-    places = (index_folder if is_folder else index_tar)(path, problems)
-    pattern = NAME_IN_FOLDER if is_folder else NAME_IN_TAR
+    pattern, index = (NAME_IN_FOLDER, index_folder) if os.path.isdir(path) else (NAME_IN_TAR, index_tar)
+    places = index(path, problems)
     matches = [match for match in map(pattern.fullmatch, places) if match]  # hidden files do not match
-    texts = ("txt", "json")
-    keys = {match[1] for match in matches if match[2].lower() in texts}
-    records: dict[str, Files] = {}
-    without_text = []
+    keys = {match[1] for match in matches if match[2].lower() in ("txt", "json")}
+    records, without_text = {}, []
     for match in matches:
         key, name = (match[1], match[2].lower()) if match[1] in keys else posixpath.split(match[0])
         if key in keys:
@@ -94,8 +89,7 @@ def read_index(path: str) -> tuple[dict[str, Files], list[str]]:
         else:
             without_text.append(match[0])
     if not records and not problems:
-        kind = "folder" if is_folder else "shard"
-        problems.append(f"the {kind} contains no txt and no json file; each image or video needs one: cat.png with cat.txt")
+        problems.append("it contains no txt and no json file, but each image or video needs one: cat.png with cat.txt")
     elif without_text and not problems:
         problems.append(f"{len(without_text)} files belong to no text, such as {without_text[0]}")
     return records, problems
@@ -127,7 +121,8 @@ def index_folder(path: str, problems: list[str]) -> dict[str, Place]:
         subfolders[:] = [name for name in visible if os.path.realpath(os.path.join(folder, name)) not in seen]
         for name in names:
             file = os.path.join(folder, name)
-            places[Path(file).relative_to(path).as_posix()] = (file, 0, -1)
+            if os.path.isfile(file) or not os.path.exists(file):  # a link to a missing file is a broken record; no pipes
+                places[Path(file).relative_to(path).as_posix()] = (file, 0, -1)
     return dict(sorted(places.items()))  # file systems have no order
 
 

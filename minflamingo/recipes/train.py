@@ -13,8 +13,8 @@ The vision encoder and the LM stay frozen. Weights, optimizer and the place in t
 Ctrl-C and SIGTERM. The same command resumes at the exact sample. These options may change then: --steps (more steps, also after
 the end), --workers, --save-every, --recompute. With another setting, dataset, model or number of processes, use another --out.
 
-On CUDA the forward pass runs in bf16 with trained weights in fp32; elsewhere
-everything is fp32. The trained model is saved in the dtype that was loaded. Several GPUs, with the batch sizes per GPU:
+On CUDA the forward pass runs in bf16 with trained weights in fp32; elsewhere everything is fp32. The trained model is saved in
+the dtype that was loaded. Several GPUs, with the batch sizes per GPU:
 
     torchrun --nproc-per-node 8 -m minflamingo train ...
 """
@@ -80,9 +80,7 @@ def open_mixture(shards: dict[str, str | None], pipeline: Pipeline, config: Trai
     documents = partial(document_sample, tokenizer=pipeline.tokenizer, length=min(256, max_length or 256))
     readers = {"documents": documents, "pairs": pair_sample, "videos": video_sample}
     datasets = {
-        name: Dataset(
-            pattern, readers[name], getattr(config, f"{name}_batch"), getattr(config, f"{name}_lambda"), config.seed
-        )
+        name: Dataset(pattern, readers[name], getattr(config, f"{name}_batch"), getattr(config, f"{name}_lambda"), config.seed)
         for name, pattern in shards.items()
         if pattern
     }
