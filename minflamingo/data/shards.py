@@ -49,21 +49,23 @@ def expand(pattern: str) -> list[str]:
     if braces := re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern):
         first, last, choices = braces.groups()
         values = choices.split(",") if choices else [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
-        if not values:
-            raise ValueError(f"{pattern}: {{{first}..{last}}} has no numbers; write the smaller number first")
-        return [name for value in values for name in expand(pattern.replace(braces[0], value, 1))]
-    # A name that exists is not a pattern, even if it has brackets.
-    names = [os.path.normpath(pattern)] if os.path.exists(pattern) else sorted(glob.glob(pattern))
-    if not names:
+        shards = [name for value in values for name in expand(pattern.replace(braces[0], value, 1))]
+    else:
+        # A name that exists is not a pattern, even if it has brackets.
+        names = [os.path.normpath(pattern)] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        shards = [shard for name in names for shard in _shards_in(name)]
+    if not shards:
         raise FileNotFoundError(f"{pattern}: no such shard")
-    shards = []
-    for name in names:
-        inside = sorted(n for n in os.listdir(name) if n[0] != ".") if os.path.isdir(name) else []
-        tars, lines = ([os.path.join(name, n) for n in inside if n.endswith(end)] for end in (".tar", ".jsonl"))
-        if len(lines) > 1 and not tars:
-            raise ValueError(f"{name} contains several datasets: choose one of {', '.join(lines)}"[:600])
-        shards += tars or lines or [name]  # a folder without both is one shard, as a file is
     return shards
+
+
+def _shards_in(name: str) -> list[str]:
+    """The tars in a folder, or its .jsonl file. A folder without both is one shard, as a file is."""
+    inside = sorted(n for n in os.listdir(name) if n[0] != ".") if os.path.isdir(name) else []
+    tars, lines = ([os.path.join(name, n) for n in inside if n.endswith(end)] for end in (".tar", ".jsonl"))
+    if len(lines) > 1 and not tars:
+        raise ValueError(f"{name} contains several datasets: choose one of {', '.join(lines)}"[:600])
+    return tars or lines or [name]
 
 
 def read_index(path: str) -> tuple[dict[str, Files], list[str]]:

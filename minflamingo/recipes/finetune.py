@@ -120,9 +120,8 @@ def train(
     left_out: dict[str, str] = {}
 
     def fits(sample: Sample) -> None:
-        n, context = len(tokenize_sample(sample, pipeline.tokenizer, lambda pixels: pixels).ids), model.config.lm.max_length
-        if context is not None and n > context:
-            raise ValueError(f"{n} tokens are more than the LM's context of {context}")
+        if model.lm.remaining_context(n := len(tokenize_sample(sample, pipeline.tokenizer, lambda pixels: pixels).ids)) < 0:
+            raise ValueError(f"{n} tokens are more than the LM's context of {model.config.lm.max_length}")
 
     def loss_of(batch) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32):

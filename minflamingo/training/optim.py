@@ -122,7 +122,7 @@ ADVICE = "The last checkpoint is kept. Start again in another folder, with a low
 
 
 class Diverged(ValueError):
-    """A loss, a gradient or a weight is not finite (it is NaN or infinite)."""
+    """A loss, a gradient or a weight is NaN or infinite."""
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], losses: Mapping[object, Tensor], step: int) -> None:
