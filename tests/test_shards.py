@@ -405,7 +405,7 @@ def test_errors_come_through_workers_and_random_numbers_of_the_program_do_not_ch
     steps(mixture(tmp_path, workers=1), 2)
     assert torch.equal(torch.random.get_rng_state(), before) and random.getstate() == state
     dataset = Dataset(str(tar(tmp_path / "0.tar", {"lost.txt": b"a"})), pair_sample)
-    with pytest.raises(ValueError, match="1000 records or shards in a row cannot be read"):
+    with pytest.raises(ValueError, match="^(ValueError: )?1000 records or shards in a row cannot be read"):  # no traceback
         next(iter(Mixture({"a": dataset}, LETTERS, preprocess, workers=2)))
 
 

@@ -67,15 +67,22 @@ class Mixture:
             name: iter(DataLoader(_Batches(self, name), batch_size=None, generator=torch.Generator(), **options))
             for name in self.datasets
         }
-        while True:
-            batches = {}
-            for name, loader in loaders.items():
-                fields, place, problems = next(loader)
-                self._state[name][1:] = torch.tensor(place)
-                self.n_problems[name] += len(problems)
-                self.problems[name] = list(dict.fromkeys(self.problems[name] + problems))[:10]
-                batches[name] = Batch(**fields)
-            yield batches
+        try:
+            while True:
+                batches = {}
+                for name, loader in loaders.items():
+                    try:
+                        fields, place, problems = next(loader)
+                    except (ValueError, OSError) as error:  # the message of a worker begins with its traceback
+                        raise type(error)(str(error).strip().splitlines()[-1]) from None
+                    self._state[name][1:] = torch.tensor(place)
+                    self.n_problems[name] += len(problems)
+                    self.problems[name] = list(dict.fromkeys(self.problems[name] + problems))[:10]
+                    batches[name] = Batch(**fields)
+                yield batches
+        finally:
+            for loader in loaders.values() if self.workers else ():
+                loader._shutdown_workers()  # now, also while the traceback of an error refers to the loader
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: state.clone() for name, state in self._state.items()}
@@ -90,8 +97,14 @@ class Mixture:
 
 def _survive_signals(worker_id: int) -> None:
     """Ctrl-C and SIGTERM often reach all processes. Workers ignore the first one: the main process finishes its step."""
+
+    def received(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        if number == signal.SIGTERM and hasattr(signal, "alarm"):
+            signal.alarm(30)  # the main process also ends its workers with SIGTERM
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: signal.signal(number, signal.SIG_DFL))
+        signal.signal(number, received)
 
 
 class _Batches(IterableDataset):
