@@ -39,9 +39,9 @@ from minflamingo import LM, Flamingo, Pipeline, Sample, ViT, preset
 from minflamingo.contrastive import ContrastiveModel, TextEncoder
 from minflamingo.data.sample import pack
 from minflamingo.evaluation.fewshot import accuracy, count_shots, predict
+from minflamingo.training import optim
 from minflamingo.training.batching import micro_batches
 from minflamingo.training.checkpoint import print_any_character, save_json, write_atomically
-from minflamingo.training.optim import Muon, accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate
 from minflamingo.training.parallel import run_in_parallel, worker_threads
 from minflamingo.training.stage import SettingsDiffer, Stage
 
@@ -70,7 +70,7 @@ class Recipe:
     optimizer: str = "Muon"
 
 
-OPTIMIZERS = {"Muon": Muon, "AdamW": AdamW}
+OPTIMIZERS = {"Muon": optim.Muon, "AdamW": AdamW}
 RECIPES = {
     "tiny": Recipe(),
     # for comparison: the paper's optimizer, with the learning rates and decay of an earlier recipe
@@ -123,7 +123,7 @@ def train_vision_encoder(run: Run, *, line: int | None = None) -> Stage:
     text = TextEncoder(TOKENIZER.vocab_size, d=96)
     # channels_last: on a CPU, convolutions are faster if the channels of a pixel are neighbours in memory.
     model = ContrastiveModel(ViT(run.config.vision), d, text, d_text=96).to(run.device, memory_format=torch.channels_last)
-    groups = parameter_groups(model.named_parameters(), recipe.vision_lr, 0.05)
+    groups = optim.parameter_groups(model.named_parameters(), recipe.vision_lr, 0.05)
     optimizer = OPTIMIZERS[recipe.optimizer](groups, betas=(0.9, 0.98), fused=True)
     stage = run.stage("vision", recipe.vision_steps, model=model, optimizer=optimizer)
     bank = None if stage.finished else view_bank(recipe.vision_bank, 4, run.seed)
@@ -135,8 +135,8 @@ def train_vision_encoder(run: Run, *, line: int | None = None) -> Stage:
         loss, right = model(pixels.to(memory_format=torch.channels_last), captions.to(run.device))
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        set_learning_rate(optimizer, learning_rate_factor(step, 50, recipe.vision_steps, cooldown=0.5))
+        optim.clip_gradients(model.parameters(), {"images and captions": loss}, step)
+        optim.set_learning_rate(optimizer, optim.learning_rate_factor(step, 50, recipe.vision_steps, cooldown=0.5))
         optimizer.step()
         if step % 10 == 0:
             stage.log(step, loss=loss, accuracy=right)
@@ -167,7 +167,7 @@ def train_language_model(run: Run, *, line: int | None = None) -> Stage:
     recipe = run.recipe
     torch.manual_seed(run.seed)
     lm = LM(run.config.lm).to(run.device)
-    groups = parameter_groups(lm.named_parameters(), recipe.language_lr, 0.3)
+    groups = optim.parameter_groups(lm.named_parameters(), recipe.language_lr, 0.3)
     optimizer = OPTIMIZERS[recipe.optimizer](groups, betas=(0.9, 0.98), fused=True)
     stage = run.stage("language", recipe.language_steps, lm=lm, optimizer=optimizer)
     for step in stage.steps(line=line):
@@ -175,8 +175,8 @@ def train_language_model(run: Run, *, line: int | None = None) -> Stage:
         loss = lm.loss(ids.to(run.device), labels.to(run.device))
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
-        set_learning_rate(optimizer, learning_rate_factor(step, 30, recipe.language_steps, cooldown=0.3))
+        optim.clip_gradients(lm.parameters(), {"text": loss}, step)
+        optim.set_learning_rate(optimizer, optim.learning_rate_factor(step, 30, recipe.language_steps, cooldown=0.3))
         optimizer.step()
         if step % 10 == 0 and (step < recipe.language_practice_steps or not practice):
             stage.log(step, loss=loss)
@@ -194,7 +194,7 @@ def train_flamingo(run: Run, vision: ViT, lm: LM) -> tuple[Stage, Flamingo]:
     parameters = [parameter for _, parameter in flamingo.trainable_parameters()]
     # The gates have a higher learning rate: they start at 0, and nothing reaches the LM until they open.
     lr = recipe.flamingo_lr
-    groups = parameter_groups(flamingo.trainable_parameters(), lr, recipe.flamingo_decay, gate_lr=3 * lr)
+    groups = optim.parameter_groups(flamingo.trainable_parameters(), lr, recipe.flamingo_decay, gate_lr=3 * lr)
     optimizer = OPTIMIZERS[recipe.optimizer](groups, betas=(0.9, 0.98), fused=True)
     stage = run.stage("flamingo", recipe.flamingo_steps, flamingo=flamingo, optimizer=optimizer)
     if stage.finished:
@@ -214,14 +214,14 @@ def train_flamingo(run: Run, vision: ViT, lm: LM) -> tuple[Stage, Flamingo]:
         # The longest first, so that none of the worker threads waits long at the end.
         parts = sorted(parts, key=lambda part: -part[2].ids.numel())
         # The gradients of all datasets, each weighted with its lambda, are added before one update (paper section 2.4).
-        losses = accumulate_gradients(
+        losses = optim.accumulate_gradients(
             {i: lambda batch=batch: flamingo.loss(batch.to(run.device)) for i, (_, _, batch) in enumerate(parts)},
             {i: LAMBDAS[name] * share for i, (name, share, _) in enumerate(parts)},
             parameters,
             threads,
         )
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        set_learning_rate(optimizer, learning_rate_factor(step, 50, recipe.flamingo_steps, cooldown=0.4))
+        optim.clip_gradients(parameters, {parts[i][0]: loss for i, loss in losses.items()}, step)
+        optim.set_learning_rate(optimizer, optim.learning_rate_factor(step, 50, recipe.flamingo_steps, cooldown=0.4))
         optimizer.step()
         if step % 10 == 0:
             loss = {name: sum(parts[i][1] * losses[i] for i in losses if parts[i][0] == name) for name in samples}
@@ -313,7 +313,7 @@ def main(arguments: list[str] | None = None) -> dict:
             shutil.rmtree(run.out / "stages", ignore_errors=True)
         run.out.mkdir(parents=True, exist_ok=True)
         results = train_and_evaluate(run)
-    except SettingsDiffer as error:
+    except (SettingsDiffer, optim.Diverged) as error:
         raise SystemExit(f"{error}\nStart again with --fresh, or choose another folder with --out.") from None
     except OSError as error:
         raise SystemExit(f"cannot write to {run.out}: {error}. Choose another folder with --out.") from None

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -106,9 +107,20 @@ def test_examples_that_cannot_be_opened_are_left_out_unless_none_can():
     task = small_task()
     broken = [replace(e, media=missing) for e in task.support]
     some_broken = replace(task, support=[*broken[:6], *task.support[6:]])
-    assert len(samples_of_step(some_broken, replace(H, batch_size=12), 0, 0)) == 6
-    with pytest.raises(ValueError, match="small, step 7: no training example can be opened, e.g. train-.*no such image"):
-        samples_of_step(replace(task, support=broken), H, 0, 7)
+    assert len(samples_of_step(some_broken, replace(H, batch_size=12), 0, 0, left_out := {})) == 6
+    assert left_out == {e.key: f"{e.key}: no such image" for e in broken[:6]}
+    with pytest.raises(ValueError, match="small, step 7: no training example can be used, e.g. .*train-.*no such image"):
+        samples_of_step(replace(task, support=broken), H, 0, 7, {})
+
+
+def test_an_example_that_is_too_long_for_the_lm_is_left_out_and_named(tmp_path, capsys):
+    """The others are trained on. The context is 256 tokens."""
+    task = small_task()
+    long = replace(task.support[3], answers=(" a" * 300,))
+    stage = train(small_pipeline(), replace(task, support=[*task.support[:3], long]), H, name="long", folder=tmp_path)
+    assert len(stage.rows) == 3
+    said = r"long: 1 examples were left out, such as train-3: \d+ tokens are more than the LM's context of 256"
+    assert re.search(said, capsys.readouterr().out)
 
 
 # --------------------------------------------------------------------------------------------------------------- search
@@ -184,6 +196,19 @@ def test_a_stopped_search_resumes_with_the_same_result():
     assert OPENED == []
     main([*COMMAND, "--seed", "1"])
     assert OPENED.count("train") > 16
+
+
+def test_a_training_that_diverges_is_left_out_of_the_search(capsys):
+    """It is named, and the next one starts from the weights of before. If all diverge, this is an error."""
+    main([*COMMAND, "--out", "whole"])
+    main([*COMMAND, "--lr", "1e30", "1e-3", "1e-2", "--out", "wild"])
+    assert load_json(Path("wild/results.json")) == load_json(Path("whole/results.json"))
+    assert re.search(r"named-1e\+30-linear-2-4 is left out: .* is not finite", capsys.readouterr().out)
+    with pytest.raises(SystemExit, match="named: all settings were left out"):
+        main([*COMMAND, "--lr", "1e30", "--out", "none"])
+    for lr in ("nan", "inf", "-1"):
+        with pytest.raises(SystemExit, match="must be positive"):
+            main([*COMMAND, "--lr", lr])
 
 
 def test_positions_of_a_larger_grid_are_interpolated_between_patch_centres():

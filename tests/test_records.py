@@ -39,6 +39,7 @@ def ids_of(sample: Sample, tokenizer=LETTERS) -> list[int]:
 def test_an_image_and_its_text_are_a_pair():
     """`<BOS><image>a cat<EOC>` (section 2.4), without spaces around the caption. The txt file comes before the json."""
     assert equal(read(pair_sample, {"png": 7, "txt": " a <image>\n"}).pieces, [image(7), "a <image>", EOC])
+    assert read(pair_sample, {"png": 7, "txt": b"\xef\xbb\xbfa cat\r\n"}).pieces[1] == "a cat"  # a byte-order mark
     assert equal(read(pair_sample, {"json": {"caption": "b\ud83d"}, "PNG": 8}).pieces, [image(8), "b\ufffd\ufffd\ufffd", EOC])
     for extension, form in (("jpg", "JPEG"), ("jpeg", "JPEG"), ("webp", "WEBP")):
         files = {extension: encoded(1, form), "json": {"caption": "a", "url": "..."}, "txt": "b"}
@@ -135,7 +136,29 @@ def test_images_below_the_similarity_threshold_or_without_file_are_left_out():
     info = [{"image_name": f"{i}.png", "matched_text_index": 0, "matched_sim": s} for i, s in enumerate((0.23, 0.24, 0.9))]
     assert mmc4(["a"], info) == [1, 2, "a", EOC]
     assert mmc4(["a"], info, threshold=0.5) == [2, "a", EOC]
-    assert mmc4(["a"], [*matched(0), *matched(0, image_name=None)]) == [0, "a", EOC]  # null: the download failed
+    for dead in ({"image_name": None}, {"image_name": "dead.jpg"}, {"image_base64": "?"}):  # the download failed
+        assert mmc4(["a", "b"], [*matched(0), *matched(1, **dead)]) == [0, "a b", EOC]
+    assert pieces_of({"texts": ["a", None, "b", None], "images": [None, "dead", None, "1.png"]}) == ["a\n\nb", EOC, 1]
+
+
+def test_sequences_by_chatgpt_are_documents():
+    """OpenFlamingo's format: placeholders in a text, and a map with the images. A dead link is left out."""
+    text = "_!_IMAGE1_!_ A cat. _!_IMAGE2_!_ _!_IMAGE3_!_ A dog. _!_IMAGE12_!_End."
+    images = {f"_!_IMAGE{i}_!_": {"base64_image": base64.b64encode(encoded(i)).decode(), "caption": "c"} for i in (1, 3)}
+    gpt = {"is_gpt": True, "example": text, "image_map": {**images, "_!_IMAGE2_!_": {"url": "dead"}}}
+    assert pieces_of(gpt) == [1, "A cat.", EOC, 3, "A dog. End.", EOC]
+
+
+@pytest.mark.parametrize("content", [b"no image", encoded(3, "JPEG")[:-40]], ids=["not an image", "truncated"])
+def test_a_damaged_image_is_left_out_of_its_document(content):
+    """As if the image were not there: the texts around it are one chunk. Without any other image the record is skipped."""
+    document = {"texts": ["a", None, "b", None, "c"], "images": [None, "x.png", None, "1.png", None]}
+    files = {"json": document, "x.png": content, "1.png": 1}
+    sample = read(document_sample, files, tokenizer=BYTES)
+    assert equal(ids_of(sample, BYTES), ids_of(Sample(["a\n\nb", EOC, image(1), "c", EOC]), BYTES))
+    assert equal(sample.media, [image(1)])
+    with pytest.raises(ValueError, match="the document has no text or no image"):
+        read(document_sample, {**files, "1.png": content}, tokenizer=BYTES)
 
 
 def test_eoc_follows_each_chunk_of_text():

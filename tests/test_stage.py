@@ -2,6 +2,10 @@
 
 import multiprocessing
 import os
+import signal
+import sys
+import threading
+import time
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +15,7 @@ from conftest import CreatesFile, equal
 from torch import nn
 
 from minflamingo.training.checkpoint import load_json, load_tensors, save_json, save_tensors, write_atomically
+from minflamingo.training.optim import Diverged
 from minflamingo.training.parallel import Processes, run_in_parallel
 from minflamingo.training.stage import SettingsDiffer, Stage
 
@@ -72,6 +77,57 @@ def test_a_stage_takes_every_step_once_and_saves_weights_optimizer_and_rows(tmp_
     assert content["step"] == TOTAL and stage.finished and not other.path.exists()
     time = stage.path.stat().st_mtime_ns
     assert list(make_stage(tmp_path).steps()) == [] and stage.path.stat().st_mtime_ns == time  # nothing remains
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_and_sigterm_stop_after_the_current_step_with_a_checkpoint(tmp_path, uninterrupted, number):
+    """Although the next checkpoint is due much later. A second Ctrl-C stops at once. Afterwards the signals are as before."""
+    before = signal.getsignal(number)
+
+    def tell(stage, step, times=1):
+        stage.save_every = 1e9
+        for _ in range(times if step == 3 else 0):
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(KeyboardInterrupt, match="vision: stopped after step 3"):
+        train(tmp_path, tell)
+    assert make_stage(tmp_path).step == 4 and signal.getsignal(number) == before
+    train(tmp_path)
+    assert equal(saved(tmp_path), uninterrupted)
+    if number == signal.SIGINT:
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "twice", partial(tell, times=2))
+        assert not (tmp_path / "twice/vision.pt").exists()
+
+
+def wait_for_ever(folder, line):
+    for step in make_stage(folder, 10**6, f"stage{line}").steps(line=line):
+        if step == 3:
+            (folder / f"{line}.ready").write_text("")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of another process")
+def test_parallel_stages_save_and_stop_when_their_parent_is_told_to(tmp_path):
+    def tell():
+        while len(list(tmp_path.glob("*.ready"))) < 2:
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=tell, daemon=True)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_in_parallel([wait_for_ever, wait_for_ever], tmp_path)
+    assert all(make_stage(tmp_path, 10**6, f"stage{line}").step > 3 for line in range(2))
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path):
+    def explode(stage, step):
+        if step == 2:
+            next(stage.state["model"].parameters()).data[0] = float("inf")
+
+    with pytest.raises(Diverged, match=r"vision: after step 2, a weight is not finite\. The last checkpoint is kept"):
+        train(tmp_path, after=explode)
+    assert make_stage(tmp_path).step == 2
 
 
 @pytest.mark.parametrize("place", ["before", "after"])

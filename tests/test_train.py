@@ -1,20 +1,26 @@
 """`python -m minflamingo train`: on shards, resumed at the exact sample, with one process or several."""
 
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
-from conftest import equal, image, stopped_at, tiny_flamingo
+from conftest import EOC, equal, image, stopped_at, tiny_flamingo
+from test_records import encoded
 from test_shards import pairs, tar
 
 import minflamingo
 from minflamingo.__main__ import main
 from minflamingo.data.images import ImagePreprocessor
+from minflamingo.data.readers import write_jsonl
+from minflamingo.data.sample import Sample
 from minflamingo.recipes.train import TrainConfig, open_mixture, train
 from minflamingo.training.checkpoint import load_tensors
 from minflamingo.training.optim import accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate
@@ -50,18 +56,79 @@ def test_the_added_modules_are_trained_and_the_rest_is_frozen(folder, capsys):
     before, after = load_tensors("model/model.pt"), run_command("out", 12)
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"resampler", "xattn_layers", "added_embed"}
-    assert "pairs: skipped" in capsys.readouterr().out
+    assert re.search(r"pairs: \d+ times, a sample was skipped or cut, such as pairs.\d.tar, 003: ", capsys.readouterr().out)
     losses = [row["loss"] for row in load_tensors("out/stages/flamingo.pt")["rows"]]
     assert losses[-1] < losses[0]
     assert equal(minflamingo.load("out").model.state_dict(), after)
 
 
 def test_a_stopped_training_resumes_at_the_exact_sample(folder):
-    """Bit for bit. Readers in other processes and activation checkpointing do not change the result."""
+    """Bit for bit, with other workers and activation checkpointing. A finished run can have more steps, and not fewer."""
     whole = run_command("whole", 8)
     with stopped_at(5), pytest.raises(SystemExit, match="the same command resumes"):
-        run_command("parts", 8)
-    assert equal(run_command("parts", 8, "--workers", "1", "--recompute"), whole)
+        run_command("parts", 6)
+    run_command("parts", 6, "--workers", "3", "--recompute")
+    assert equal(run_command("parts", 8), whole)  # steps 6 and 7
+    for other, difference in ((["--steps", "7"], "total 8, now 7"), (["--lr", "0.1"], "lr 0.01, now 0.1")):
+        with pytest.raises(SystemExit, match=rf"other settings: {difference}\. Use the same settings, or another folder\.$"):
+            run_command("parts", 8, *other)
+
+
+TORCHRUN = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
+
+
+@pytest.mark.parametrize("number, launcher, workers", [(signal.SIGINT, [], 2), (signal.SIGTERM, TORCHRUN, 1)])
+def test_ctrl_c_and_sigterm_save_the_current_step_and_stop(folder, number, launcher, workers):
+    """All processes of the group receive the signal, also readers and those of torchrun. Nothing is lost: it resumes there."""
+    options = ["--steps", "100000", "--save-every", "1e9", "--workers", str(workers), "--out", "out"]
+    command = [sys.executable, "-m", *launcher, "minflamingo", *COMMAND, *options]
+    env = {**os.environ, "PYTHONPATH": str(Path(minflamingo.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    read = ""
+    while not re.search(r" [1-9]\d*/100000", read):  # the progress bar: at least one step is done
+        read += process.stderr.read(1)
+    os.killpg(process.pid, number)
+    read = process.communicate(timeout=60)[1]
+    assert process.returncode != 0 and "Traceback" not in read[: read.rindex("the same command resumes here")]
+    saved = load_tensors("out/stages/flamingo.pt")
+    assert saved["step"] >= 1 and saved["rows"]
+
+
+@pytest.mark.parametrize("option, value", [("lr", "nan"), ("pairs-lambda", "nan"), ("lr", "inf"), ("lr", "-1"), ("steps", "0"),
+                                           ("pairs-batch", "0"), ("weight-decay", "-0.1"), ("workers", "-1")])  # fmt: skip
+def test_options_that_are_not_valid_numbers_are_refused_before_the_model_is_loaded(option, value):
+    command = ["train", "--model", "missing", "--out", "out", "--pairs", "missing", f"--{option}", value]
+    with pytest.raises(SystemExit, match=f"--{option} is {value}.*; it must be a number of at least [01]"):
+        main(command)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_the_last_checkpoint_is_kept(folder):
+    """The message names step and dataset. Weights that are not finite are not saved, although the loss before them was."""
+    run_command("out", 2)
+    good = Path("out/stages/flamingo.pt").read_bytes()
+    loss = minflamingo.Flamingo.loss
+    infinite = mock.patch.object(minflamingo.Flamingo, "loss", lambda self, batch: loss(self, batch) * float("nan"))
+    with infinite, pytest.raises(SystemExit, match=r"step 2: the loss of pairs is not finite.*lower learning rate"):
+        run_command("out", 4)
+    assert Path("out/stages/flamingo.pt").read_bytes() == good
+    with pytest.raises(SystemExit, match=r"after step 0, a weight is not finite|step 1: the loss of pairs is not finite"):
+        run_command("wild", 3, "--lr", "1e38", "--warmup", "0")
+    assert not Path("wild/model.pt").exists()
+
+
+def test_photos_with_texts_and_json_lines_are_datasets(folder, capsys):
+    """Folders and .jsonl files for each kind of dataset. A text that is longer than the context is cut and named."""
+    for i in range(3):
+        Path("photos/sub").mkdir(parents=True, exist_ok=True)
+        Path(f"photos/sub/{i}.png").write_bytes(encoded(i))
+        Path(f"photos/sub/{i}.txt").write_text("a" if i else "a" * 1200)
+    samples = [Sample([image(i), " a", EOC, image(i), " a", EOC]) for i in range(3)]
+    write_jsonl(samples, "documents.jsonl")
+    write_jsonl([Sample([image(1, frames=2), " a", EOC])], "videos.jsonl")
+    data = ["--pairs", "photos", "--videos", "videos.jsonl", "--documents", "documents.jsonl"]
+    run_command("out", 2, *data)
+    assert "photos, sub/0: cut from 1203 tokens to the 512 of the LM's context" in capsys.readouterr().out
+    assert {"loss_pairs", "loss_videos", "loss_documents"} < set(load_tensors("out/stages/flamingo.pt")["rows"][0])
 
 
 def test_a_model_in_half_precision_is_trained_in_fp32_and_saved_as_it_was(folder):
@@ -91,8 +158,8 @@ class Threads:
         for tensor in tensors:
             tensor.copy_(self.exchange(tensor).sum(0) / self.world)
 
-    def gather(self, state) -> dict:
-        return {name: self.exchange(mine) for name, mine in state.items()}
+    def any(self, flag: bool) -> bool:
+        return bool(self.exchange(torch.tensor(flag)).any())
 
 
 def train_with_two(out: str) -> dict:
@@ -112,8 +179,7 @@ def train_with_two(out: str) -> dict:
 def test_processes_of_torchrun_average_their_gradients(folder):
     """Each has its own share of the data. Compared with one loop over the batches of both. One of them writes."""
     c = CONFIG
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "minflamingo"]
-    command = [*torchrun, *COMMAND, "--steps", str(c.steps), "--out", "two"]
+    command = [sys.executable, "-m", *TORCHRUN, "minflamingo", *COMMAND, "--steps", str(c.steps), "--out", "two"]
     env = {**os.environ, "PYTHONPATH": str(Path(minflamingo.__file__).parents[1])}
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, env=env)
     assert done.returncode == 0, done.stderr

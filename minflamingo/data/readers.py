@@ -42,32 +42,39 @@ class JsonlDataset:
     def __getitem__(self, i: int) -> Sample:
         number, line = self.lines[i]
         try:
-            record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get("pieces"), list):
-                raise ValueError(f"expected an object with pieces (a list), found {record!r:.80}")
-            pieces = [self._piece(piece) for piece in record["pieces"]]
-            return Sample(pieces, _flag(record, "attend_next"), _flag(record, "bos", default=True))
+            return read_line(line, self.folder)
         except Exception as error:  # invalid JSON and damaged images raise many types
             raise ValueError(f"{self.path}, line {number}: {type(error).__name__}: {error}"[:600]) from None
 
-    def _piece(self, piece: dict) -> object:
-        match [item for item in piece.items() if item[0] in ("text", "eoc", "image", "video")]:
-            case [("text", str(text))]:
-                return NoLoss(text) if _flag(piece, "no_loss") else text
-            case [("eoc", True)]:
-                return NoLoss(EOC) if _flag(piece, "no_loss") else EOC
-            case [("image", str(name))]:
-                return self._pixels(name)
-            case [("video", [_, *_] as names)]:
-                return as_frames([self._pixels(name) for name in names], "video")
-        expected = '{"text": STRING}, {"eoc": true}, {"image": FILE NAME} or {"video": [FILE NAMES]}'
-        raise ValueError(f"expected {expected}, found {piece!r:.60}")
 
-    def _pixels(self, name: object) -> np.ndarray:
-        path = (self.folder / str(name)).resolve()
-        if not path.is_relative_to(self.folder):
-            raise ValueError(f"{name!r:.200} is outside the dataset's folder; copy the file into {self.folder}")
-        return read_pixels(path, str(name))
+def read_line(line: bytes, folder: Path) -> Sample:
+    """One line -> its sample. `folder` has its images; links are resolved. A broken line raises an error of any type."""
+    record = json.loads(line)
+    if not isinstance(record, dict) or not isinstance(record.get("pieces"), list):
+        raise ValueError(f"expected an object with pieces (a list), found {record!r:.80}")
+    pieces = [_piece(piece, folder) for piece in record["pieces"]]
+    return Sample(pieces, _flag(record, "attend_next"), _flag(record, "bos", default=True))
+
+
+def _piece(piece: dict, folder: Path) -> object:
+    match [item for item in piece.items() if item[0] in ("text", "eoc", "image", "video")]:
+        case [("text", str(text))]:
+            return NoLoss(text) if _flag(piece, "no_loss") else text
+        case [("eoc", True)]:
+            return NoLoss(EOC) if _flag(piece, "no_loss") else EOC
+        case [("image", str(name))]:
+            return _pixels(name, folder)
+        case [("video", [_, *_] as names)]:
+            return as_frames([_pixels(name, folder) for name in names], "video")
+    expected = '{"text": STRING}, {"eoc": true}, {"image": FILE NAME} or {"video": [FILE NAMES]}'
+    raise ValueError(f"expected {expected}, found {piece!r:.60}")
+
+
+def _pixels(name: object, folder: Path) -> np.ndarray:
+    path = (folder / str(name)).resolve()
+    if not path.is_relative_to(folder):
+        raise ValueError(f"{name!r:.200} is outside the dataset's folder; copy the file into {folder}")
+    return read_pixels(path, str(name))
 
 
 def _flag(record: dict, name: str, default: bool = False) -> bool:

@@ -3,13 +3,16 @@
     pair_sample        cats/7.jpg + cats/7.txt                 (or 7.json with a "caption")                 [N=1, T=1]
     video_sample       run.mp4 + run.txt                       (needs PyAV)                                 [N=1, T>1]
                        run/0.jpg ... run/9.jpg + run.txt       one frame per second
-    document_sample    7.json in the format MMC4 or OBELICS    (images as base64, or as files 7/dog.jpg)    [N>1, T=1]
+    document_sample    7.json in one of the formats below      (images as base64, or as files 7/dog.jpg)    [N>1, T=1]
 
 A reader is called as reader(record, rng), for example with record = {"jpg": content, "txt": content}; `functools.partial` sets
-its other arguments. It raises an error, of any type, for a broken record, an empty caption, or a document without images.
+its other arguments. It raises an error, of any type, for a broken record, an empty caption, or a document without images. An
+image of a document that is missing (its download failed) or damaged is left out, and the document is kept.
 
     MMC4       text_list ["Cats purr.", "Dogs bark."], image_info [{image_name: "dog.jpg", matched_text_index: 1, ...}]
     OBELICS    texts [null, "Dogs bark."], images ["dog.jpg", null]              exactly one of each pair is not null
+    ChatGPT    is_gpt true, example "Cats purr. _!_IMAGE1_!_ Dogs bark.", image_map {"_!_IMAGE1_!_": {base64_image: …}}
+               (sequences that OpenFlamingo's authors let ChatGPT write)
 
     pieces     "Cats purr."  EOC  dog.jpg  "Dogs bark."  EOC     an image comes BEFORE the sentence that it matches
 
@@ -25,8 +28,9 @@ import base64
 import io
 import json
 import random
+import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 import numpy as np
@@ -61,7 +65,12 @@ def video_sample(record: Record, rng: random.Random, *, frames: int = 8, **optio
 
 def document_sample(record: Record, rng: random.Random, *, tokenizer: Tokenizer, threshold: float = 0.24, **options) -> Sample:
     """A random window of an interleaved document. `options`: those of `window`. The threshold is that of OpenFlamingo."""
-    return window(document_pieces(record, threshold), tokenizer, rng, **options)
+    damaged: list[bytes] = []
+    while True:  # only images of a window are decoded; if one is damaged, the document without it has another window
+        try:
+            return window(document_pieces(record, threshold, damaged), tokenizer, rng, **options)
+        except DamagedImage as error:
+            damaged.append(error.args[1])
 
 
 def with_ending(record: Record, endings: tuple[str, ...]) -> list[str]:
@@ -77,12 +86,12 @@ def caption(record: Record, tokenizer: Tokenizer | None = None, max_tokens: int 
 
 
 def clean(text: str) -> str:
-    """Without space around it. Half a character ("\\ud83d"), possible in JSON but not in UTF-8, becomes U+FFFD."""
-    return text.strip().encode("utf-8", "surrogatepass").decode("utf-8", "replace")
+    """Without a byte-order mark, and without space around it. Half a character ("\\ud83d") of JSON becomes U+FFFD."""
+    return text.removeprefix("\ufeff").strip().encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
-def document_pieces(record: Record, threshold: float) -> list:
-    """A document in one of the two formats -> `str`, EOC and images (content of a PNG, JPEG or WebP file).
+def document_pieces(record: Record, threshold: float, damaged: Sequence[bytes] = ()) -> list:
+    """A document in one of the formats -> `str`, EOC and images (content of a PNG, JPEG or WebP file) but the damaged ones.
 
     In MMC4, an image is left out if its similarity to its sentence is below the threshold.
     """
@@ -94,21 +103,34 @@ def document_pieces(record: Record, threshold: float) -> list:
                 images_before[info["matched_text_index"]].append(_image(info, record))
         for s, sentence in enumerate(document["text_list"]):
             items += [*images_before[s], sentence]
+    elif "is_gpt" in document:  # ChatGPT: texts and names of images in turns
+        for i, part in enumerate(re.split(r"(_!_IMAGE\d+_!_)", document["example"])):
+            items.append(part if i % 2 == 0 else _image(document["image_map"].get(part), record))
     else:  # OBELICS
         for text, image in zip(document["texts"], document["images"], strict=True):
             items.append(text if image is None else _image(image, record))
-    pieces = chunks(items, separator=" " if "text_list" in document else "\n\n")
+    items = [item for item in items if item not in damaged]
+    pieces = chunks(items, separator="\n\n" if "texts" in document else " ")
     if EOC not in pieces or not any(isinstance(piece, bytes) for piece in pieces):
         raise ValueError("the document has no text or no image")
     return pieces
 
 
-def _image(entry: str | dict, record: Record) -> bytes | None:
-    """A file name, {"image_name": name} or {"image_base64": content} -> the image. None: name is null, the download failed."""
-    if isinstance(entry, dict) and "image_base64" in entry:
-        return base64.b64decode(entry["image_base64"])
-    name = entry["image_name"] if isinstance(entry, dict) else entry
-    return None if name is None else record[name]
+def _image(entry: str | dict | None, record: Record) -> bytes | None:
+    """A file name, {"image_name": name}, {"image_base64": content} or {"base64_image": content} -> the image.
+
+    None: the name is null or has no file, because the download failed, or the base64 is not valid.
+    """
+    entry = entry if isinstance(entry, dict) else {"image_name": entry}
+    code = entry.get("image_base64") or entry.get("base64_image")
+    try:
+        return base64.b64decode(code) if code else record.get(entry.get("image_name"))
+    except ValueError:
+        return None
+
+
+class DamagedImage(ValueError):
+    """An image of a document cannot be decoded: the arguments are a message and the content of the image."""
 
 
 def chunks(items: Iterable[str | bytes | None], separator: str) -> list:
@@ -141,7 +163,10 @@ def window(
         if isinstance(token, bytes):
             n_images += 1
             if n_images <= max_images:
-                kept.append(read_pixels(token, f"image {n_images}"))
+                try:
+                    kept.append(read_pixels(token, f"image {n_images}"))
+                except Exception as error:
+                    raise DamagedImage(f"a damaged image: {error}", token) from None
         else:
             kept.append(EOC if token is EOC else [token])
     return Sample(kept, attend_next=rng.random() < p_next, bos=start == 0)

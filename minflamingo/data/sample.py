@@ -77,6 +77,11 @@ class TokenizedSample:
         self.ids.extend(ids)
         self.labels.extend(ids if loss else [-100] * len(ids))  # -100: torch's cross-entropy ignores this label
 
+    def cut(self, length: int, image_id: int) -> None:
+        """Keep the first `length` tokens and the media of their `<image>` tokens."""
+        self.ids, self.labels = self.ids[:length], self.labels[:length]
+        self.media = self.media[: self.ids.count(image_id)]
+
 
 def tokenize_sample(
     sample: Sample, tokenizer: Tokenizer, preprocess: Callable | None = None, where: str = "sample"

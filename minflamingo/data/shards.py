@@ -1,18 +1,21 @@
-"""Datasets that are too large to list: shards (tar files in WebDataset's format), shuffled, and resumed exactly.
+"""Datasets that are too large to list: shards, shuffled, and resumed exactly.
 
-    dataset = Dataset("laion/{00000..00331}.tar", pair_sample, seed=1, rank=0, world=8)
-    for sample, state, skipped in dataset.stream(0): ...       # endless: epoch after epoch, each in its own order
+    dataset = Dataset("laion/{00000..00331}.tar", pair_sample, seed=1)
+    for entry in dataset.entries(): sample = dataset.read(entry)     # endless: epoch after epoch, each in its own order
 
-In each epoch, the list of shards is shuffled and cut into groups of `mix` shards. The groups of all epochs form one endless
-list, which is distributed in turn over the `streams` of all processes. Each stream shuffles the samples of its group:
+A shard is a tar file in WebDataset's format, a folder of images with texts, or a `.jsonl` file (see `readers.py`). A list of
+shards can also be a folder that contains tars, or one `.jsonl` file.
 
-    6 shards, mix 2, world 2, streams 1     epoch 0: [4 1] [0 5] [2 3]   epoch 1: [3 0] [1 4] [5 2]   ...
-                                    rank      0     1     0                1     0     1
+In each epoch, the list of shards is shuffled and cut into groups of `mix` shards. The records of a group are shuffled:
 
-So each epoch has each sample once, for any number of shards, processes and streams. A shuffle depends only on the seed and the
-number of the group. Therefore the state of a stream is two numbers: which of its groups, and how many records of it are done.
-A run resumes at the exact next sample. Broken samples, and what comes after damage in a shard, are skipped and counted. A
-missing shard is an error.
+    6 shards, mix 2     epoch 0: [4 1] [0 5] [2 3]     epoch 1: [3 0] [1 4] [5 2]   ...      group 3 is [3 0]
+
+So all records of all epochs form one endless list. It depends only on the shards and the seed, so every process and every
+worker has the same list, and an epoch has each record once. Only the indexes of shards are read to make it. A place in the list
+is two numbers: the group, and how many of its records are done. A run resumes there, at the exact next sample.
+
+What is wrong with a shard (it is truncated, or files belong to no text) is an entry of the list too. `read` raises an error for
+it, as for a broken record, so both are skipped, counted and named in one way. A missing shard is an error.
 
 Why no library (November 2026)? webdataset 1.0.2 reads a tar from front to back and does not store its position. torchdata 0.11
 only stores the state that a dataset gives it, so we would still need this file.
@@ -27,122 +30,183 @@ import tarfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import NamedTuple
 
+from .readers import read_line
 from .sample import Sample
 
-NAME = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)")  # key and extension, separated by the first dot as in WebDataset
-MOST_SKIPPED = 1000  # broken records in a row; so many mean that the dataset has another format
-Files = dict[str, tuple[int, int]]  # the files of a record: name -> (offset, size) in the tar
+# Key and extension. In a tar, the first dot separates them, as in WebDataset; in a folder the last one: photo.10.32.jpg
+NAME_IN_TAR, NAME_IN_FOLDER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)"), re.compile(r"((?:.*/)?[^./][^/]*)\.([^./]+)")
+LINE = "line of a .jsonl file"  # the name of a record's only file, if its shard is a .jsonl file
+Place = tuple[str, int, int]  # where the content of a file is: path, offset, size (-1: to the end)
+Files = dict[str, Place]  # the files of a record, by name
 
 
 def expand(pattern: str) -> list[str]:
-    """Braces and globs -> file names, in order: cats/{08..10}.tar is cats/08.tar, cats/09.tar, cats/10.tar; {a,b} is both."""
+    """Braces and globs -> shards, in order: cats/{08..10}.tar is cats/08.tar, cats/09.tar, cats/10.tar; {a,b} is both."""
     if braces := re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern):
         first, last, choices = braces.groups()
         values = choices.split(",") if choices else [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
-        return [name for value in values for name in expand(pattern.replace(braces[0], value, 1))]
-    if not (names := sorted(glob.glob(pattern))):
+        shards = [name for value in values for name in expand(pattern.replace(braces[0], value, 1))]
+    else:
+        # A name that exists is not a pattern, even if it has brackets.
+        names = [os.path.normpath(pattern)] if os.path.exists(pattern) else sorted(glob.glob(pattern))
+        shards = [shard for name in names for shard in _shards_in(name)]
+    if not shards:
         raise FileNotFoundError(f"{pattern}: no such shard")
-    return names
+    return shards
 
 
-def read_index(path: str) -> tuple[dict[str, Files], str | None]:
-    """The records of an uncompressed tar. A record is a text, `key.txt` or `key.json`, with all files `key.*` and `key/*`.
+def _shards_in(name: str) -> list[str]:
+    """The tars in a folder, or its .jsonl file. A folder without both is one shard, as a file is."""
+    inside = sorted(n for n in os.listdir(name) if n[0] != ".") if os.path.isdir(name) else []
+    tars, lines = ([os.path.join(name, n) for n in inside if n.endswith(end)] for end in (".tar", ".jsonl"))
+    if len(lines) > 1 and not tars:
+        raise ValueError(f"{name} contains several datasets: choose one of {', '.join(lines)}"[:600])
+    return tars or lines or [name]
+
+
+def read_index(path: str) -> tuple[dict[str, Files], list[str]]:
+    """The records of a shard, and what is wrong with it. A missing shard is an error.
+
+    A record of a tar or a folder is a text, `key.txt` or `key.json`, with all files `key.*` and `key/*`:
 
         cats/7.jpg, cats/7.txt, run/0.jpg, run.txt  ->  {"cats/7": {"jpg": …, "txt": …}, "run": {"0.jpg": …, "txt": …}}
-
-    Returns the records and what is wrong, or None. A damaged tar has the records before the damage. A missing one is an error.
     """
-    places, problem, end = {}, None, os.path.getsize(path)
+    problems: list[str] = []
+    if path.endswith(".jsonl"):
+        records = index_lines(path)
+        return records, [] if records else ["the file has no lines"]
+    pattern, index = (NAME_IN_FOLDER, index_folder) if os.path.isdir(path) else (NAME_IN_TAR, index_tar)
+    places = index(path, problems)
+    matches = [match for match in map(pattern.fullmatch, places) if match]  # hidden files do not match
+    keys = {match[1] for match in matches if match[2].lower() in ("txt", "json")}
+    records, without_text = {}, []
+    for match in matches:
+        key, name = (match[1], match[2].lower()) if match[1] in keys else posixpath.split(match[0])
+        if key in keys:
+            records.setdefault(key, {})[name] = places[match[0]]
+        else:
+            without_text.append(match[0])
+    if not records and not problems:
+        problems.append("it contains no txt and no json file, but each image or video needs one: cat.png with cat.txt")
+    elif without_text and not problems:
+        problems.append(f"{len(without_text)} files belong to no text, such as {without_text[0]}")
+    return records, problems
+
+
+def index_tar(path: str, problems: list[str]) -> dict[str, Place]:
+    """The files in an uncompressed tar. A damaged tar has the files before the damage."""
+    places, end = {}, os.path.getsize(path)
     with open(path, "rb") as file:
         try:
             with tarfile.open(fileobj=file, mode="r:") as tar:
                 for member in tar:
                     if member.isreg() and member.offset_data + member.size <= end:
-                        places[posixpath.normpath(member.name)] = (member.offset_data, member.size)
+                        places[posixpath.normpath(member.name)] = (path, member.offset_data, member.size)
                 file.seek(tar.offset)
                 if file.read(512) != bytes(512):  # tarfile takes a damaged header for the end
                     raise ValueError("there is no end mark")
         except Exception as error:  # damaged headers raise TarError, OverflowError, OSError, ...
-            problem = f"not an uncompressed tar, or the tar is truncated: {error}"
-    matches = [match for match in map(NAME.fullmatch, places) if match]  # hidden files do not match
-    keys = {key for key, extension in (match.groups() for match in matches) if extension in ("txt", "json")}
-    records: dict[str, Files] = {}
-    for match in matches:
-        key, name = match.groups() if match[1] in keys else posixpath.split(match[0])
-        if key in keys:
-            records.setdefault(key, {})[name] = places[match[0]]
-    if not records and problem is None:
-        problem = "the shard contains no txt and no json file"
-    return records, problem
+            problems.append(f"not an uncompressed tar, or the tar is truncated: {error}")
+    return places
 
 
-def read_files(path: str, files: Files) -> dict[str, bytes]:
+def index_folder(path: str, problems: list[str]) -> dict[str, Place]:
+    """The files in a folder and its subfolders. Symbolic links are followed, but not back to a folder that was read."""
+    places, seen = {}, set()
+    for folder, subfolders, names in os.walk(path, followlinks=True, onerror=lambda error: problems.append(str(error))):
+        seen.add(os.path.realpath(folder))
+        visible = sorted(name for name in subfolders if name[0] != ".")
+        subfolders[:] = [name for name in visible if os.path.realpath(os.path.join(folder, name)) not in seen]
+        for name in names:
+            file = os.path.join(folder, name)
+            if os.path.isfile(file) or not os.path.exists(file):  # a link to a missing file is a broken record; no pipes
+                places[Path(file).relative_to(path).as_posix()] = (file, 0, -1)
+    return dict(sorted(places.items()))  # file systems have no order
+
+
+def index_lines(path: str) -> dict[str, Files]:
+    """The lines of a .jsonl file that are not empty, with their numbers."""
+    records, offset = {}, 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                records[f"line {number}"] = {LINE: (path, offset, len(line))}
+            offset += len(line)
+    return records
+
+
+def read_files(files: Files) -> dict[str, bytes]:
     """One record: name -> content."""
     record = {}
-    with open(path, "rb") as file:
-        for name, (offset, size) in files.items():
+    for name, (path, offset, size) in files.items():
+        with open(path, "rb") as file:
             file.seek(offset)
             record[name] = file.read(size)
     return record
 
 
+class Entry(NamedTuple):
+    """A record in the endless list: the group, its number in the group, its name for messages, its files or a problem."""
+
+    group: int
+    number: int
+    name: str
+    files: Files | str
+
+
 @dataclass
 class Dataset:
-    """Endless samples of many shards, shuffled."""
+    """The endless list of the records of many shards, shuffled."""
 
-    shards: str  # names of tars; `{0000..0009}` and globs are allowed
-    reader: Callable[[dict[str, bytes], random.Random], Sample]  # see `records.py`; after an error, the record is skipped
-    batch_size: int = 1  # in a `Mixture`
+    shards: str  # names of tars, folders or .jsonl files; `{0000..0009}` and globs are allowed
+    reader: Callable[[dict[str, bytes], random.Random], Sample]  # see `records.py`; .jsonl files have their own format
+    batch_size: int = 1  # in a `Mixture`, in each process
     weight: float = 1.0  # in a `Mixture`: its lambda_m
     seed: int = 0  # of all shuffles and of the reader's random choices
     mix: int = 4  # how many shards are shuffled together
-    rank: int = 0  # number of this process
-    world: int = 1  # how many processes there are
-    streams: int = 4  # per process. The workers of a `Mixture` share them. The order depends on the streams, not on the workers
 
     def __post_init__(self):
-        if not 0 <= self.rank < self.world or min(self.batch_size, self.mix, self.streams) < 1:
-            raise ValueError(f"need 0 <= rank < world, and batch_size, mix and streams of at least 1; got {self}")
+        if min(self.batch_size, self.mix) < 1:
+            raise ValueError(f"batch_size and mix must be at least 1; got {self}")
         self.paths = expand(self.shards)
 
     def fingerprint(self) -> int:
-        """Equal for equal shards and settings. Only then does a state mean the same samples."""
-        shards = [(os.path.basename(path), os.path.getsize(path)) for path in self.paths]
-        return zlib.crc32(repr((shards, self.seed, self.mix, self.rank, self.world, self.streams)).encode())
+        """Equal for equal shards and settings, also in another folder. Only then does a place mean the same samples."""
+        shards = []
+        for path in self.paths:
+            places = index_folder(path, []) if os.path.isdir(path) else {os.path.basename(path): (path, 0, -1)}
+            # A link to a file that is missing has no size. It is a broken record.
+            shards.append([(name, os.path.exists(file) and os.path.getsize(file)) for name, (file, _, _) in places.items()])
+        return zlib.crc32(repr((shards, self.seed, self.mix)).encode("utf-8", "surrogatepass"))
 
-    def stream(self, i: int, turn: int = 0, done: int = 0) -> Iterator[tuple[Sample, tuple[int, int], list[str]]]:
-        """The samples of stream `i`, each with the state (turn, done) after it and the reasons of what was skipped before it.
+    def entries(self, group: int = 0, done: int = 0) -> Iterator[Entry]:
+        """The endless list from a place on: after `done` records of this group."""
+        for g in count(group):
+            records = self._records(g)
+            for number in range(done if g == group else 0, len(records)):
+                yield Entry(g, number, *records[number])
 
-        Another call resumes from a state. turn: number of the group in this stream. done: how many of its records are done.
-        """
-        skipped: list[str] = []
-        while len(skipped) < MOST_SKIPPED:
-            group = (turn * self.streams + i) * self.world + self.rank
-            records = self._records(group, skipped)
-            for k in range(done, len(records)):
-                path, key, files = records[k]
-                record, rng = read_files(path, files), random.Random(f"{self.seed} group {group} sample {k}")
-                try:
-                    sample = self.reader(record, rng)
-                except Exception as error:  # data from the web is broken in many ways, and a bug of a reader is named as well
-                    skipped.append(f"{path}, {key}: {type(error).__name__}: {error}"[:600])
-                    if len(skipped) == MOST_SKIPPED:
-                        break
-                else:
-                    yield sample, (turn, k + 1), skipped
-                    skipped = []
-            turn, done = turn + 1, 0
-        raise ValueError(f"{len(skipped)} records or shards in a row cannot be read. The first one is {skipped[0]}")
-
-    def _records(self, group: int, skipped: list[str]) -> list[tuple[str, str, Files]]:
-        """(shard, key, files) of the records of one group in their shuffled order. Only the indexes of the shards are read."""
+    def _records(self, group: int) -> list[tuple[str, Files | str]]:
+        """The records of one group and the problems of its shards, shuffled. Only the indexes of the shards are read."""
         shards, records = list(self.paths), []
         epoch, number = divmod(group, -(-len(shards) // self.mix))  # an epoch has ceil(shards / mix) groups
         random.Random(f"{self.seed} epoch {epoch}").shuffle(shards)
         for path in shards[number * self.mix : (number + 1) * self.mix]:
-            found, problem = read_index(path)
-            records += [(path, key, files) for key, files in found.items()]
-            skipped += [f"{path}: {problem}"] if problem else []
+            found, problems = read_index(path)
+            records += [(f"{path}, {key}", files) for key, files in found.items()]
+            records += [(path, problem) for problem in problems]
         random.Random(f"{self.seed} group {group}").shuffle(records)
         return records
+
+    def read(self, entry: Entry) -> Sample:
+        """Raises an error, of any type, if the record is broken or the entry is a problem of a shard."""
+        if isinstance(entry.files, str):
+            raise ValueError(entry.files)
+        record = read_files(entry.files)
+        if LINE in record:
+            return read_line(record[LINE], Path(entry.files[LINE][0]).parent.resolve())
+        return self.reader(record, random.Random(f"{self.seed} group {entry.group} sample {entry.number}"))

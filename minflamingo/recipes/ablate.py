@@ -26,8 +26,8 @@ import torch
 from .. import Flamingo, Pipeline, __version__, collate
 from ..evaluation.features import fingerprint
 from ..plots import plot_ablations
+from ..training import optim
 from ..training.checkpoint import save_json
-from ..training.optim import Muon, accumulate_gradients, learning_rate_factor, parameter_groups, set_learning_rate
 from ..training.parallel import worker_threads
 from ..training.stage import Stage
 from .benchmarks import text_table
@@ -91,10 +91,10 @@ def run_row(args: argparse.Namespace, pipeline: Pipeline, seed: int, name: str, 
         used = datasets if variant.accumulate else [datasets[update % per_step]]
         batches = {kind: collate(samples[kind], pipeline.tokenizer).to(args.device) for kind in used}
         losses = {kind: partial(flamingo.loss, batch) for kind, batch in batches.items()}
-        losses = accumulate_gradients(losses, recipe.LAMBDAS, parameters, threads)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        losses = optim.accumulate_gradients(losses, recipe.LAMBDAS, parameters, threads)
+        optim.clip_gradients(parameters, losses, update)
         # The shape of train_tiny.py's schedule: a short warm-up, and a linear fall during the last 40% of the updates.
-        set_learning_rate(optimizer, learning_rate_factor(update, total // 20, total, cooldown=0.4))
+        optim.set_learning_rate(optimizer, optim.learning_rate_factor(update, total // 20, total, cooldown=0.4))
         optimizer.step()
         if update % 10 == 0:
             stage.log(update, **losses)
@@ -102,13 +102,13 @@ def run_row(args: argparse.Namespace, pipeline: Pipeline, seed: int, name: str, 
     return stage.finish({shots: recipe.evaluate(flamingo, seed, shots) for shots in variant.shots})
 
 
-def make_optimizer(flamingo: Flamingo, variant: Variant, recipe) -> Muon:
+def make_optimizer(flamingo: Flamingo, variant: Variant, recipe) -> optim.Muon:
     """Muon, as in train_tiny.py, with the numbers of the recipe. An LM that is trained keeps its own weight decay."""
     trained = {n: p for n, p in flamingo.named_parameters() if p.requires_grad}
     lm = {n: p for n, p in trained.items() if n.startswith("lm.") and variant.lm != "frozen"}
     new = {n: p for n, p in trained.items() if n not in lm}
-    groups = parameter_groups(new.items(), recipe.lr, recipe.weight_decay, gate_lr=recipe.gate_lr)
-    return Muon(groups + parameter_groups(lm.items(), recipe.lr, recipe.lm_weight_decay), betas=(0.9, 0.98))
+    groups = optim.parameter_groups(new.items(), recipe.lr, recipe.weight_decay, gate_lr=recipe.gate_lr)
+    return optim.Muon(groups + optim.parameter_groups(lm.items(), recipe.lr, recipe.lm_weight_decay), betas=(0.9, 0.98))
 
 
 def summarize(accuracies: dict[str, list[dict]]) -> dict[str, dict]:

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from .. import EOC, Flamingo, NoLoss, Pipeline, Sample, __version__
 from ..data.images import as_frames
+from ..data.sample import tokenize_sample
 from ..evaluation.features import fingerprint
 from ..evaluation.metrics import METRICS
 from ..evaluation.runner import Protocol, evaluate
@@ -66,16 +67,23 @@ def training_sample(task: Task, example: Example, rng: random.Random) -> Sample:
     return Sample([as_frames(example.media()), NoLoss(task.template.asked(example)), answer, EOC])
 
 
-def samples_of_step(task: Task, h: Hyperparameters, seed: int, step: int) -> list[Sample]:
-    """A random batch that depends on seed and step alone. Examples whose image cannot be opened are left out."""
-    rng, samples, problem = random.Random(f"{seed} finetune {step}"), [], "there are no examples"
+def samples_of_step(
+    task: Task, h: Hyperparameters, seed: int, step: int, left_out: dict[str, str], fits: Callable = lambda sample: None
+) -> list[Sample]:
+    """A random batch that depends on seed and step alone. `fits` raises ValueError for a sample that is too long for the LM.
+
+    Such examples, and those whose image cannot be opened, are left out. `left_out` gets their keys and the reasons.
+    """
+    rng, samples = random.Random(f"{seed} finetune {step}"), []
     for example in rng.sample(task.support, min(h.batch_size, len(task.support))):
         try:
-            samples.append(training_sample(task, example, rng))
+            sample = training_sample(task, example, rng)
+            fits(sample)
+            samples.append(sample)
         except (OSError, ValueError) as error:
-            problem = f"{example.key}: {error}"
+            left_out[example.key] = f"{example.key}: {error}"
     if not samples:
-        raise ValueError(f"{task.name}, step {step}: no training example can be opened, e.g. {problem}")
+        raise ValueError(f"{task.name}, step {step}: no training example can be used, e.g. {[*left_out.values()][-1:]}")
     return samples
 
 
@@ -109,24 +117,34 @@ def train(
     state = {n: module for n, module in model.named_children() if n != "lm"} | {"optimizer": optimizer}  # the LM is frozen
     stage = Stage(name, folder, h.steps, state=state, settings=settings, save_every=60.0, restart=True)
 
+    left_out: dict[str, str] = {}
+
+    def fits(sample: Sample) -> None:
+        if model.lm.remaining_context(n := len(tokenize_sample(sample, pipeline.tokenizer, lambda pixels: pixels).ids)) < 0:
+            raise ValueError(f"{n} tokens are more than the LM's context of {model.config.lm.max_length}")
+
     def loss_of(batch) -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype != torch.float32):
             return model.loss(batch.to(device))
 
-    for step in stage.steps():
-        samples = samples_of_step(task, h, seed, step)
-        parts = micro_batches(samples, 1, pipeline.tokenizer, pipeline.preprocess, max_samples=micro_batch)
-        shares = {i: share for i, (share, _) in enumerate(parts)}
-        losses = {i: partial(loss_of, batch) for i, (_, batch) in enumerate(parts)}
-        losses = optim.accumulate_gradients(losses, shares, list(trained.values()))
-        torch.nn.utils.clip_grad_norm_(trained.values(), 1.0)
-        # Warm-up in the first tenth: AdamW's averages are inaccurate in the first steps.
-        warmup = optim.learning_rate_factor(step, round(0.1 * h.steps))
-        optim.set_learning_rate(optimizer, warmup * SCHEDULES[h.schedule](step / h.steps))
-        optimizer.step()
-        stage.log(step, loss=sum(shares[i] * loss for i, loss in losses.items()))
-    model.zero_grad()
-    model.to(dtype).freeze().eval()
+    try:
+        for step in stage.steps():
+            samples = samples_of_step(task, h, seed, step, left_out, fits)
+            parts = micro_batches(samples, 1, pipeline.tokenizer, pipeline.preprocess, max_samples=micro_batch)
+            shares = {i: share for i, (share, _) in enumerate(parts)}
+            losses = {i: partial(loss_of, batch) for i, (_, batch) in enumerate(parts)}
+            losses = optim.accumulate_gradients(losses, shares, list(trained.values()))
+            optim.clip_gradients(trained.values(), {task.name: sum(losses.values())}, step)
+            # Warm-up in the first tenth: AdamW's averages are inaccurate in the first steps.
+            warmup = optim.learning_rate_factor(step, round(0.1 * h.steps))
+            optim.set_learning_rate(optimizer, warmup * SCHEDULES[h.schedule](step / h.steps))
+            optimizer.step()
+            stage.log(step, loss=sum(shares[i] * loss for i, loss in losses.items()))
+    finally:
+        model.zero_grad()
+        model.to(dtype).freeze().eval()
+        if left_out:
+            print(f"{name}: {len(left_out)} examples were left out, such as {next(iter(left_out.values()))}")
     return stage
 
 
@@ -200,7 +218,7 @@ def add_parser(commands, add_model_options: Callable) -> None:
 
 def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
     """Few-shot scores, search, training, test, table. Raises ValueError or OSError: an option is invalid, a file is missing."""
-    if min(args.lr) <= 0 or min(*args.steps, *args.batch_size, args.micro_batch) < 1:
+    if not all(0 < lr < math.inf for lr in args.lr) or min(*args.steps, *args.batch_size, args.micro_batch) < 1:
         raise ValueError("--lr, --steps, --batch-size and --micro-batch must be positive")
     tasks = load_tasks(args)
     settings = list(itertools.starmap(Hyperparameters, itertools.product(args.lr, args.schedule, args.steps, args.batch_size)))
@@ -232,7 +250,12 @@ def finetune(pipeline: Pipeline, task: Task, settings: list[Hyperparameters], ar
     part, grid = replace(task, support=training, queries=validation), []
     for h in settings:
         name = "-".join(map(str, (task.name, *asdict(h).values())))
-        grid.append({"hyperparameters": asdict(h), **train_and_evaluate(pipeline, part, h, args, name=name)})
+        try:
+            grid.append({"hyperparameters": asdict(h), **train_and_evaluate(pipeline, part, h, args, name=name)})
+        except optim.Diverged as error:  # the learning rate is too high, which the search is to find out
+            print(f"{name} is left out: {error}")
+    if not grid:
+        raise ValueError(f"{task.name}: all settings were left out (see above); try a lower --lr")
     best = max(grid, key=lambda trial: trial["score"])["hyperparameters"]
     save = args.out / "models" / task.name
     tested = train_and_evaluate(pipeline, task, Hyperparameters(**best), args, name=f"{task.name}-best", save=save)
@@ -248,15 +271,17 @@ def train_and_evaluate(
     result that is on disk is not computed again.
     """
     start = {n: t.clone() for n, t in pipeline.model.state_dict().items() if not n.startswith("lm.")}
-    stage = train(pipeline, task, h, name=name, folder=args.out / "stages", seed=args.seed, micro_batch=args.micro_batch)
-    if stage.result is None:
-        found = evaluate(pipeline, task, "0", protocol=Protocol(args.seed))
-        records = found.pop("records")
-        if save:
-            pipeline.save(save)
-            save_json(records, save / "predictions.json")
-        elif "score" not in found:
-            raise ValueError(f"{task.name}: no score on the validation examples: {found['problem']}")
-        stage.finish(found)
-    pipeline.model.load_state_dict(start, strict=False)
+    try:
+        stage = train(pipeline, task, h, name=name, folder=args.out / "stages", seed=args.seed, micro_batch=args.micro_batch)
+        if stage.result is None:
+            found = evaluate(pipeline, task, "0", protocol=Protocol(args.seed))
+            records = found.pop("records")
+            if save:
+                pipeline.save(save)
+                save_json(records, save / "predictions.json")
+            elif "score" not in found:
+                raise ValueError(f"{task.name}: no score on the validation examples: {found['problem']}")
+            stage.finish(found)
+    finally:
+        pipeline.model.load_state_dict(start, strict=False)
     return stage.result

@@ -1,18 +1,28 @@
-"""`python -m minflamingo train`: train Flamingo on shards of interleaved documents, image-text pairs and videos (section 2.4).
+"""`python -m minflamingo train`: train Flamingo on interleaved documents, image-text pairs and videos (section 2.4).
 
     python -m minflamingo train --model openflamingo-3b --documents "mmc4/{000..099}.tar" --pairs "laion/*.tar" --out runs/mine
+    python -m minflamingo train --model runs/tiny --pairs photos --out runs/mine
+
+A dataset is a pattern of tar files (shards), a folder of images with texts (cat.png with cat.txt, also in subfolders; a video
+is run.mp4 or a folder of frames run/, with run.txt), or a .jsonl file. Broken records are skipped, and texts that are longer
+than the LM's context are cut. Both are counted and named at the end.
 
     L = sum_m lambda_m * mean NLL of dataset m, accumulated into each update of AdamW
 
-The vision encoder and the LM stay frozen. Weights, optimizer and the place in the data are saved together every few minutes,
-and the same command resumes at the exact sample. On CUDA the forward pass runs in bf16 with trained weights in fp32; elsewhere
-everything is fp32. The trained model is saved in the dtype that was loaded. Several GPUs, with the batch sizes per GPU:
+The vision encoder and the LM stay frozen. Weights, optimizer and the place in the data are saved every few minutes, and on
+Ctrl-C and SIGTERM. The same command resumes at the exact sample. These options may change then: --steps (more steps, also after
+the end), --workers, --save-every, --recompute. With another setting, dataset, model or number of processes, use another --out.
+
+On CUDA the forward pass runs in bf16 with trained weights in fp32; elsewhere everything is fp32. The trained model is saved in
+the dtype that was loaded. Several GPUs, with the batch sizes per GPU:
 
     torchrun --nproc-per-node 8 -m minflamingo train ...
 """
 
 import argparse
+import math
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -30,7 +40,7 @@ from ..training.parallel import SINGLE, Processes, distributed_processes
 from ..training.stage import Stage
 
 DATASETS = {"documents": "interleaved documents", "pairs": "images with texts", "videos": "videos with texts"}
-MAY_CHANGE = ("recompute", "workers", "save_every")  # when a run is resumed: these do not change the result
+MAY_CHANGE = ("steps", "recompute", "workers", "save_every")  # when a run is resumed: these do not change its steps
 
 
 def option(default, text: str):
@@ -54,42 +64,30 @@ class TrainConfig:
     warmup: int = option(5000, "updates in which the learning rate rises from 0")
     weight_decay: float = option(0.1, "of matrices; gates, norms, biases and the resampler have none")
     recompute: bool = option(False, "activation checkpointing: needs less memory and a third more time")
-    workers: int = option(0, "processes per dataset that read samples in advance: 1, 2 or 4; 0: none")
-    save_every: float = option(300.0, "seconds between checkpoints: the most that an interruption can lose")
+    workers: int = option(0, "processes per dataset that read samples in advance; 0: none")
+    save_every: float = option(300.0, "seconds between checkpoints: the most that a crash can lose")
+
+    def __post_init__(self):
+        for name, value in asdict(self).items():
+            least = 1 if name == "steps" or name.endswith("_batch") else 0
+            if name != "seed" and not least <= value < math.inf:  # also false for NaN
+                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be a number of at least {least}")
 
 
 def open_mixture(shards: dict[str, str | None], pipeline: Pipeline, config: TrainConfig, processes: Processes) -> Mixture:
-    """The datasets for which a pattern of shards is given."""
-    documents = partial(document_sample, tokenizer=pipeline.tokenizer)
+    """The datasets for which shards are given."""
+    max_length = pipeline.model.config.lm.max_length
+    documents = partial(document_sample, tokenizer=pipeline.tokenizer, length=min(256, max_length or 256))
     readers = {"documents": documents, "pairs": pair_sample, "videos": video_sample}
-    options = {"seed": config.seed, "rank": processes.rank, "world": processes.world}
     datasets = {
-        name: Dataset(pattern, readers[name], getattr(config, f"{name}_batch"), getattr(config, f"{name}_lambda"), **options)
+        name: Dataset(pattern, readers[name], getattr(config, f"{name}_batch"), getattr(config, f"{name}_lambda"), config.seed)
         for name, pattern in shards.items()
         if pattern
     }
     if not datasets:
         raise ValueError("there is nothing to train on: give at least one of --documents, --pairs, --videos")
-    return Mixture(datasets, pipeline.tokenizer, pipeline.preprocess, workers=config.workers)
-
-
-class DataPlaces:
-    """Where every process is in its data, as the state of a `Stage`: the first process saves the places of all."""
-
-    def __init__(self, mixture: Mixture, processes: Processes):
-        self.mixture, self.processes = mixture, processes
-        self.update()
-
-    def update(self) -> None:
-        """All processes call this after each step, so a checkpoint holds the places of one step."""
-        self.places = self.processes.gather(self.mixture.state_dict())
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.places
-
-    def load_state_dict(self, places: dict[str, Tensor]) -> None:
-        self.places = places
-        self.mixture.load_state_dict({name: of_all[self.processes.rank] for name, of_all in places.items()})
+    options = {"rank": processes.rank, "world": processes.world, "max_length": max_length}
+    return Mixture(datasets, pipeline.tokenizer, pipeline.preprocess, workers=config.workers, **options)
 
 
 def train(
@@ -97,8 +95,7 @@ def train(
 ) -> Stage:
     """Train the modules that Flamingo adds, in place, and save the pipeline into the folder `out`."""
     flamingo, device = pipeline.model, pipeline.device
-    places = DataPlaces(open_mixture(shards, pipeline, config, processes), processes)
-    mixture, named = places.mixture, dict(flamingo.trainable_parameters())
+    mixture, named = open_mixture(shards, pipeline, config, processes), dict(flamingo.trainable_parameters())
     parameters, stored_dtype = list(named.values()), next(iter(named.values())).dtype
     # Half precision would lose small updates, so trained weights are fp32. On a CPU half precision is also slow.
     for parameter in parameters if device.type == "cuda" else flamingo.parameters():
@@ -109,32 +106,34 @@ def train(
     # 0.95 is usual for large models: after a large gradient, steps become normal sooner than with AdamW's default of 0.999.
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
     # Only what changes is saved every few minutes, without the frozen modules.
-    state = {"trained": nn.ParameterList(parameters), "optimizer": optimizer, "data": places}
+    state = {"trained": nn.ParameterList(parameters), "optimizer": optimizer, "data": mixture}
     settings = {name: value for name, value in asdict(config).items() if name not in MAY_CHANGE}
     settings |= {"processes": processes.world, "model": fingerprint(pipeline.model), "datasets": sorted(mixture.datasets)}
-    saving = {"save_every": config.save_every, "writes": processes.rank == 0}
-    stage = Stage("flamingo", Path(out) / "stages", config.steps, state=state, settings=settings, **saving)
+    options = {"save_every": config.save_every, "writes": processes.rank == 0, "extendable": True, "agree": processes.any}
+    stage = Stage("flamingo", Path(out) / "stages", config.steps, state=state, settings=settings, **options)
 
     def loss_of(batch: Batch) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             return flamingo.loss(batch.to(device))
 
     flamingo.train()
-    for step, batches in zip(stage.steps(), mixture):
-        losses = {name: partial(loss_of, batch) for name, batch in batches.items()}
-        losses = optim.accumulate_gradients(losses, mixture.weights, parameters)
-        processes.average(parameter.grad for parameter in parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)  # as in the paper
-        optim.set_learning_rate(optimizer, optim.learning_rate_factor(step, config.warmup))
-        optimizer.step()
-        places.update()
-        if step % 10 == 0:
-            processes.average(losses.values())
-            total = sum(mixture.weights[name] * loss for name, loss in losses.items())
-            stage.log(step, loss=total, **{f"loss_{name}": loss for name, loss in losses.items()})
-    for name, n_skipped in mixture.n_skipped.items():
-        if n_skipped:
-            print(f"{name}: skipped {n_skipped} broken samples, such as {'; '.join(mixture.reasons[name])}")
+    try:
+        with closing(iter(mixture)) as data:  # closed at once after an error, so its workers end
+            for step, batches in zip(stage.steps(), data):
+                losses = {name: partial(loss_of, batch) for name, batch in batches.items()}
+                losses = optim.accumulate_gradients(losses, mixture.weights, parameters)
+                processes.average(parameter.grad for parameter in parameters)
+                optim.clip_gradients(parameters, losses, step)
+                optim.set_learning_rate(optimizer, optim.learning_rate_factor(step, config.warmup))
+                optimizer.step()
+                if step % 10 == 0:
+                    processes.average(losses.values())
+                    total = sum(mixture.weights[name] * loss for name, loss in losses.items())
+                    stage.log(step, loss=total, **{f"loss_{name}": loss for name, loss in losses.items()})
+    finally:
+        for name, n in mixture.n_problems.items():
+            if n:
+                print(f"{name}: {n} times, a sample was skipped or cut, such as {'; '.join(mixture.problems[name])}")
     flamingo.to(stored_dtype).eval()
     if processes.rank == 0:
         pipeline.save(out)
@@ -142,9 +141,9 @@ def train(
 
 
 def add_parser(commands, add_model_options: Callable) -> None:
-    parser = commands.add_parser("train", help="train Flamingo on shards of documents, pairs and videos", description=__doc__)
+    parser = commands.add_parser("train", help="train Flamingo on documents, pairs and videos", description=__doc__)
     for name, content in DATASETS.items():
-        parser.add_argument(f"--{name}", help=f"shards of {content}: a pattern such as '{name}/{{000..099}}.tar'")
+        parser.add_argument(f"--{name}", help=f"{content}: '{name}/{{000..099}}.tar', a folder or a .jsonl file")
     for f in fields(TrainConfig):
         kind = {"action": "store_true"} if f.type is bool else {"type": f.type, "default": f.default}
         parser.add_argument(f"--{f.name.replace('_', '-')}", help=f.metadata["help"], **kind)

@@ -118,6 +118,21 @@ def accumulate_gradients(
     return dict(zip(losses, values))
 
 
+ADVICE = "The last checkpoint is kept. Start again in another folder, with a lower learning rate or a longer warm-up"
+
+
+class Diverged(ValueError):
+    """A loss, a gradient or a weight is NaN or infinite."""
+
+
+def clip_gradients(parameters: Iterable[nn.Parameter], losses: Mapping[object, Tensor], step: int) -> None:
+    """Scale the gradients down to a norm of 1, if it is larger (as in the paper). Raises Diverged before an update with NaN."""
+    norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+    if not (norm + sum(losses.values())).isfinite():
+        infinite = [f"the loss of {name}" for name, loss in losses.items() if not loss.isfinite()] or ["the gradient"]
+        raise Diverged(f"step {step}: {' and '.join(infinite)} is not finite. {ADVICE}")
+
+
 def checkpoint_activations(flamingo: Flamingo) -> None:
     """Keep only the input of each LM block and gated layer, and compute the rest again in the backward pass.
 

@@ -7,12 +7,14 @@ own share of the data. Gradients are averaged, so all processes take the same st
 """
 
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
 import torch
 import torch.distributed as dist
@@ -30,13 +32,41 @@ def worker_threads(device: str) -> ThreadPoolExecutor:
 def run_in_parallel(functions: Sequence[Callable], *arguments: object) -> None:
     """Call `function(*arguments, line=0, 1, ...)` for each function, in up to one process per core.
 
-    `line` is for progress bars. Results are written to files.
+    `line` is for progress bars. Results are written to files. If this process is told to stop, it tells the others.
     """
     n = min(len(functions), CORES)
-    with ProcessPoolExecutor(n, get_context("spawn"), torch.set_num_threads, (CORES // n,)) as pool:
+
+    def stop() -> None:
+        for process in active_children() if sys.platform != "win32" else ():  # on Windows, they would not save
+            process.terminate()
+        raise KeyboardInterrupt
+
+    pool = ProcessPoolExecutor(n, get_context("spawn"), torch.set_num_threads, (CORES // n,))
+    with handle_stop_signals(stop), pool:  # at the end, the pool waits for its processes
         for job in [pool.submit(function, *arguments, line=i) for i, function in enumerate(functions)]:
             job.result()
     print("\n" * (len(functions) - 1), file=sys.stderr)
+
+
+@contextmanager
+def handle_stop_signals(handle: Callable[[], None]) -> Iterator[None]:
+    """Inside, Ctrl-C (SIGINT) and SIGTERM, which job schedulers send, call `handle()`. A second Ctrl-C stops at once."""
+
+    def received(number: int, frame: object) -> None:
+        if number == signal.SIGINT:
+            signal.signal(number, signal.default_int_handler)
+        handle()
+
+    # Only the main thread can receive signals. A background job of a shell ignores Ctrl-C.
+    numbers = (signal.SIGINT, signal.SIGTERM) if threading.current_thread() is threading.main_thread() else ()
+    before = {number: signal.getsignal(number) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, received)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @dataclass(frozen=True)
@@ -53,12 +83,11 @@ class Processes:
                 dist.all_reduce(tensor)
                 tensor /= self.world
 
-    def gather(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Each CPU tensor (...) -> those of all processes, (world, ...)."""
-        rows = {name: [mine.clone() for _ in range(self.world)] for name, mine in state.items()}
-        for name, mine in state.items() if self.world > 1 else ():
-            dist.all_gather(rows[name], mine)
-        return {name: torch.stack(tensors) for name, tensors in rows.items()}
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is true in at least one process."""
+        mean = torch.tensor(float(flag))  # on the CPU, so this does not wait for the GPU
+        self.average([mean])
+        return mean.item() > 0
 
 
 SINGLE = Processes()

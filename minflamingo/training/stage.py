@@ -8,19 +8,25 @@
 
 State and rows are written to `folder/vision.pt` every few seconds. A run that was killed and resumed takes the same steps with
 the same data as a run that was never stopped, and ends with the same weights, bit for bit on the same machine.
+
+Ctrl-C and SIGTERM end the loop after the current step, with a checkpoint: `steps` raises KeyboardInterrupt. A second Ctrl-C
+ends it at once. Weights that are not finite are not written.
 """
 
 import json
 import multiprocessing
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from .checkpoint import load_tensors, save_tensors
+from .optim import ADVICE, Diverged
+from .parallel import handle_stop_signals
 
 
 class SettingsDiffer(ValueError):
@@ -37,15 +43,19 @@ class Stage:
         settings: JSON values that must be the same to resume. If not: SettingsDiffer, or a new start with `restart`.
         save_every: seconds between checkpoints: the most that a kill can lose.
         writes: False for all but one of several processes that take the same steps. These only read.
+        restart: with other settings, start again.
+        extendable: `total` may change, if it is not below the steps that are done. Allowed if no step depends on it.
+        agree: whether any of these processes was told to stop, so that all stop after the same step.
     """
 
     def __init__(
         self, name: str, folder: str | Path, total: int, *, state: Mapping[str, object] | None = None,
         settings: Mapping[str, object] | None = None, save_every: float = 5.0, writes: bool = True, restart: bool = False,
+        extendable: bool = False, agree: Callable[[bool], bool] = bool,
     ):  # fmt: skip
         self.name, self.path, self.total, self.state = name, Path(folder) / f"{name}.pt", total, state or {}
         self.settings = json.loads(json.dumps({"total": total, **(settings or {})}))  # as they are read: lists, not tuples
-        self.save_every, self.writes = save_every, writes
+        self.save_every, self.writes, self.extendable, self.agree = save_every, writes, extendable, agree
         self.step, self.seconds, self.rows, self.result = 0, 0.0, [], None
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
@@ -53,6 +63,8 @@ class Stage:
 
     def _resume(self, saved: dict, restart: bool) -> None:
         old, new = saved["settings"], self.settings
+        if self.extendable and saved["step"] <= self.total:
+            old = {**old, "total": self.total}
         if old != new:
             different = [f"{k} {old.get(k)!r}, now {new.get(k)!r}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
             message = f"{self.path} was made with other settings: {'; '.join(different)}."
@@ -68,6 +80,9 @@ class Stage:
         if self.writes:
             content = {key: getattr(self, key) for key in ("settings", "step", "seconds", "rows", "result")}
             content["state"] = {key: item.state_dict() for key, item in self.state.items()}
+            modules = [item for item in self.state.values() if isinstance(item, nn.Module)]
+            if not all(parameter.isfinite().all() for module in modules for parameter in module.parameters()):
+                raise Diverged(f"{self.name}: after step {self.step - 1}, a weight is not finite. {ADVICE}")
             save_tensors(content, self.path)
 
     def finish(self, result: object) -> object:
@@ -90,8 +105,8 @@ class Stage:
         `line`: the line of the progress bar on the screen, if there are several bars.
         """
         parent, before, start = multiprocessing.parent_process(), self.seconds, time.monotonic()
-        saved = start
-        with tqdm(
+        saved, told = start, []
+        with handle_stop_signals(lambda: told.append("to stop")), tqdm(
             total=self.total, initial=self.step, desc=f"{self.name:>10}", position=line, leave=line is None, file=sys.stderr,
             dynamic_ncols=True, disable=self.finished or not self.writes,
         ) as bar:  # fmt: skip
@@ -100,10 +115,13 @@ class Stage:
                 bar.update(min(by, self.total - self.step))
                 self.step = min(self.step + by, self.total)
                 self.seconds = before + time.monotonic() - start
-                if self.finished or time.monotonic() - saved > self.save_every:
+                stop = self.agree(len(told) > 0)
+                if stop or self.finished or time.monotonic() - saved > self.save_every:
                     last = self.rows[-1] if self.rows else {}
                     bar.set_postfix({key: f"{last[key]:.3g}" for key in ("loss", "accuracy") if key in last}, refresh=False)
                     self.save()
                     saved = time.monotonic()
+                    if stop:
+                        raise KeyboardInterrupt(f"{self.name}: stopped after step {self.step - 1}")
                     if parent is not None and not parent.is_alive():
                         raise SystemExit(f"{self.name}: the process that started this stage has ended")
