@@ -9,6 +9,7 @@ paths of images and videos. A video is PATH.mp4 or a folder PATH with one frame 
 
 import json
 import os
+import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -17,6 +18,8 @@ from functools import partial
 from pathlib import Path
 
 from ..data.images import read_image
+from ..data.records import caption
+from ..data.shards import read_files, read_index
 from ..data.videos import VIDEOS, read_video
 from .task import Example, Task, Template
 
@@ -192,3 +195,27 @@ def load_benchmark(name: str, folder: str | Path, *, split: str | None = None, t
         clean=partial(cleaned, end=end, lower=name == "msrvttqa", stems=stems), max_new_tokens=length,
         scoring="sum" if template == "paper" else "mean",  # of the log-likelihoods of a choice's tokens
     )  # fmt: skip
+
+
+def load_folder(folder: Path, metric: str = "exact_match", seed: int = 0) -> Task:
+    """Your own images or videos with texts, as in training: cat.png with cat.txt. The text is the answer to "Output:".
+
+    A random quarter are the queries, the others are shots. Raises ValueError if there are fewer than 4 texts.
+    """
+    examples = []
+    for key, files in read_index(str(folder))[0].items():
+        texts = {name: place for name, place in files.items() if name in ("txt", "json")}
+        media = [Path(path) for name, (path, _, _) in files.items() if name not in texts]
+        try:
+            text = caption(read_files(texts))
+        except Exception as error:  # damaged texts raise many types
+            raise ValueError(f"{folder}, {key}: not a text in UTF-8, or empty: {error}") from None
+        # several files are the frames of a video, in a folder; no file is an error when the example is used
+        examples.append(Example(key, MediaFile(media[0] if len(media) == 1 else folder / key), (text,)))
+    if len(examples) < 4:
+        raise ValueError(f"{folder} has {len(examples)} images with texts (cat.png with cat.txt); at least 4 are needed")
+    queries = set(random.Random(f"queries {seed}").sample(range(len(examples)), len(examples) // 4))
+    parts = [[e for i, e in enumerate(examples) if (i in queries) is chosen] for chosen in (False, True)]
+    prompt, end, length = TEMPLATES["paper"]["caption"]
+    clean = partial(cleaned, end=end, lower=False, stems={})
+    return Task(folder.resolve().name, *parts, prompt, metric, clean=clean, max_new_tokens=length)

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..evaluation.benchmarks import BENCHMARKS, TEMPLATES, load_benchmark
+from ..evaluation.benchmarks import BENCHMARKS, TEMPLATES, load_benchmark, load_folder
 from ..evaluation.features import FeatureCache
 from ..evaluation.fewshot import count_shots
 from ..evaluation.metrics import METRICS
@@ -32,7 +32,9 @@ from ..training.checkpoint import save_json
 def add_task_options(parser: argparse.ArgumentParser) -> None:
     """Options of `load_tasks`, shared with finetune."""
     add = parser.add_argument
-    add("--task", required=True, help=f"tasks, separated by commas: toy (all toy tasks), one toy task, {', '.join(BENCHMARKS)}")
+    add("--task", required=True, help="tasks, separated by commas: toy (all toy tasks), one toy task, a folder with your own "
+        f"images and texts (cat.png with cat.txt), {', '.join(BENCHMARKS)}")  # fmt: skip
+    add("--metric", choices=tuple(METRICS), default="exact_match", help="for a folder of your own; default: exact_match")
     add("--data", type=Path, help="folder with the files of the benchmark, or a folder with one folder per benchmark")
     add("--split", help="the part of the data that the queries are from; default: the usual one of each benchmark")
     add("--template", choices=tuple(TEMPLATES), default="paper", help="wording of benchmark prompts; default: paper")
@@ -60,11 +62,14 @@ def load_tasks(args: argparse.Namespace) -> list[Task]:
     """The tasks of `--task`, with `--limit` queries each."""
     tasks: list[Task] = []
     for name in args.task.split(","):
-        if name in BENCHMARKS:
-            if args.data is None:
+        if name in BENCHMARKS or Path(name).is_dir():
+            if name in BENCHMARKS and args.data is None:
                 raise ValueError(f"{name} is a benchmark on disk: pass its folder with --data")
-            folder = args.data / name if (args.data / name).is_dir() else args.data
-            task = load_benchmark(name, folder, split=args.split, template=args.template)
+            if name in BENCHMARKS:
+                folder = args.data / name if (args.data / name).is_dir() else args.data
+                task = load_benchmark(name, folder, split=args.split, template=args.template)
+            else:
+                task = load_folder(Path(name), args.metric, args.seed)
             drawn = range(len(task.queries))
             if args.limit is not None and args.limit < len(drawn):  # not the first ones: files are often sorted
                 drawn = sorted(random.Random(f"limit {args.seed}").sample(drawn, args.limit))
@@ -75,7 +80,7 @@ def load_tasks(args: argparse.Namespace) -> list[Task]:
         except ImportError as error:
             raise ImportError(f"cannot import the toy tasks ({error}); pass another module with --suite") from None
         if name != "toy" and name not in suite:
-            raise ValueError(f"unknown task {name!r}; choose toy, {', '.join(suite)}, or one of {', '.join(BENCHMARKS)}")
+            raise ValueError(f"unknown task {name!r}; choose toy, a folder, {', '.join((*suite, *BENCHMARKS))}")
         tasks += suite.values() if name == "toy" else [suite[name]]
     return tasks
 
