@@ -14,7 +14,7 @@ from PIL import Image
 from minflamingo import Pipeline, ToyTokenizer, load
 from minflamingo.__main__ import main
 from minflamingo.data.images import ImagePreprocessor, as_frames
-from minflamingo.evaluation.benchmarks import BENCHMARKS, answers_of, load_benchmark
+from minflamingo.evaluation.benchmarks import BENCHMARKS, answers_of, load_benchmark, load_folder
 from minflamingo.evaluation.fewshot import few_shot_prompt
 from minflamingo.evaluation.metrics import METRICS, Outcome
 from minflamingo.evaluation.runner import Protocol, evaluate, make_query
@@ -324,6 +324,31 @@ def test_trials_draw_other_shots_and_the_score_is_their_mean(folder):
 def given(**options):
     defaults = {"task": "vqav2", "data": Path("vqa"), "split": None, "template": "paper", "limit": 7, "suite": "little_suite"}
     return SimpleNamespace(**{**defaults, "seed": 0, **options})
+
+
+def test_a_folder_of_your_own_images_and_texts_is_a_task(tmp_path, folder):
+    """Images of any format, subfolders, videos as folders of frames. A quarter are queries; `eval` takes the folder's name."""
+    photos = tmp_path / "photos"
+    for key in ("a.b", "sub/c", "d", "e", "f", "g", "run/1", "run/2"):
+        (photos / key).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image(1)[0]).save(photos / f"{key}.{'gif' if key == 'd' else 'png'}")
+    for key in ("a.b", "sub/c", "d", "e", "f", "g", "run", "lost"):
+        (photos / f"{key}.txt").write_text(f"\ufeff a {key}\n", encoding="utf-8")
+    task = load_folder(photos)
+    assert {e.key: e.answers for e in (*task.support, *task.queries)} == {
+        key: (f"a {key}",) for key in ("a.b", "sub/c", "d", "e", "f", "g", "run", "lost")
+    }
+    assert len(task.queries) == 2 and len(task.support) == 6 and task.queries != load_folder(photos, seed=1).queries
+    frames = {e.key: len(as_frames(e.media())) for e in (*task.support, *task.queries) if e.key != "lost"}
+    assert frames == {"a.b": 1, "sub/c": 1, "d": 1, "e": 1, "f": 1, "g": 1, "run": 2}
+    main(["eval", "--model", str(folder / "model"), "--task", str(photos), "--shots", "0,2", "--out", str(tmp_path / "out")])
+    results = json.loads((tmp_path / "out/results.json").read_text(encoding="utf-8"))["tasks"]["photos"]
+    assert results["metric"] == "exact_match" and set(results["shots"]) == {"0", "2"}
+    (photos / "g.txt").write_text(" ")
+    with pytest.raises(ValueError, match="photos, g: not a text in UTF-8, or empty"):
+        load_folder(photos)
+    with pytest.raises(ValueError, match="sub has 1 images with texts"):
+        load_folder(photos / "sub")
 
 
 def test_a_limit_draws_queries_by_the_seed(folder):

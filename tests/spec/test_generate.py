@@ -147,12 +147,12 @@ def test_tokens_are_sampled_from_the_softmax_of_logits_divided_by_the_temperatur
     """Section 3: 4,000 samples, each frequency within four standard errors. top_k = 1 is greedy; the generator decides."""
     flamingo, n, one = talker(), 4000, batch_of(["ab"])
     expected = (next_log_p(flamingo, ["ab"]) / 0.5).softmax(-1)
-    many = Batch(*(t.expand(n, -1) for t in (one.ids, one.labels, one.attention_mask)))
 
-    def sample(**options) -> list[list[int]]:
+    def sample(rows: int = 50, **options) -> list[list[int]]:
+        many = Batch(*(t.expand(rows, -1) for t in (one.ids, one.labels, one.attention_mask)))
         return generate(flamingo, many, END, max_new_tokens=1, generator=torch.Generator().manual_seed(0), **options)
 
-    tokens = torch.tensor([a[0] if a else END for a in sample(temperature=0.5)])
+    tokens = torch.tensor([a[0] if a else END for a in sample(n, temperature=0.5)])
     frequencies = tokens.bincount(minlength=len(expected)) / n
     assert ((frequencies - expected).abs() <= 4 * (expected * (1 - expected) / n).sqrt()).all()
     assert sample(temperature=0.5) == sample(temperature=0.5)

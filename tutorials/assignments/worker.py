@@ -14,7 +14,10 @@ import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+import numpy  # noqa: F401  numpy, Pillow and symbolic_shapes (needed for gradients) are imported once, before the forks
+import PIL.Image  # noqa: F401
 import torch
+import torch.fx.experimental.symbolic_shapes
 from torch import Tensor, nn
 
 MEMORY, FILE_SIZE, REPLY_SIZE = 3 << 30, 1 << 20, 64 << 20  # of one component, in bytes
