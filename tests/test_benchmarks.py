@@ -326,7 +326,7 @@ def given(**options):
     return SimpleNamespace(**{**defaults, "seed": 0, **options})
 
 
-def test_a_folder_of_your_own_images_and_texts_is_a_task(tmp_path, folder):
+def test_a_folder_of_your_own_images_and_texts_is_a_task(tmp_path, folder, capsys):
     """Images of any format, subfolders, videos as folders of frames. A quarter are queries; `eval` takes the folder's name."""
     photos = tmp_path / "photos"
     for key in ("a.b", "sub/c", "d", "e", "f", "g", "run/1", "run/2"):
@@ -345,8 +345,9 @@ def test_a_folder_of_your_own_images_and_texts_is_a_task(tmp_path, folder):
     results = json.loads((tmp_path / "out/results.json").read_text(encoding="utf-8"))["tasks"]["photos"]
     assert results["metric"] == "exact_match" and set(results["shots"]) == {"0", "2"}
     (photos / "g.txt").write_text(" ")
-    with pytest.raises(ValueError, match="photos, g: not a text in UTF-8, or empty"):
-        load_folder(photos)
+    task = load_folder(photos)
+    assert "1 texts are left out, such as g: the caption is empty" in capsys.readouterr().out
+    assert "g" not in [e.key for e in (*task.support, *task.queries)] and len(task.support) == 6
     with pytest.raises(ValueError, match="sub has 1 images with texts"):
         load_folder(photos / "sub")
 

@@ -23,10 +23,12 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-FORMATS = ("PNG", "JPEG", "WEBP")  # of training data; decoders of rare formats are a risk for files from the web
-IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")  # endings of their files; a user may also pass other images:
-OTHER_IMAGES = (".gif", ".apng", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".mpo", ".ppm",
-                ".pgm", ".pbm", ".pnm", ".tga", ".ico", ".psd", ".svg", ".eps", ".pdf", ".dng", ".cr2", ".nef")  # fmt: skip
+# Formats of training data, and the endings of their files. Decoders of rare formats are a risk for files from the web.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
+# A user may also pass other images.
+OTHER_IMAGES = (".apng", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".mpo", ".ppm", ".pgm", ".pbm", ".pnm",
+                ".tga", ".ico", ".psd", ".svg", ".eps", ".pdf", ".dng", ".cr2", ".nef")  # fmt: skip
 Image.MAX_IMAGE_PIXELS = 250_000_000  # phones write 200 million; Pillow warns above this number and refuses twice as many
 
 
@@ -49,8 +51,9 @@ def read_image(file: str | Path | bytes, name: str | None = None, formats: Seque
         if content.startswith(b"\xff\xd8") and b"Exif\0\0" in content:  # a JPEG: perhaps only its EXIF data are damaged
             return read_image(content.replace(b"Exif\0\0", bytes(6)), name or str(file), formats)
         expected = f"an image ({', '.join(formats)})" if formats else "an image"
-        hint = "; convert it to PNG or JPEG" if isinstance(error, UnidentifiedImageError) else ""
-        raise ValueError(f"{str(name or file)!r:.200}: not {expected}, or damaged: {error}"[:600] + hint) from None
+        unknown = isinstance(error, UnidentifiedImageError)  # its message has an address in memory
+        reason = "unknown content; convert it to PNG or JPEG" if unknown else error
+        raise ValueError(f"{str(name or file)!r:.200}: not {expected}, or damaged: {reason}"[:600]) from None
 
 
 def read_pixels(file: Path | bytes, name: str) -> np.ndarray:

@@ -200,18 +200,22 @@ def load_benchmark(name: str, folder: str | Path, *, split: str | None = None, t
 def load_folder(folder: Path, metric: str = "exact_match", seed: int = 0) -> Task:
     """Your own images or videos with texts, as in training: cat.png with cat.txt. The text is the answer to "Output:".
 
-    A random quarter are the queries, the others are shots. Raises ValueError if there are fewer than 4 texts.
+    A random quarter are the queries, the others are shots. Empty and damaged texts are left out and named. Raises ValueError if
+    there are fewer than 4 texts.
     """
-    examples = []
+    examples, problems = [], []
     for key, files in read_index(str(folder))[0].items():
         texts = {name: place for name, place in files.items() if name in ("txt", "json")}
         media = [Path(path) for name, (path, _, _) in files.items() if name not in texts]
         try:
             text = caption(read_files(texts))
         except Exception as error:  # damaged texts raise many types
-            raise ValueError(f"{folder}, {key}: not a text in UTF-8, or empty: {error}") from None
+            problems.append(f"{key}: {error}")
+            continue
         # several files are the frames of a video, in a folder; no file is an error when the example is used
         examples.append(Example(key, MediaFile(media[0] if len(media) == 1 else folder / key), (text,)))
+    if problems:
+        print(f"{folder}: {len(problems)} texts are left out, such as {problems[0]}")
     if len(examples) < 4:
         raise ValueError(f"{folder} has {len(examples)} images with texts (cat.png with cat.txt); at least 4 are needed")
     queries = set(random.Random(f"queries {seed}").sample(range(len(examples)), len(examples) // 4))

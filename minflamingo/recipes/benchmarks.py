@@ -80,7 +80,8 @@ def load_tasks(args: argparse.Namespace) -> list[Task]:
         except ImportError as error:
             raise ImportError(f"cannot import the toy tasks ({error}); pass another module with --suite") from None
         if name != "toy" and name not in suite:
-            raise ValueError(f"unknown task {name!r}; choose toy, a folder, {', '.join((*suite, *BENCHMARKS))}")
+            choices = f"choose toy, {', '.join(suite)}, or one of {', '.join(BENCHMARKS)}, or a folder"
+            raise ValueError(f"unknown task {name!r}; {choices}")
         tasks += suite.values() if name == "toy" else [suite[name]]
     return tasks
 

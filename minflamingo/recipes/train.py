@@ -133,7 +133,7 @@ def train(
     finally:
         for name, n in mixture.n_problems.items():
             if n:
-                print(f"{name}: {n} times, a sample was skipped or cut, such as {'; '.join(mixture.problems[name])}")
+                print("\n    ".join([f"{name}: {n} times, a sample was skipped or cut, such as", *mixture.problems[name]]))
     flamingo.to(stored_dtype).eval()
     if processes.rank == 0:
         pipeline.save(out)
