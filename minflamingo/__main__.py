@@ -37,10 +37,10 @@ def read_piece(word: str) -> object:
     ending, folder = Path(name).suffix.lower(), os.path.dirname(name)
     if os.path.exists(name):
         return (read_video if ending in VIDEOS or os.path.isdir(name) else read_image)(Path(name))
-    if ending in (*MEDIA, *OTHER_FILES) or PATH.fullmatch(word) or os.path.isdir(folder):
+    if ending in (*MEDIA, *OTHER_FILES) or PATH.fullmatch(word) or (" " not in word and os.path.isdir(folder)):
         what = "looks like an image or a video, but this file does not exist"
         raise FileNotFoundError(f"{word} {what}. If it is a text, put a space after it.")
-    # Where the system's encoding is not UTF-8, Python reads other characters as surrogates of their bytes.
+    # If the system's encoding is not UTF-8, Python turns bytes that it cannot decode into surrogates. Make them characters.
     return word.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -95,11 +95,11 @@ def add_complete_parser(commands, add_model_options) -> None:
     add("--temperature", type=float, default=0.0, help="above 0: sample; a higher value is more random; default: 0, greedy")
     add("--top-k", type=int, help="sample only from the k most likely tokens; default: all")
     add("--top-p", type=float, help="sample only from the most likely tokens with this total probability; default: all")
-    add("--seed", type=int, help="of the sampling; default: another result each time")
+    add("--seed", type=int, help="seed of the sampling; default: another result each time")
     add("--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; can be repeated")
     add("--repetition-penalty", type=float, default=1.0, help="above 1: repeated tokens are less likely; default: 1")
     add("--no-repeat-ngram-size", type=int, default=0, help="N: no N tokens in a row occur twice; default: 0, off")
-    add("--length-penalty", type=float, default=0.0, help="of beam search; above 0 long answers are preferred; default: 0")
+    add("--length-penalty", type=float, default=0.0, help="for beam search: above 0 prefers long answers; default: 0")
     add("--n", type=int, help="print N answers with their scores: the best of the beams, or N samples; default: one answer")
     add_model_options(parser)
 

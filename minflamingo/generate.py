@@ -62,7 +62,7 @@ def decode_step(flamingo: Flamingo, token: Tensor, cache: Cache) -> tuple[Tensor
 
 
 def forbid(flamingo: Flamingo, logits: Tensor, banned: Sequence[int] = ()) -> Tensor:
-    """Make tokens impossible in logits or log-probabilities (..., V): those of `banned`, and `<image>`: it would have no image.
+    """Make the ids in `banned` and `<image>` impossible in logits or log-probabilities (..., V). It would have no image.
 
     banned: ids that are only input, such as `<PAD>` and `<BOS>` (`input_only` in data/sample.py).
     """
@@ -123,8 +123,8 @@ def generate(
             token = logits.argmax(-1)  # (B,)
         else:
             # the largest logit becomes 0: so a tiny temperature gives minus infinity for the others, and never infinity
-            logits = filter_logits((logits - logits.amax(-1, keepdim=True)) / temperature, top_k, top_p)
-            token = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+            logits = ((logits - logits.amax(-1, keepdim=True)).double() / temperature).float()
+            token = torch.multinomial(filter_logits(logits, top_k, top_p).softmax(-1), 1, generator=generator)[:, 0]
         new.append(torch.where(running, token, eoc_id))  # a finished row continues with <EOC>, which is cut off below
         if on_token is not None:
             on_token(new[-1])

@@ -83,17 +83,17 @@ class Pipeline:
             stop: one text or several; the answer ends before the first of them.
             repetition_penalty, no_repeat_ngram_size: see `controls`.
             length_penalty: of beam search, see `beam_search`. Above 0 long answers are preferred.
-            n: return a list of n answers with their scores, the best one first: the n best of the beams, or n samples.
+            n: return a list of n answers with their scores: the n best of the beams, or n samples; the best one first.
             on_text: called with each new piece of text as soon as it exists (not with beams or n).
             cache: from `prefill`; the prompt then continues it.
         Returns:
             The answer. With n, a list of (answer, score). The score is the log-likelihood of the answer's tokens, including the
-            `<EOC>` that ends it, divided by their number ** length_penalty.
+            `<EOC>` that ends it, divided by their number ** length_penalty. It does not contain penalties against repetitions.
         Raises:
             TypeError, ValueError: an invalid prompt or option.
         """
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be 0 or above")
+        if max_new_tokens < (least := 0 if n is None else 1):
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be {least} or above")
         if beams > 1 and temperature > 0:
             raise ValueError("beam search does not sample: use beams=1 or temperature=0")
         if n is not None and not 1 <= n <= (beams if temperature == 0 else n):
@@ -114,13 +114,14 @@ class Pipeline:
         if n is None:
             stream.show(texts[0])
             return texts[0]
-        # Only answers at the limit of tokens do not end with <EOC>.
+        # All answers end with <EOC>, except those that reached the token limit.
         length = batch.ids.shape[1] + (0 if cache is None else cache.lm.mask.shape[1])
         limit = min(max_new_tokens, self.model.lm.remaining_context(length) + 1)
         rows = [row if len(row) == limit else [*row, eoc_id] for row in rows]
         scores = score_answers(self.model, batch, [rows], cache=cache)[0].tolist()
         scores = [score / len(row) ** length_penalty for score, row in zip(scores, rows)]
-        return sorted(zip(texts, scores), key=lambda answer: -answer[1])
+        answers = list(zip(texts, scores))  # of beam search already in its order
+        return answers if beams != 1 else sorted(answers, key=lambda answer: -answer[1])
 
     def save(self, folder: str | Path, *, safetensors: bool = False, trainable_only: bool = False) -> None:
         """Write the folder that `load` reads. Each file is written completely or not at all, the weights last.
@@ -154,9 +155,10 @@ def controls(
     Args:
         repetition_penalty: above 1, tokens that occurred before are less likely (Keskar et al. 2019): a logit above 0 is
             divided by it, one below 0 multiplied.
-        no_repeat_ngram_size: n: no n tokens in a row occur twice. 0: off.
+        no_repeat_ngram_size: n: the same n tokens in a row never occur twice. 0: off.
         stop: after one of these texts, only `<EOC>` is possible.
-    As in transformers, the tokens of the prompt count too (but not those of a cache before it).
+    As in transformers, the tokens of the prompt count too (but not those of a cache before it). `<EOC>` stays possible:
+    the shots of a prompt contain it.
     """
     if not 0 < repetition_penalty < math.inf or no_repeat_ngram_size < 0 or not all(stop):
         raise ValueError("repetition_penalty must be above 0, no_repeat_ngram_size 0 or above, and stop texts not empty")
@@ -168,12 +170,14 @@ def controls(
         logits = logits.clone()
         for row, new in zip(logits, rows):  # row (V,)
             ids = before_answer + new
+            end = row[tokenizer.eoc_id].clone()
             seen = torch.tensor([i for i in set(ids) if i < len(row)], dtype=torch.long, device=row.device)
             row[seen] = torch.where(row[seen] > 0, row[seen] / repetition_penalty, row[seen] * repetition_penalty)
-            # where the last n - 1 tokens occurred before, the token after them would complete n tokens for a second time
+            # if the last n - 1 tokens occurred before, forbid the token that followed them then
             for i in range(len(ids) - n + 1) if n else ():
                 if ids[i : i + n - 1] == ids[len(ids) - n + 1 :] and ids[i + n - 1] < len(row):
                     row[ids[i + n - 1]] = -torch.inf
+            row[tokenizer.eoc_id] = end
             text = tokenizer.decode(new)
             if before(text, stop) != text:
                 row[:] = -torch.inf
@@ -191,7 +195,8 @@ def before(text: str, stop: Sequence[str]) -> str:
 class TextStream:
     """Passes on text while tokens are generated: each piece as soon as it is certain.
 
-    A character of several bytes waits until it is complete, and what may be the beginning of a stop text until it is not.
+    A character of several bytes waits until it is complete. Text that may begin a stop text waits until it is clear that it
+    does not.
     """
 
     def __init__(self, tokenizer: Tokenizer, on_text: Callable[[str], None] | None, stop: Sequence[str]):

@@ -332,6 +332,8 @@ def test_a_folder_of_your_own_images_and_texts_is_a_task(tmp_path, folder, capsy
     for key in ("a.b", "sub/c", "d", "e", "f", "g", "run/1", "run/2"):
         (photos / key).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image(1)[0]).save(photos / f"{key}.{'gif' if key == 'd' else 'png'}")
+    (photos / "e.png").rename(photos / "e.PNG")
+    (photos / "f.xmp").write_text("a file that a program for photos writes next to them")
     for key in ("a.b", "sub/c", "d", "e", "f", "g", "run", "lost"):
         (photos / f"{key}.txt").write_text(f"\ufeff a {key}\n", encoding="utf-8")
     task = load_folder(photos)

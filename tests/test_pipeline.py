@@ -122,6 +122,8 @@ def test_repetitions_are_penalised_or_impossible(flamingo):
     ):  # fmt: skip
         assert controls(TOKENIZER, prompt, penalty, n, [])([[6]], logits)[0].tolist() == expected
     assert controls(TOKENIZER, prompt, 1.0, 0, []) is None
+    ends = controls(TOKENIZER, by_hand([END, 5]), 2.0, 1, [])([[]], logits)[0].tolist()
+    assert ends == [-6, -5, -4, -3, -2, -np.inf, 0, 1, 2]  # <EOC> (2) is not penalised
     text = flamingo.complete([CAT, "a"], max_new_tokens=20, no_repeat_ngram_size=1)
     assert len(set(text.split())) == len(text.split()) and "a" not in text
 
@@ -180,6 +182,7 @@ def test_contradictory_options_are_refused(flamingo):
         (dict(beams=3, temperature=1.0), "beam search does not sample"), (dict(beams=0), "beams is 0"),
         (dict(n=3), "n is 3"), (dict(n=4, beams=3), "n is 4"), (dict(repetition_penalty=0), "must be above 0"),
         (dict(stop=["a", ""]), "stop texts not empty"), (dict(max_new_tokens=-5), "max_new_tokens is -5"),
+        (dict(max_new_tokens=0, n=1), "it must be 1 or above"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             flamingo.complete(["a"], **options)
@@ -309,7 +312,10 @@ def test_a_folder_of_shots_comes_before_the_prompt(place):
         read_shots(place / "shots")
 
 
-@pytest.mark.parametrize("word", ["", "e.g.", "Output: a cat.", "3.5", "and/or", "www.example.com", "café 猫", "x.png "])
+WORDS = ["", "e.g.", "Output: a cat.", "3.5", "and/or", "www.example.com", "café 猫", "x.png ", "./x ", "/ or"]
+
+
+@pytest.mark.parametrize("word", WORDS)
 def test_texts_are_texts(word, place):
     assert read_piece(word) == word
 

@@ -56,7 +56,7 @@ def test_the_added_modules_are_trained_and_the_rest_is_frozen(folder, capsys):
     before, after = load_tensors("model/model.pt"), run_command("out", 12)
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"resampler", "xattn_layers", "added_embed"}
-    assert re.search(r"pairs: \d+ times, a sample was skipped or cut, such as\n    pairs.\d.tar, 003", capsys.readouterr().out)
+    assert re.search(r"pairs: \d+ times, a sample was skipped or cut. .*\n    pairs.\d.tar, 003: ", capsys.readouterr().out)
     losses = [row["loss"] for row in load_tensors("out/stages/flamingo.pt")["rows"]]
     assert losses[-1] < losses[0]
     assert equal(minflamingo.load("out").model.state_dict(), after)

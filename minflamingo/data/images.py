@@ -26,16 +26,16 @@ from torch import Tensor
 # Formats of training data, and the endings of their files. Decoders of rare formats are a risk for files from the web.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-# A user may also pass other images.
+# Other formats that a user may pass in a prompt.
 OTHER_IMAGES = (".apng", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".mpo", ".ppm", ".pgm", ".pbm", ".pnm",
                 ".tga", ".ico", ".psd", ".svg", ".eps", ".pdf", ".dng", ".cr2", ".nef")  # fmt: skip
-Image.MAX_IMAGE_PIXELS = 250_000_000  # phones write 200 million; Pillow warns above this number and refuses twice as many
+Image.MAX_IMAGE_PIXELS = 250_000_000  # photos of phones have up to 200 million. Pillow refuses more than twice this limit
 
 
 def read_image(file: str | Path | bytes, name: str | None = None, formats: Sequence[str] | None = None) -> Image.Image:
     """Decode an image file, given as a path or as its content. `formats` None: all that Pillow knows.
 
-    Above 90 million pixels, it is reduced to at most 9000 x 9000, so that it needs little memory.
+    An image of more than 90 million pixels is reduced to at most 9000 x 9000, so that it needs little memory.
     Raises FileNotFoundError, or ValueError for a damaged file. The message begins with `name` (default: the path).
     """
     try:
@@ -51,7 +51,7 @@ def read_image(file: str | Path | bytes, name: str | None = None, formats: Seque
         if content.startswith(b"\xff\xd8") and b"Exif\0\0" in content:  # a JPEG: perhaps only its EXIF data are damaged
             return read_image(content.replace(b"Exif\0\0", bytes(6)), name or str(file), formats)
         expected = f"an image ({', '.join(formats)})" if formats else "an image"
-        unknown = isinstance(error, UnidentifiedImageError)  # its message has an address in memory
+        unknown = isinstance(error, UnidentifiedImageError)  # Pillow's message contains a memory address
         reason = "unknown content; convert it to PNG or JPEG" if unknown else error
         raise ValueError(f"{str(name or file)!r:.200}: not {expected}, or damaged: {reason}"[:600]) from None
 

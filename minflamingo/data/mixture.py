@@ -9,14 +9,14 @@
         losses = {m: lambda b=batch: flamingo.loss(b.to(device)) for m, batch in batches.items()}
         accumulate_gradients(losses, mixture.weights, parameters)
 
-Batches are cut from the endless list of each dataset (`shards.py`), in rounds: one batch for each of `world` processes. Each
-worker of a process makes some of its batches, in turns, and passes over the other records without reading them:
+Batches are cut from the endless list of each dataset (`shards.py`), in rounds: one batch for each of `world` processes. The
+workers of a process take turns. Each makes every n-th batch, and skips the records of the others without reading them:
 
     world 2, batch_size 2, 2 workers       records  0 1 | 2 3     4 5 | 6 7     8 9 | 10 11   ...
                             (process, worker) reads (0,0) (1,0)   (0,1) (1,1)   (0,0) (1,0)
 
 So the batches do not depend on the number of workers. To resume, save `mixture.state_dict()` with the weights: the place in
-each list after the last round that was returned (workers have read more in advance). It is equal in all processes.
+each list after the last returned round. Batches that workers read in advance do not count. All processes have the same state.
 A broken record is counted, named and left out, so its batch is smaller. A sample that is too long for the LM is cut.
 """
 
@@ -73,8 +73,11 @@ class Mixture:
                 for name, loader in loaders.items():
                     try:
                         fields, place, problems = next(loader)
-                    except (ValueError, OSError) as error:  # the message of a worker begins with its traceback
-                        raise type(error)(str(error).strip().splitlines()[-1]) from None
+                    except (ValueError, OSError) as error:
+                        if not self.workers:
+                            raise
+                        lines = str(error).strip().splitlines()  # the message of a worker begins with its traceback
+                        raise (OSError if isinstance(error, OSError) else ValueError)(*lines[-1:]) from None
                     self._state[name][1:] = torch.tensor(place)
                     self.n_problems[name] += len(problems)
                     self.problems[name] = list(dict.fromkeys(self.problems[name] + problems))[:10]
@@ -96,12 +99,12 @@ class Mixture:
 
 
 def _survive_signals(worker_id: int) -> None:
-    """Ctrl-C and SIGTERM often reach all processes. Workers ignore the first one: the main process finishes its step."""
+    """Ctrl-C and SIGTERM often reach all processes. Workers ignore the first one: the current step still needs them."""
 
     def received(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
         if number == signal.SIGTERM and hasattr(signal, "alarm"):
-            signal.alarm(30)  # the main process also ends its workers with SIGTERM
+            signal.alarm(30)  # SIGTERM may also come from the main process, to end this worker
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, received)

@@ -14,7 +14,7 @@ So all records of all epochs form one endless list. It depends only on the shard
 worker has the same list, and an epoch has each record once. Only the indexes of shards are read to make it. A place in the list
 is two numbers: the group, and how many of its records are done. A run resumes there, at the exact next sample.
 
-What is wrong with a shard (it is truncated, or files belong to no text) is an entry of the list too. `read` raises an error for
+A problem of a shard (it is truncated, or files belong to no text) is also an entry of the list. `read` raises an error for
 it, as for a broken record, so both are skipped, counted and named in one way. A missing shard is an error.
 
 Why no library (November 2026)? webdataset 1.0.2 reads a tar from front to back and does not store its position. torchdata 0.11
@@ -46,12 +46,12 @@ Files = dict[str, Place]  # the files of a record, by name
 
 def expand(pattern: str) -> list[str]:
     """Braces and globs -> shards, in order: cats/{08..10}.tar is cats/08.tar, cats/09.tar, cats/10.tar; {a,b} is both."""
-    if braces := re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern):
+    # A name that exists is not a pattern, even if it has brackets.
+    if not os.path.exists(pattern) and (braces := re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)):
         first, last, choices = braces.groups()
         values = choices.split(",") if choices else [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
         shards = [name for value in values for name in expand(pattern.replace(braces[0], value, 1))]
     else:
-        # A name that exists is not a pattern, even if it has brackets.
         names = [os.path.normpath(pattern)] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         shards = [shard for name in names for shard in _shards_in(name)]
     if not shards:
@@ -60,7 +60,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def _shards_in(name: str) -> list[str]:
-    """The tars in a folder, or its .jsonl file. A folder without both is one shard, as a file is."""
+    """The tars in a folder, or its .jsonl file. A folder with neither is one shard; so is a file."""
     inside = sorted(n for n in os.listdir(name) if n[0] != ".") if os.path.isdir(name) else []
     tars, lines = ([os.path.join(name, n) for n in inside if n.endswith(end)] for end in (".tar", ".jsonl"))
     if len(lines) > 1 and not tars:
@@ -123,7 +123,7 @@ def index_folder(path: str, problems: list[str]) -> dict[str, Place]:
         subfolders[:] = [name for name in visible if os.path.realpath(os.path.join(folder, name)) not in seen]
         for name in names:
             file = os.path.join(folder, name)
-            if os.path.isfile(file) or not os.path.exists(file):  # a link to a missing file is a broken record; no pipes
+            if os.path.isfile(file) or not os.path.exists(file):  # a link to a missing file: a broken record
                 places[Path(file).relative_to(path).as_posix()] = (file, 0, -1)
     return dict(sorted(places.items()))  # file systems have no order
 

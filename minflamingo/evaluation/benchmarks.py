@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from ..data.images import read_image
+from ..data.images import IMAGES, OTHER_IMAGES, read_image
 from ..data.records import caption
 from ..data.shards import read_files, read_index
 from ..data.videos import VIDEOS, read_video
@@ -134,7 +134,7 @@ class MediaFile:
         file = next((file for file in files if file.exists()), None)
         if file is None:
             raise FileNotFoundError(f"{self.path} is missing")
-        if file.is_dir() or file.suffix in VIDEOS:
+        if file.is_dir() or file.suffix.lower() in VIDEOS:
             return read_video(file, start=self.start, end=self.end)  # at most 30 frames, as in the paper
         return read_image(file)
 
@@ -206,14 +206,15 @@ def load_folder(folder: Path, metric: str = "exact_match", seed: int = 0) -> Tas
     examples, problems = [], []
     for key, files in read_index(str(folder))[0].items():
         texts = {name: place for name, place in files.items() if name in ("txt", "json")}
-        media = [Path(path) for name, (path, _, _) in files.items() if name not in texts]
+        paths = [Path(path) for path, _, _ in files.values() if Path(path).parent != folder / key]
+        media = [path for endings in (IMAGES, OTHER_IMAGES, VIDEOS) for path in paths if path.suffix.lower() in endings]
         try:
             text = caption(read_files(texts))
         except Exception as error:  # damaged texts raise many types
             problems.append(f"{key}: {error}")
             continue
-        # several files are the frames of a video, in a folder; no file is an error when the example is used
-        examples.append(Example(key, MediaFile(media[0] if len(media) == 1 else folder / key), (text,)))
+        # without an image or video of this name, it is a folder of frames. A missing one is an error when the example is used.
+        examples.append(Example(key, MediaFile(media[0] if media else folder / key), (text,)))
     if problems:
         print(f"{folder}: {len(problems)} texts are left out, such as {problems[0]}")
     if len(examples) < 4:

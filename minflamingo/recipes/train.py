@@ -10,8 +10,8 @@ than the LM's context are cut. Both are counted and named at the end.
     L = sum_m lambda_m * mean NLL of dataset m, accumulated into each update of AdamW
 
 The vision encoder and the LM stay frozen. Weights, optimizer and the place in the data are saved every few minutes, and on
-Ctrl-C and SIGTERM. The same command resumes at the exact sample. These options may change then: --steps (more steps, also after
-the end), --workers, --save-every, --recompute. With another setting, dataset, model or number of processes, use another --out.
+Ctrl-C and SIGTERM. The same command resumes at the exact sample. Then you may change --steps (more steps, also after the end),
+--workers, --save-every and --recompute. With another setting, dataset, model or number of processes, use another --out.
 
 On CUDA the forward pass runs in bf16 with trained weights in fp32; elsewhere everything is fp32. The trained model is saved in
 the dtype that was loaded. Several GPUs, with the batch sizes per GPU:
@@ -133,7 +133,7 @@ def train(
     finally:
         for name, n in mixture.n_problems.items():
             if n:
-                print("\n    ".join([f"{name}: {n} times, a sample was skipped or cut, such as", *mixture.problems[name]]))
+                print("\n    ".join([f"{name}: {n} times, a sample was skipped or cut. Examples:", *mixture.problems[name]]))
     flamingo.to(stored_dtype).eval()
     if processes.rank == 0:
         pipeline.save(out)

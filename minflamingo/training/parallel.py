@@ -37,7 +37,8 @@ def run_in_parallel(functions: Sequence[Callable], *arguments: object) -> None:
     n = min(len(functions), CORES)
 
     def stop() -> None:
-        for process in active_children() if sys.platform != "win32" else ():  # on Windows, they would not save
+        pool.shutdown(wait=False, cancel_futures=True)  # functions that wait for a process do not begin
+        for process in active_children() if sys.platform != "win32" else ():  # Windows: ends them at once, without a checkpoint
             process.terminate()
         raise KeyboardInterrupt
 
@@ -50,7 +51,7 @@ def run_in_parallel(functions: Sequence[Callable], *arguments: object) -> None:
 
 @contextmanager
 def handle_stop_signals(handle: Callable[[], None]) -> Iterator[None]:
-    """Inside, Ctrl-C (SIGINT) and SIGTERM, which job schedulers send, call `handle()`. A second Ctrl-C stops at once."""
+    """Inside, Ctrl-C (SIGINT) and SIGTERM call `handle()`. A second Ctrl-C stops at once. (Job schedulers send SIGTERM.)"""
 
     def received(number: int, frame: object) -> None:
         if number == signal.SIGINT:

@@ -44,8 +44,8 @@ class Stage:
         save_every: seconds between checkpoints: the most that a kill can lose.
         writes: False for all but one of several processes that take the same steps. These only read.
         restart: with other settings, start again.
-        extendable: `total` may change, if it is not below the steps that are done. Allowed if no step depends on it.
-        agree: whether any of these processes was told to stop, so that all stop after the same step.
+        extendable: a resumed run may have another `total`, not below the steps that are done. No step may depend on it.
+        agree: a function: was this process told to stop? -> was any process told so? Then all stop after the same step.
     """
 
     def __init__(
