@@ -4,6 +4,7 @@ A new model hides mistakes: its gates are closed, and weights of 0.02 make right
 gives each parameter a value at which a mistake shows.
 """
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,6 +17,9 @@ from torch import Tensor, nn
 from minflamingo import LM, Batch, Flamingo, FlamingoConfig, LMConfig, ResamplerConfig, Sample, VisionConfig, collate
 from minflamingo.data.sample import EOC as EOC
 from minflamingo.training.stage import Stage
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts background jobs so; tests of Ctrl-C need it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
