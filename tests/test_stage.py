@@ -47,6 +47,7 @@ def train(folder, before=lambda stage, step: None, after=lambda stage, step: Non
         before(stage, step)
         train_step(stage, step)
         after(stage, step)
+        assert stage.step == step  # it counts when the next one begins
     return stage
 
 
