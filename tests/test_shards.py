@@ -125,6 +125,8 @@ def test_each_epoch_and_each_seed_has_its_own_order(tmp_path):
     assert len(set(map(tuple, epochs))) == 4 and len({random for _, random in drawn}) == 72
     assert sum(abs(a - b) == 1 for epoch in epochs for a, b in pairwise(epoch)) < 20  # of 68; 7.5 are expected at random
     assert len({n // 6 for n in epochs[0][:9]}) == 3  # the shards are mixed
+    orders = numbers(Dataset(names, number_sample, mix=1), 18 * 9)  # one shard after the other: another order in other epochs
+    assert len({tuple(n // 6 for n in orders[i : i + 18 : 6]) for i in range(0, 18 * 9, 18)}) > 2
     firsts = Counter(numbers(Dataset(names, number_sample, seed=s, mix=2), 1)[0] for s in range(300))
     assert set(firsts) == set(range(18)) and max(firsts.values()) < 45  # 17 expected: no sample is bound to a place
 
