@@ -38,7 +38,7 @@ def read_piece(word: str) -> object:
     if os.path.exists(name):
         return (read_video if ending in VIDEOS or os.path.isdir(name) else read_image)(Path(name))
     if ending in (*MEDIA, *OTHER_FILES) or PATH.fullmatch(word) or (" " not in word and os.path.isdir(folder)):
-        what = "looks like an image or a video, but this file does not exist"
+        what = "looks like an image or a video, or another file, but it does not exist"
         raise FileNotFoundError(f"{word} {what}. If it is a text, put a space after it.")
     # If the system's encoding is not UTF-8, Python turns bytes that it cannot decode into surrogates. Make them characters.
     return word.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

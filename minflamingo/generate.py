@@ -62,9 +62,9 @@ def decode_step(flamingo: Flamingo, token: Tensor, cache: Cache) -> tuple[Tensor
 
 
 def forbid(flamingo: Flamingo, logits: Tensor, banned: Sequence[int] = ()) -> Tensor:
-    """Make the ids in `banned` and `<image>` impossible in logits or log-probabilities (..., V). It would have no image.
+    """Make `<image>` and the ids in `banned` impossible in logits or log-probabilities (..., V).
 
-    banned: ids that are only input, such as `<PAD>` and `<BOS>` (`input_only` in data/sample.py).
+    A generated `<image>` would have no image. banned: other ids that are only input (`input_only` in data/sample.py).
     """
     # many models have no output for <image>: its id is V or above
     ids = [i for i in (flamingo.image_id, *banned) if i < logits.shape[-1]]

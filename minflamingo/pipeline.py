@@ -170,14 +170,12 @@ def controls(
         logits = logits.clone()
         for row, new in zip(logits, rows):  # row (V,)
             ids = before_answer + new
-            end = row[tokenizer.eoc_id].clone()
-            seen = torch.tensor([i for i in set(ids) if i < len(row)], dtype=torch.long, device=row.device)
+            seen = [i for i in set(ids) if i < len(row) and i != tokenizer.eoc_id]
             row[seen] = torch.where(row[seen] > 0, row[seen] / repetition_penalty, row[seen] * repetition_penalty)
             # if the last n - 1 tokens occurred before, forbid the token that followed them then
             for i in range(len(ids) - n + 1) if n else ():
-                if ids[i : i + n - 1] == ids[len(ids) - n + 1 :] and ids[i + n - 1] < len(row):
+                if ids[i : i + n - 1] == ids[len(ids) - n + 1 :] and ids[i + n - 1] in seen:
                     row[ids[i + n - 1]] = -torch.inf
-            row[tokenizer.eoc_id] = end
             text = tokenizer.decode(new)
             if before(text, stop) != text:
                 row[:] = -torch.inf

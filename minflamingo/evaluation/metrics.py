@@ -107,8 +107,8 @@ def normalise_answer(answer: str) -> str:
 def vqa_accuracy(answer: str, people: Sequence[str], rules: str = "vqa") -> float:
     """Mean over leaving out one person of min(1, matches among the others / 3). 3 of 10 people: (3 * 2/3 + 7) / 10 = 0.9.
 
-    rules: "vizwiz" (https://vizwiz.org) normalises only the model's answer. "textvqa" (TextVQAAccuracyEvaluator in MMF) always
-    normalises everything, after a first step of its own: "1,000 Bob's" -> "1000 bob 's".
+    rules: of VQAv2's own code ("vqa"). "vizwiz" (https://vizwiz.org) normalises only the model's answer. "textvqa" (in MMF,
+    TextVQAAccuracyEvaluator) always normalises everything, after a first step of its own: "1,000 Bob's" -> "1000 bob 's".
     """
     answer, *people = (re.sub(r"[\n\t]", " ", text).strip() for text in (answer, *people))
     if rules == "textvqa":
@@ -166,8 +166,7 @@ def roc_auc(rows: np.ndarray) -> float:
 METRICS: dict[str, Metric] = {
     "exact_match": Metric("exact match (%)", exact_match),
     "accuracy": Metric("accuracy (%)", accuracy),
+    **{name: Metric("VQA accuracy (%)", partial(vqa_scores, rules=name)) for name in ("vqa", "vizwiz", "textvqa")},
     "cider": Metric("CIDEr", cider),
     "roc_auc": Metric("ROC AUC (%)", labels_and_odds, roc_auc),
 }
-for rules in ("vqa", "vizwiz", "textvqa"):
-    METRICS[rules] = Metric("VQA accuracy (%)", partial(vqa_scores, rules=rules))

@@ -62,28 +62,33 @@ def load_tasks(args: argparse.Namespace) -> list[Task]:
     """The tasks of `--task`, with `--limit` queries each."""
     tasks: list[Task] = []
     for name in args.task.split(","):
-        if name in BENCHMARKS or Path(name).is_dir():
-            if name in BENCHMARKS and args.data is None:
+        if name in BENCHMARKS:
+            if args.data is None:
                 raise ValueError(f"{name} is a benchmark on disk: pass its folder with --data")
-            if name in BENCHMARKS:
-                folder = args.data / name if (args.data / name).is_dir() else args.data
-                task = load_benchmark(name, folder, split=args.split, template=args.template)
-            else:
-                task = load_folder(Path(name), args.metric, args.seed)
-            drawn = range(len(task.queries))
-            if args.limit is not None and args.limit < len(drawn):  # not the first ones: files are often sorted
-                drawn = sorted(random.Random(f"limit {args.seed}").sample(drawn, args.limit))
-            tasks.append(replace(task, queries=[task.queries[i] for i in drawn]))
+            folder = args.data / name if (args.data / name).is_dir() else args.data
+            task = load_benchmark(name, folder, split=args.split, template=args.template)
+        elif name != "toy" and Path(name).is_dir():
+            task = load_folder(Path(name), args.metric, args.seed)
+        else:
+            tasks += toy_tasks(name, args)
             continue
-        try:
-            suite = importlib.import_module(args.suite).suite(args.split or "test", queries=args.limit or 128)
-        except ImportError as error:
-            raise ImportError(f"cannot import the toy tasks ({error}); pass another module with --suite") from None
-        if name != "toy" and name not in suite:
-            choices = f"choose toy, {', '.join(suite)}, or one of {', '.join(BENCHMARKS)}, or a folder"
-            raise ValueError(f"unknown task {name!r}; {choices}")
-        tasks += suite.values() if name == "toy" else [suite[name]]
+        drawn = range(len(task.queries))
+        if args.limit is not None and args.limit < len(drawn):  # not the first ones: files are often sorted
+            drawn = sorted(random.Random(f"limit {args.seed}").sample(drawn, args.limit))
+        tasks.append(replace(task, queries=[task.queries[i] for i in drawn]))
     return tasks
+
+
+def toy_tasks(name: str, args: argparse.Namespace) -> list[Task]:
+    """The toy task of this name, or all of them ("toy")."""
+    try:
+        suite = importlib.import_module(args.suite).suite(args.split or "test", queries=args.limit or 128)
+    except ImportError as error:
+        raise ImportError(f"cannot import the toy tasks ({error}); pass another module with --suite") from None
+    if name != "toy" and name not in suite:
+        choices = f"choose toy, {', '.join(suite)}, or one of {', '.join(BENCHMARKS)}, or a folder"
+        raise ValueError(f"unknown task {name!r}; {choices}")
+    return list(suite.values()) if name == "toy" else [suite[name]]
 
 
 def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:

@@ -116,8 +116,7 @@ def train(
     optimizer = torch.optim.AdamW(optim.parameter_groups(trained.items(), h.lr, weight_decay=0.1), betas=(0.9, 0.95))
     state = {n: module for n, module in model.named_children() if n != "lm"} | {"optimizer": optimizer}  # the LM is frozen
     stage = Stage(name, folder, h.steps, state=state, settings=settings, save_every=60.0, restart=True)
-
-    left_out: dict[str, str] = {}
+    left_out: dict[str, str] = {}  # key of an example -> the reason
 
     def fits(sample: Sample) -> None:
         if model.lm.remaining_context(n := len(tokenize_sample(sample, pipeline.tokenizer, lambda pixels: pixels).ids)) < 0:

@@ -43,7 +43,6 @@ class Stage:
         settings: JSON values that must be the same to resume. If not: SettingsDiffer, or a new start with `restart`.
         save_every: seconds between checkpoints: the most that a kill can lose.
         writes: False for all but one of several processes that take the same steps. These only read.
-        restart: with other settings, start again.
         extendable: a resumed run may have another `total`, not below the steps that are done. No step may depend on it.
         agree: a function: was this process told to stop? -> was any process told so? Then all stop after the same step.
     """
