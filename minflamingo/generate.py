@@ -221,7 +221,7 @@ def score_answers(
         prompt, cache: as in `prefill`. The prompt is processed once for all its answers.
         answers: for each prompt its candidates, each a list of ids. All prompts have the same number of candidates.
     Returns:
-        (B, A) sums of log-likelihoods. Minus infinity for an answer with `<image>` or a banned token.
+        (B, A) sums of log-likelihoods. Minus infinity for an answer with a token that `forbid` makes impossible.
     """
     ### BEGIN SOLUTION score_answers
     if len(answers) != len(prompt.ids):
