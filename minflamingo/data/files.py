@@ -15,7 +15,7 @@ MOST_BYTES = 2**31  # of one file, or of one file in a tar
 def open_file(path: str | Path) -> BinaryIO:
     """Raises FileNotFoundError, or OSError if it is a folder, a pipe or a device."""
     if not os.path.exists(path):  # also false for an impossible name
-        raise FileNotFoundError(f"{path}: no such file"[:600])
+        raise FileNotFoundError(f"{str(path)[:400]}: no such file")
     if not os.path.isfile(path):
         raise OSError(f"{path}: not a file, but a folder, a pipe or a device")
     return open(path, "rb")

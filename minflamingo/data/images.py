@@ -34,7 +34,6 @@ IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".t
 # Other formats that a user may pass in a prompt.
 OTHER_IMAGES = (".apng", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".mpo", ".ppm", ".pgm", ".pbm", ".pnm",
                 ".tga", ".ico", ".psd", ".svg", ".eps", ".pdf", ".dng", ".cr2", ".nef")  # fmt: skip
-JPEG = b"\xff\xd8"  # the first bytes of such a file
 MOST_PIXELS = 210_000_000  # photos of phones have up to 200 million
 
 
@@ -54,8 +53,8 @@ def read_image(file: str | Path | bytes, name: str | None = None, formats: Seque
         except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, MemoryError, ...
             reason = str(error) or type(error).__name__
     if not isinstance(file, bytes):
-        file, name = read_file(file) if read_file(file, size=2) == JPEG else b"", name or str(file)
-    if file.startswith(JPEG) and b"Exif\0\0" in file:  # perhaps only its EXIF data are damaged
+        file, name = read_file(file), name or str(file)
+    if file.startswith(b"\xff\xd8") and b"Exif\0\0" in file:  # a JPEG: perhaps only its EXIF data are damaged
         return read_image(file.replace(b"Exif\0\0", bytes(6)), name, formats)
     expected = f"an image ({', '.join(formats)})" if formats else "an image"
     raise ValueError(f"{name or 'image'!r:.200}: not {expected}, or damaged: {reason}"[:600])
@@ -91,14 +90,14 @@ def as_frames(media: object, where: str = "image") -> np.ndarray:
         if len({frame.shape for frame in frames}) != 1 or len(frames[0]) != 1:
             raise ValueError(f"{where}: a video needs one or more frames of equal size, got {[f.shape for f in frames]}"[:600])
         return np.concatenate(frames)
-    if isinstance(media, Image.Image):
-        try:
+    try:
+        if isinstance(media, Image.Image):
             media = _pil_as_array(media)
-        except Exception as error:  # Pillow decodes lazily
-            raise ValueError(f"{where}: the image file is damaged: {error}") from None
-    if isinstance(media, Tensor):
-        media = media.detach().cpu()
-        media = (media.float() if media.is_floating_point() else media).numpy()  # numpy has no bfloat16
+        if isinstance(media, Tensor):
+            media = media.detach().cpu()
+            media = (media.float() if media.is_floating_point() else media).numpy()  # numpy has no bfloat16
+    except Exception as error:  # Pillow decodes lazily; a sparse tensor is no image
+        raise ValueError(f"{where}: the image is damaged, or of an unknown kind: {error}"[:600]) from None
     if not isinstance(media, np.ndarray):
         raise TypeError(f"{where}: expected an image (PIL, array or tensor) or a list of frames, got {type(media).__name__}")
     array = media[..., None] if media.ndim == 2 else media
