@@ -113,6 +113,8 @@ def document_pieces(record: Record, threshold: float, intact_only: bool = False)
 def _items(document: dict, record: Record, threshold: float) -> list[str | bytes | None]:
     """Texts and images in the order of the document. None: a missing image."""
     items = []
+    if not all(isinstance(document.get(name, []), list) for name in ("text_list", "image_info", "texts", "images")):
+        raise ValueError("text_list, image_info, texts and images must be lists")
     if "text_list" in document:  # MMC4
         images_before = defaultdict(list)
         for info in document["image_info"]:

@@ -132,7 +132,7 @@ def index_tar(path: str, problems: list[str]) -> Index:
                 with tarfile.open(fileobj=file, mode="r:", tarinfo=Header) as tar:
                     for member in tar:
                         if not 0 <= member.size <= end - member.offset_data:
-                            offset = member.offset_data
+                            offset = member.offset_data - 512
                             raise ValueError(f"it ends in the middle of {member.name}")
                         if member.isreg() and not member.issparse():
                             places.append((posixpath.normpath(member.name), (path, member.offset_data, member.size)))
