@@ -17,8 +17,7 @@ is two numbers: the group, and how many of its records are done. A run resumes t
 A problem of a shard (it is truncated, or files belong to no text) is also an entry of the list. `read` raises an error for
 it, as for a broken record, so both are skipped, counted and named in one way. A missing shard is an error.
 
-Why no library (November 2026)? webdataset 1.0.2 reads a tar from front to back and does not store its position. torchdata 0.11
-only stores the state that a dataset gives it, so we would still need this file.
+(No library, as of November 2026: webdataset 1.0.2 does not store its position, and torchdata 0.11 needs a dataset that does.)
 """
 
 import glob
@@ -33,7 +32,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from .files import open_file, problem_of, read_file
 from .readers import LINE, Files, Place, index_lines, read_line
@@ -96,10 +95,9 @@ def read_index(path: str) -> tuple[dict[str, Files], list[str]]:
         key, name = (match[1], match[2].lower()) if match[1] in keys else posixpath.split(match[0])
         if key not in keys:
             without_text.append(match[0])
-            continue
-        if name in records.setdefault(key, {}):
-            twice.append(match[0])
-        records[key][name] = place
+        else:
+            twice += [match[0]] if name in records.setdefault(key, {}) else []
+            records[key][name] = place
     if not records and not problems:
         problems.append("it contains no txt and no json file, but each image or video needs one: cat.png with cat.txt")
     elif without_text:
@@ -124,10 +122,9 @@ def index_tar(path: str, problems: list[str]) -> Index:
     """The files in an uncompressed tar. After damage, reading resumes at the next header, so only damaged files are lost."""
     places, damages, others = [], [], []
     with open_file(path) as file:
-        start, end = 0, os.fstat(file.fileno()).st_size
+        start, end = 0, file.seek(0, os.SEEK_END)
         while start is not None and len(damages) < 100:
-            offset = start  # of the next header
-            file.seek(start)
+            offset = file.seek(start)  # of the next header
             try:
                 with tarfile.open(fileobj=file, mode="r:", tarinfo=Header) as tar:
                     for member in tar:
@@ -144,22 +141,14 @@ def index_tar(path: str, problems: list[str]) -> Index:
                     raise ValueError(f"there is no end mark after {places[-1][0]}" if places else "there is no end mark")
             except Exception as error:  # damaged headers raise TarError, OverflowError, OSError, ...
                 damages.append(f"{error}, at byte {offset}")
-            start = next_header(file, offset + 512)  # also after an end mark: several tars can be one file
+            # also after an end mark: several tars can be one file
+            headers = (o for o in range(offset + 512, end, 512) if file.seek(o + 257) and file.read(5) == b"ustar")
+            start = next(headers, None)
     if damages:
         problems.append(f"not an uncompressed tar, or the tar is truncated: {'; '.join(damages)}"[:400])
     if others:
         problems.append(f"{len(others)} links and special files are not read, such as {others[0]}")
     return places
-
-
-def next_header(file: BinaryIO, offset: int) -> int | None:
-    """The place of the next block that begins a file of a tar. None: there is none."""
-    file.seek(offset)
-    while block := file.read(512):
-        if block[257:262] == b"ustar":
-            return offset
-        offset += 512
-    return None
 
 
 def index_folder(path: str, problems: list[str]) -> Index:

@@ -195,9 +195,7 @@ def load_benchmark(name: str, folder: str | Path, *, split: str | None = None, t
         try:
             records = [{**r, "split": splits[part]} for r in reader(partial(read_annotations, folder), file, splits[part])]
             examples[part] = [example(record) for record in records]
-            for e in examples[part]:
-                prompt.shown(e)  # raises an error if a field or the answer is missing
-            n = len({e.key for e in examples[part]})
+            n = len({(e.key, bool(prompt.shown(e))) for e in examples[part]})  # an error if a field or the answer is missing
             if n < len(records) or (n == 0 and part == split):
                 raise ValueError(f"{len(records)} examples with {n} different ids")
             if name == "okvqa" and part == "train":  # answers are stemmed ("racing" -> "race"), so predictions are, too
