@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 MOST_BYTES = 2**31  # of one file, or of one file in a tar
+MOST_TEXT = 5_000_000  # characters of one text: the tokenizer needs minutes for more
 
 
 def open_file(path: str | Path) -> BinaryIO:

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .files import MOST_BYTES, open_file, parse_json, problem_of, read_file
+from .files import MOST_BYTES, MOST_TEXT, open_file, parse_json, problem_of, read_file
 from .images import as_frames, read_pixels
 from .sample import EOC, NoLoss, Sample, is_medium
 
@@ -66,8 +66,8 @@ def index_lines(path: str | Path) -> dict[str, Files]:
 def read_line(path: str | Path, offset: int, size: int) -> Sample:
     """The sample of a line. Its images are in the folder of the file; links are resolved. A broken line raises any error."""
     line, folder = read_file(path, offset, size), Path(path).parent.resolve()
-    if b"\0" in line:
-        raise ValueError("not UTF-8 text, but UTF-16 or another format; save the file as UTF-8")
+    if b"\0" in line or size > MOST_TEXT:
+        raise ValueError(f"not UTF-8 text but UTF-16, which must be saved as UTF-8; or more than {MOST_TEXT:,} characters")
     record = parse_json(line)
     if not isinstance(record, dict) or not isinstance(record.get("pieces"), list):
         raise ValueError(f"expected an object with pieces (a list), found {record!r:.80}")

@@ -36,7 +36,7 @@ from itertools import groupby
 import numpy as np
 
 from ..tokenizer import Tokenizer
-from .files import parse_json
+from .files import MOST_TEXT, parse_json
 from .images import as_frames, read_pixels
 from .sample import EOC, Sample
 from .videos import IMAGES, VIDEOS, by_number, decode_video, spread
@@ -89,8 +89,8 @@ def caption(record: Record, tokenizer: Tokenizer | None = None, max_tokens: int 
 
 def clean(text: str) -> str:
     """Without a byte-order mark, and without space around it. Half a character ("\\ud83d") of JSON becomes U+FFFD."""
-    if "\0" in text:
-        raise ValueError("the text contains NUL characters; if it is UTF-16, save it as UTF-8")
+    if "\0" in text or len(text) > MOST_TEXT:
+        raise ValueError(f"a text with NUL characters (save UTF-16 as UTF-8), or with more than {MOST_TEXT:,} characters")
     return text.removeprefix("\ufeff").strip().encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 

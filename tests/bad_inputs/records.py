@@ -168,7 +168,7 @@ LINE_FILES = {  # what is in the file, the good texts and the problem
     "a mark": (b"\xef\xbb\xbf" + A + b"\n" + B, "1 2", ""), "Windows": (A + b"\r\n \r\n" + B + b"\r\n", "1 2", ""),
     "Mac": (A + b"\r" + B, "", "line 1: .*Extra data"), "nothing": (b"", "", "the file has no lines"),
     "gzip": (gzip.compress(A), "", "."), "an array": (b"[\n" + A + b",\n" + B + b"\n]", "2", "line 2"),
-    "100 MB": (A + b"\n" + line({"text": "a" * 10**8}, 3) + b"\n" + B, "1 2", "line 2: ValueError: expected"),
+    "100 MB": (A + b"\n" + line({"text": "a" * 10**8}) + b"\n" + B, "1 2", "line 2: ValueError: .*more than 5,000,000"),
     **{code: ((A + b"\n" + B).decode().encode(code), "", "not UTF-8") for code in ("utf-16-le", "utf-16-be", "utf-16")},
 }  # fmt: skip
 
@@ -221,6 +221,7 @@ RECORDS = {  # reader, files, the reason
     "no image": (pair_sample, {"txt": b"a"}, "a pair needs one image"),
     "two images": (pair_sample, {"png": PNG, "jpg": PNG, "txt": b"a"}, "found png, jpg, txt"),
     "no text": (pair_sample, {"png": PNG, "cls": b"3"}, "no text: a txt file, or a json file .*found png, cls"),
+    "a long text": (pair_sample, {"png": PNG, "txt": b"a" * 10**8}, "more than 5,000,000 characters"),
     "an empty text": (pair_sample, {"png": b"not read", "txt": b" \n"}, "the caption is empty"),
     "a text that is not UTF-8": (pair_sample, {"png": PNG, "txt": b"\xff\xfe"}, "utf-8"),
     "a truncated image": (pair_sample, {"jpg": encoded("JPEG")[:-40], "txt": b"a"}, "'jpg': not an image.*or damaged"),
