@@ -38,7 +38,7 @@ MOST_PIXELS = 210_000_000  # photos of phones have up to 200 million
 
 
 def read_image(file: str | Path | bytes, name: str | None = None, formats: Sequence[str] | None = None) -> Image.Image:
-    """Decode an image file, given as a path or as its content. `formats` None: all that Pillow knows.
+    """Decode an image file, given as a path or as its content. `formats` None: all that Pillow knows, without EPS and FITS.
 
     An image of more than 90 million pixels is reduced to at most 9000 x 9000, so that it needs little memory.
     Raises FileNotFoundError, or ValueError for a damaged file. The message begins with `name` (default: the path).
@@ -63,7 +63,8 @@ def read_image(file: str | Path | bytes, name: str | None = None, formats: Seque
 def _open(file: BinaryIO, formats: Sequence[str] | None) -> Image.Image:
     """As Image.open, with our limit of pixels. Pillow's is lower, and changing it would change the whole process."""
     Image.init()
-    start, others = file.read(16), sorted({*Image.ID} - {*FORMATS, "EPS"})  # an EPS is a program for Ghostscript
+    # An EPS is a program for Ghostscript, and a small FITS file can need all memory.
+    start, others = file.read(16), sorted({*Image.ID} - {*FORMATS, "EPS", "FITS"})
     for factory, accepts in map(Image.OPEN.get, formats or (*FORMATS, *others)):
         if accepts is None or accepts(start) is True:
             file.seek(0)

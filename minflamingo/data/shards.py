@@ -140,7 +140,7 @@ def index_tar(path: str, problems: list[str]) -> Index:
                 if file.read(512) != bytes(512):  # tarfile takes a damaged header for the end
                     raise ValueError(f"there is no end mark after {places[-1][0]}" if places else "there is no end mark")
             except Exception as error:  # damaged headers raise TarError, OverflowError, OSError, ...
-                damages.append(f"{error}, at byte {offset}")
+                damages.append(f"{error}, at byte {offset} after {len(places)} files")
             # also after an end mark: several tars can be one file
             headers = (o for o in range(offset + 512, end, 512) if file.seek(o + 257) and file.read(5) == b"ustar")
             start = next(headers, None)
