@@ -13,7 +13,8 @@ piece are an error. A dataset may come from someone else, so images outside its 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -21,13 +22,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .files import MOST_BYTES, MOST_TEXT, open_file, parse_json, problem_of, read_file
+from .files import MOST_BYTES, MOST_TEXT, open_file, parse_json, problem_of
 from .images import as_frames, read_pixels
 from .sample import EOC, NoLoss, Sample, is_medium
-
-LINE = "line of a .jsonl file"  # the name of a record's only file, if its shard is a .jsonl file
-Place = tuple[str | Path, int, int]  # where the content of a file is: path, offset, size (-1: to the end)
-Files = dict[str, Place]  # the files of a record, by name
 
 
 class JsonlDataset:
@@ -37,36 +34,35 @@ class JsonlDataset:
     """
 
     def __init__(self, path: str | Path):
-        self.path, self.lines = Path(path), list(index_lines(path).items())
+        self.path, self.folder = Path(path), Path(path).parent.resolve()
+        self.lines = [(name, line) for name, _, line in read_lines(path)]
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def __getitem__(self, i: int) -> Sample:
-        name, files = self.lines[i]
+        name, line = self.lines[i]
         try:
-            return read_line(*files[LINE])
+            return read_line(line, self.folder)
         except Exception as error:  # invalid JSON and damaged images raise many types
             raise ValueError(problem_of(f"{self.path}, {name}", error)) from None
 
 
-def index_lines(path: str | Path) -> dict[str, Files]:
-    """The lines that are not empty, by their numbers ("line 7"). Only their places are kept, because a file can be large."""
-    records, offset = {}, 0
+def read_lines(path: str | Path) -> Iterator[tuple[str, int, bytes]]:
+    """Name ("line 7"), place and content of each line that is not empty."""
+    offset, longest = 0, MOST_BYTES // 8
     with open_file(path) as file:
-        for number in count(1):
-            line = file.readline(MOST_BYTES)
+        for number, line in enumerate(iter(partial(file.readline, longest), b""), start=1):
             if line.strip():
-                records[f"line {number}"] = {LINE: (path, offset, len(line))}
+                yield f"line {number}", offset, line
             offset += len(line)
-            if not line or len(line) == MOST_BYTES:  # no line is so long: this is not text
-                return records
+            if len(line) == longest:  # this is not text: the rest is not read
+                return
 
 
-def read_line(path: str | Path, offset: int, size: int) -> Sample:
-    """The sample of a line. Its images are in the folder of the file; links are resolved. A broken line raises any error."""
-    line, folder = read_file(path, offset, size), Path(path).parent.resolve()
-    if b"\0" in line or size > MOST_TEXT:
+def read_line(line: bytes, folder: Path) -> Sample:
+    """One line -> its sample. `folder` has its images; links are resolved. A broken line raises an error of any type."""
+    if b"\0" in line or len(line) > MOST_TEXT:
         raise ValueError(f"not UTF-8 text but UTF-16, which must be saved as UTF-8; or more than {MOST_TEXT:,} characters")
     record = parse_json(line)
     if not isinstance(record, dict) or not isinstance(record.get("pieces"), list):

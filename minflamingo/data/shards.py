@@ -35,13 +35,16 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .files import open_file, problem_of, read_file
-from .readers import LINE, Files, Place, index_lines, read_line
+from .readers import read_line, read_lines
 from .sample import Sample
 
 # Key and extension. In a tar, the first dot separates them, as in WebDataset; in a folder the last one: photo.10.32.jpg
 NAME_IN_TAR, NAME_IN_FOLDER = re.compile(r"(?s)((?:.*/)?[^./]+)\.([^/]+)"), re.compile(r"(?s)((?:.*/)?[^./][^/]*)\.([^./]+)")
 BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")  # {08..10} or {a,b}
 MOST_SHARDS = 1_000_000
+LINE = "line of a .jsonl file"  # the name of a record's only file, if its shard is a .jsonl file
+Place = tuple[str, int, int]  # where the content of a file is: path, offset, size (-1: to the end)
+Files = dict[str, Place]  # the files of a record, by name
 Index = list[tuple[str, Place]]  # the files of a shard: name and place
 
 
@@ -71,8 +74,8 @@ def _shards_in(name: str) -> list[str]:
     if len(lines) > 1 and not tars:
         raise ValueError(f"{name} contains several datasets: choose one of {', '.join(lines)}"[:600])
     for shard in (shards := tars or lines or [name]):
-        if not os.path.isdir(shard):
-            open_file(shard).close()  # raises an error for a pipe
+        if not (os.path.isfile(shard) or os.path.isdir(shard)):
+            open_file(shard)  # raises an error: it is a pipe, a device or a link to a missing file
     return shards
 
 
@@ -85,7 +88,7 @@ def read_index(path: str) -> tuple[dict[str, Files], list[str]]:
     """
     problems: list[str] = []
     if path.endswith(".jsonl"):
-        records = index_lines(path)
+        records = {name: {LINE: (path, offset, len(line))} for name, offset, line in read_lines(path)}
         return records, [] if records else ["the file has no lines"]
     pattern, index = (NAME_IN_FOLDER, index_folder) if os.path.isdir(path) else (NAME_IN_TAR, index_tar)
     matches = [(match, place) for name, place in index(path, problems) if (match := pattern.fullmatch(name))]  # no hidden files
@@ -226,8 +229,9 @@ class Dataset:
         try:
             if isinstance(entry.files, str):
                 raise ValueError(entry.files)
-            if LINE in entry.files:
-                return read_line(*entry.files[LINE])
-            return self.reader(read_files(entry.files), random.Random(f"{self.seed} group {entry.group} sample {entry.number}"))
+            record = read_files(entry.files)
+            if LINE in record:
+                return read_line(record[LINE], Path(entry.files[LINE][0]).parent.resolve())
+            return self.reader(record, random.Random(f"{self.seed} group {entry.group} sample {entry.number}"))
         except Exception as error:  # data from the web is broken in many ways, and a bug of a reader is named as well
             raise ValueError(problem_of(entry.name, error)) from None

@@ -167,7 +167,8 @@ LINES: dict[str, tuple[bytes, str]] = {  # between two good lines
 LINE_FILES = {  # what is in the file, the good texts and the problem
     "a mark": (b"\xef\xbb\xbf" + A + b"\n" + B, "1 2", ""), "Windows": (A + b"\r\n \r\n" + B + b"\r\n", "1 2", ""),
     "Mac": (A + b"\r" + B, "", "line 1: .*Extra data"), "nothing": (b"", "", "the file has no lines"),
-    "gzip": (gzip.compress(A), "", "."), "an array": (b"[\n" + A + b",\n" + B + b"\n]", "2", "line 2"),
+    "gzip": (gzip.compress(A), "", "."), "1 TB": (lambda path: os.truncate(path.touch() or path, 2**40), "", "line 1: "),
+    "an array": (b"[\n" + A + b",\n" + B + b"\n]", "2", "line 2"),
     "100 MB": (A + b"\n" + line({"text": "a" * 10**8}) + b"\n" + B, "1 2", "line 2: ValueError: .*more than 5,000,000"),
     **{code: ((A + b"\n" + B).decode().encode(code), "", "not UTF-8") for code in ("utf-16-le", "utf-16-be", "utf-16")},
 }  # fmt: skip
