@@ -55,9 +55,10 @@ def from_state_dict(
         ValueError: a name is missing or left over, a shape is wrong, or the config has a setting that is not implemented.
     """
     if not isinstance(config, LMConfig | VisionConfig | FlamingoConfig):
-        theirs = config if isinstance(config, Mapping) else config.to_dict()
+        theirs = config.to_dict() if hasattr(config, "to_dict") else config
         read = {"idefics": idefics.config, "clip": clip.config, "clip_vision_model": clip.config}
-        config = read.get(theirs.get("model_type"), read_lm_config)(theirs)
+        kind = theirs.get("model_type") if isinstance(theirs, Mapping) else None
+        config = read.get(str(kind), read_lm_config)(theirs)
     if isinstance(config, VisionConfig):
         kind, tensors = ViT, clip.vision_tensors(tensors)
         table = clip.table(tensors)

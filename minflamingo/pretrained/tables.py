@@ -9,8 +9,11 @@ module with all its parameters. A tensor that is stored in another form has a fu
      "layers.*.to_kv": ("layers.*.k_proj", "layers.*.v_proj", joined)}   one tensor of ours made from two
 """
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,19 +57,79 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
-def activation(theirs: Mapping, key: str, default: str) -> str:
-    """The activation that a config.json names. Raises ValueError if we do not have it."""
-    name = theirs.get(key, default)
-    if name not in ACTIVATIONS:
-        raise ValueError(f"the config says {key}={name!r}; only these are implemented: {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
+# Fields of a config.json that do not change what a trained model computes. Each family has some more (`ignore`).
+IRRELEVANT = """
+    _name_or_path _?attn_implementation.* _commit_hash architectures auto_map model_type (torch_)?dtype torchscript use_bfloat16
+    transformers.* tf_legacy_loss tokenizer_.* use_cache gradient_checkpointing chunk_size_feed_forward is_decoder verbose
+    .*_token_id .*dropout .*pdrop layerdrop init_.* initializer_.* id2label label2id _?num_labels problem_type finetuning_task
+    output_(attentions|hidden_states|scores) return_dict.* tie_encoder_decoder task_specific_params prefix (max|min)_length
+    max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p
+    (repetition|length|exponential_decay_length)_penalty (encoder_)?no_repeat_ngram_size bad_words_ids num_return_sequences
+    remove_invalid_values (begin_)?suppress_tokens"""
 
 
-def expect(theirs: Mapping, **only: object) -> None:
-    """Refuse settings that our classes do not implement. Loading such a model would give wrong numbers without any error."""
-    for key, value in only.items():
-        if key in theirs and theirs[key] != value and not (value is None and theirs[key] in (0, False)):
-            raise ValueError(f"the config says {key}={theirs[key]!r}; only {value!r} is implemented")
+class Theirs:
+    """The config of another project. Each field must be read (`get`), checked (`only`) or irrelevant. Others are refused."""
+
+    def __init__(self, content: Mapping, place: str = ""):
+        self.content, self.place, self.known, self.parts = content, place, [IRRELEVANT], []
+
+    def get(self, key: str, default: Any = ...) -> Any:
+        """The value of a field. It has the type of the default. Without a default it is required, and a positive integer."""
+        self.known.append(key)
+        value, kind = self.content.get(key, default), int if default in (..., None) else type(default)
+        if value is ...:
+            raise ValueError(f"the field {self.place + key!r} is missing")
+        good = isinstance(value, float | int if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+        if value is not default and not (good and (kind is bool or 0 < value < math.inf)):
+            expected = {int: "a positive integer", float: "a positive number", bool: "true or false"}[kind]
+            raise ValueError(f"{self.place}{key}={value!r:.80}; expected {expected}")
+        return value
+
+    def part(self, key: str, default: Mapping | None = None) -> "Theirs":
+        """A config inside the config."""
+        content = self.content.get(key) or default
+        if not isinstance(content, Mapping):
+            raise ValueError(f"the field {self.place + key!r} is missing, or not an object of fields")
+        self.known.append(key)
+        self.parts.append(Theirs(content, f"{self.place}{key}."))
+        return self.parts[-1]
+
+    def only(self, **settings: object) -> None:
+        """Refuse a setting that our classes do not implement. Such a model would give wrong numbers without an error."""
+        for key, allowed in settings.items():
+            choices = allowed if isinstance(allowed, tuple) else (allowed,)
+            value = self.content.get(key, choices[0])
+            if value not in choices and (value or None not in choices):  # 0, false and {} also mean: without it
+                raise ValueError(f"{self.place}{key}={value!r:.80}; only {' or '.join(map(repr, choices))} is implemented")
+        self.known += map(re.escape, settings)
+
+    def activation(self, key: str, default: str) -> str:
+        """Our name of the activation."""
+        self.only(**{key: (default, *ACTIVATIONS)})
+        return ACTIVATIONS[self.content.get(key, default)]
+
+    def refuse_others(self) -> None:
+        self.only(is_encoder_decoder=False, add_cross_attention=False, cross_attention_hidden_size=None, pruned_heads=None)
+        known = re.compile("|".join(" ".join(self.known).split()))
+        for key, value in self.content.items():
+            if not known.fullmatch(str(key)):
+                raise ValueError(f"{self.place}{key}={value!r:.80}; this field is not implemented")
+        for part in self.parts:
+            part.refuse_others()
+
+
+@contextmanager
+def foreign(content: object) -> Iterator[Theirs]:
+    """Inside, a config of another project is read. All that is wrong with it becomes a ValueError that names it."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"a config must be a dict or an object with `to_dict`, not {type(content).__name__}")
+    theirs = Theirs(content)
+    try:
+        yield theirs
+        theirs.refuse_others()
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"the config of this {content.get('model_type', 'model')!s:.80}: {error}") from None
 
 
 def source(name: str, table: Table) -> tuple[tuple[str, ...], Callable[..., Tensor]]:
