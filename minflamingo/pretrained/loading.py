@@ -21,7 +21,7 @@ from ..lm import LM
 from ..tokenizer import Tokenizer
 from ..vision import ViT
 from . import clip, idefics, openflamingo
-from .files import Tensors, fetch, find_checkpoint, open_tensors, read_config, renamed
+from .files import Tensors, as_tensors, fetch, find_checkpoint, open_tensors, read_config, renamed
 from .language_models import FAMILIES, canonical_name, read_lm_config, recognise
 from .presets import PRESETS
 from .tables import fill
@@ -54,6 +54,7 @@ def from_state_dict(
     Raises:
         ValueError: a name is missing or left over, a shape is wrong, or the config has a setting that is not implemented.
     """
+    tensors = as_tensors(tensors, where)
     if not isinstance(config, LMConfig | VisionConfig | FlamingoConfig):
         theirs = config.to_dict() if hasattr(config, "to_dict") else config
         read = {"idefics": idefics.config, "clip": clip.config, "clip_vision_model": clip.config}

@@ -176,16 +176,27 @@ def fill(
     if problems:
         text = "; ".join(f"{kind}: {', '.join(names[:5])}{' ...' * (len(names) > 5)}" for kind, names in problems)
         raise ValueError(f"{where} does not fit this model. {text}")
-    new = {}
+    new, first = {}, None
     for key, (parameter, theirs, function) in plan.items():
-        parts = [tensors[name] for name in theirs]
-        tensor = function(*(part() if callable(part) else part for part in parts))  # reads it from the file
+        label = f"{where}: {' + '.join(theirs)}"
+        try:
+            parts = [tensors[name] for name in theirs]
+            parts = [part() if callable(part) else part for part in parts]  # reads it from the file
+            for part in parts:
+                check_tensor(part, parameter.dtype)
+            tensor = function(*parts)
+        except Exception as error:  # of the library that reads the file, or of tensors with wrong shapes
+            raise ValueError(f"{label}: {error!s:.300}") from None
         if tensor.shape != parameter.shape:
-            shapes = f"{tuple(tensor.shape)} instead of {tuple(parameter.shape)}"
-            raise ValueError(f"{where} does not fit this model. wrong shape: {' + '.join(theirs)} {shapes}")
+            raise ValueError(f"{label}: wrong shape {tuple(tensor.shape)} instead of {tuple(parameter.shape)}")
         # A copy: the parameter must not share memory with the file, nor keep a whole fused matrix in memory.
-        new_dtype = dtype if dtype and tensor.is_floating_point() else tensor.dtype
-        tensor = tensor.to(device, new_dtype, copy=True, memory_format=torch.contiguous_format)
+        is_float = parameter.is_floating_point()
+        tensor = tensor.to(device, dtype if is_float else None, copy=True, memory_format=torch.contiguous_format)
+        if is_float and not all(bound.isfinite() for bound in tensor.aminmax()):  # much faster than isfinite of all values
+            raise ValueError(f"{label}: a value is NaN or infinite in {tensor.dtype}")
+        first = first or (label, tensor.dtype)
+        if is_float and tensor.dtype != first[1]:
+            raise ValueError(f"{label} is {tensor.dtype}, but {first[0]} is {first[1]}; pass dtype= to convert all of them")
         new[key] = nn.Parameter(tensor, requires_grad=False) if isinstance(parameter, nn.Parameter) else tensor
     state = {name: new[id(parameter)] for name, parameter in own.items() if id(parameter) in new}
     module.load_state_dict(state, strict=False, assign=True)  # `requires_grad` stays as it was
