@@ -42,12 +42,17 @@ def open_tensors(path: str | Path) -> Tensors:
     path = find_checkpoint(Path(path))
     if path.name.endswith(".index.json"):  # {"weight_map": {name of a tensor: file}}
         files, tensors = load_json(path).get("weight_map"), {}
-        if not isinstance(files, dict) or not all(isinstance(file, str) and re.fullmatch(PART, file) for file in files.values()):
+        if not isinstance(files, dict) or not all(re.fullmatch(PART, str(file)) for file in files.values()):
             raise ValueError(f"{path}: weight_map must give each tensor a .safetensors or .bin file in this folder")
         for file in sorted(set(files.values())):
-            tensors |= open_tensors(path.parent / file)
+            tensors |= read_tensors(path.parent / file)
         return tensors
-    open_file(path).close()  # an error if it is not a file
+    return read_tensors(path)
+
+
+def read_tensors(path: Path) -> Tensors:
+    """Open one file. Its format follows from the end of its name."""
+    open_file(path).close()  # an error if it is a folder or a pipe
     with errors_of(path):
         if path.suffix == ".safetensors":
             return extra("safetensors.torch").load_file(path)

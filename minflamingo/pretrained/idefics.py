@@ -28,6 +28,7 @@ def config(content: Mapping) -> FlamingoConfig:
         # Fields such as "vision_image_size" are those of an older form; they are also in `vision_config`.
         theirs.known.append("alphas?_initializer.* freeze_.* vision_(model|embed|image|intermediate|patch)_.* ffn_dim")
         theirs.known.append("word_embed_proj_dim")
+        perceiver.known.append("tie_word_embeddings")
         renamed = {"hidden_size" if key == "embed_dim" else key: value for key, value in vision.content.items()}
         vision.content = {"hidden_act": "gelu", **renamed}
         vision = clip.vision_config(vision, keep_class_token=True)

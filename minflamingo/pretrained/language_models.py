@@ -162,7 +162,8 @@ def gguf_config(theirs: Theirs) -> LMConfig:
         "attention.layer_norm_rms_epsilon": "rms_norm_eps", "rope.dimension_count": "head_dim", "rope.freq_base": "rope_theta",
     }  # fmt: skip
     short = {key.removeprefix("llama."): value for key, value in theirs.content.items()}
-    theirs.content = {names.get(key, key): value for key, value in short.items()}
+    size = {"vocab_size": theirs.content.get("vocab_size")}  # of the embedding table; the file's own is optional
+    theirs.content = {names.get(key, key): value for key, value in short.items()} | size
     config = llama_config(theirs)
     theirs.only(**{"rope.scaling.type": "none", "attention.key_length": config.d_head, "attention.value_length": config.d_head})
     theirs.known.append(r"(general|tokenizer|GGUF|quantize)\..* context_length")

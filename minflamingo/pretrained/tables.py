@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .files import Tensors
 
 Table = dict[str, "str | tuple"]
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Their tensors that no model here needs: the last norm and projection of CLIP, and what is computed here (masks, frequencies).
 IGNORED = re.compile(
     r"(.*\.)?(proj|(ln_post|post_layernorm)\..*|attn_mask|position_ids|inv_freq|(attn|attention)\.(bias|masked_bias))"
@@ -145,6 +146,17 @@ def source(name: str, table: Table) -> tuple[tuple[str, ...], Callable[..., Tens
     return (name,), lambda tensor: tensor  # the same name in both
 
 
+def check_tensor(tensor: object, dtype: torch.dtype) -> None:
+    """Refuse what no model has. It would be read as other numbers, or need memory without limit."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        kind = f"{tensor.layout} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"expected an ordinary tensor, found {kind}")
+    if tensor.dtype not in (FLOATS if dtype.is_floating_point else [dtype]):
+        raise ValueError(f"weights of type {tensor.dtype} are not supported; expected float32, float16, bfloat16 or float64")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"the file has fewer values than the shape {tuple(tensor.shape)}")
+
+
 def fill(
     module: nn.Module, tensors: Tensors, table: Table, where: str, *, dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -188,7 +200,8 @@ def fill(
         except Exception as error:  # of the library that reads the file, or of tensors with wrong shapes
             raise ValueError(f"{label}: {error!s:.300}") from None
         if tensor.shape != parameter.shape:
-            raise ValueError(f"{label}: wrong shape {tuple(tensor.shape)} instead of {tuple(parameter.shape)}")
+            shapes = f"{tuple(tensor.shape)} instead of {tuple(parameter.shape)}"
+            raise ValueError(f"{where} does not fit this model. wrong shape: {' + '.join(theirs)} {shapes}")
         # A copy: the parameter must not share memory with the file, nor keep a whole fused matrix in memory.
         is_float = parameter.is_floating_point()
         tensor = tensor.to(device, dtype if is_float else None, copy=True, memory_format=torch.contiguous_format)

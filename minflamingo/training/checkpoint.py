@@ -30,7 +30,7 @@ def save_json(content: object, path: str | Path) -> None:
 
 
 def load_json(path: str | Path) -> dict:
-    """Raises ValueError, with the path, if the file is not a JSON object, and FileNotFoundError or OSError if it is not a file."""
+    """Raises ValueError, with the path, if the file is not a JSON object, or OSError if it is not a file."""
     try:
         content = parse_json(read_file(path))
     except ValueError as error:
