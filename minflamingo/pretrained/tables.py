@@ -58,7 +58,7 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
-# Fields of a config.json that do not change what a trained model computes. Each family has some more (`ignore`).
+# Fields of a config.json that do not change what a trained model computes. Each family has some more (`known`).
 IRRELEVANT = """
     _name_or_path _?attn_implementation.* _commit_hash architectures auto_map model_type (torch_)?dtype torchscript use_bfloat16
     transformers.* tf_legacy_loss tokenizer_.* use_cache gradient_checkpointing chunk_size_feed_forward is_decoder verbose

@@ -46,7 +46,7 @@ def all_refused(name: str, use: Callable, inputs: list, message: str) -> Case:
 
     def run(folder: Path) -> list:
         return [f"{value!r:.300}: {problem}" for value in inputs
-                if (problem := judge(Case("", lambda _: use(value), refused=message), folder))]  # fmt: skip
+                if (problem := judge(Case("", lambda _, v=value: use(v), refused=message), folder))]  # fmt: skip
 
     return Case(name, run, gives=[])
 
@@ -77,7 +77,8 @@ def own_fields() -> Iterator[Case]:
         (None, dict(xattn_evry=1), "did you mean 'xattn_every'"), ("vision", dict(ears=2), "unknown field 'ears'"),
         (None, {"x" * 10**6: 1}, "unknown field .xxx"),
     ):  # fmt: skip
-        yield Case(f"{part} with {values!r:.40}", lambda _, c=changed(part, **values): FlamingoConfig.from_dict(c),
+        content = changed(part, **values)
+        yield Case(f"{part} with {values!r:.40}", lambda _, c=content: FlamingoConfig.from_dict(c),
                    refused=refused)
     for part in ("vision", "resampler", "lm"):
         yield Case(f"without {part}", lambda _, p=part: FlamingoConfig.from_dict({k: v for k, v in GOOD.items() if k != p}),
