@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .config import FlamingoConfig
+from .config import FlamingoConfig, build
 from .data.images import ImagePreprocessor, as_frames
 from .data.sample import EOC, Sample, collate, input_only
 from .flamingo import Batch, Cache, Flamingo
@@ -33,6 +33,14 @@ from .tokenizer import Tokenizer, ToyTokenizer
 from .training.checkpoint import extra, load_json, save_json, save_tensors, write_atomically
 
 WEIGHTS = ("model.safetensors", "model.pt", "trainable.safetensors", "trainable.pt")  # one of them is in a folder
+
+
+@dataclass
+class SavedConfig:
+    """The content of `config.json`."""
+
+    flamingo: FlamingoConfig
+    image: ImagePreprocessor
 
 
 @dataclass
@@ -240,15 +248,16 @@ def load(
         if not path.is_file():
             hint = f"run `python train_tiny.py`, or choose a published model: {', '.join(REPOSITORIES)}"
             raise FileNotFoundError(f"{folder} is not a saved Flamingo: {path.name} is missing; {hint}")
-    content = load_json(folder / "config.json")
     try:
-        config, preprocess = FlamingoConfig.from_dict(content["flamingo"]), ImagePreprocessor(**content["image"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        saved = build(SavedConfig, load_json(folder / "config.json"))
+        if vision is None and saved.image.size != (size := saved.flamingo.vision.image_size):
+            raise ValueError(f"image.size is {saved.image.size}, but the vision encoder has image_size {size}")
+    except ValueError as error:
         raise ValueError(f"{folder / 'config.json'} is not the config of a Flamingo: {error}") from None
     if weights.stem == "trainable" and (vision is None or language is None):
         raise ValueError(f"{weights} has only the trained modules: pass their vision encoder and LM, vision=, language=")
     with torch.device("meta"):  # no memory for weights that the file replaces
-        model = Flamingo(config, vision, language)
+        model = Flamingo(saved.flamingo, vision, language)
     if load_json(folder / "tokenizer.json").get("kind") == "pretrained":
         from .pretrained.tokenizers import PretrainedTokenizer as Kind  # needs a package
     else:
@@ -257,5 +266,8 @@ def load(
     if tokenizer.image_id != model.image_id:
         ids = f"{tokenizer.image_id} in tokenizer.json, but {model.image_id} in config.json"
         raise ValueError(f"{folder}: the id of <image> is {ids}; these files come from different models")
+    n_ids = saved.flamingo.lm.vocab_size + saved.flamingo.n_added_tokens
+    if not all(0 <= i < n_ids for i in (tokenizer.pad_id, tokenizer.eoc_id, tokenizer.bos_id or 0)):
+        raise ValueError(f"{folder / 'tokenizer.json'}: ids of special tokens must be below {n_ids}")
     fill(model, open_tensors(weights), {}, str(weights), dtype=dtype, device=device)
-    return Pipeline(model.to(device).eval(), tokenizer, preprocess)
+    return Pipeline(model.to(device).eval(), tokenizer, saved.image)

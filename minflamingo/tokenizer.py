@@ -116,10 +116,9 @@ class ToyTokenizer:
         """
         # a foreign or damaged file should end in one clear sentence, not in a KeyError
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            words = content["words"] if content["kind"] == "toy" else None
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
-            words = None
-        if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
-            raise ValueError(f"{path}: not the word list of a toy tokenizer")
-        return cls(words)
+            content = json.loads(Path(path).read_bytes())
+            if content["kind"] != "toy" or not isinstance(content["words"], list):
+                raise ValueError('expected "kind": "toy" and a list of "words"')
+            return cls(content["words"])
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path}: not the word list of a toy tokenizer: {error!r:.200}") from None

@@ -1,16 +1,14 @@
 """A model in use, from Python and from the command line: complete a prompt, save, load, and report what is wrong."""
 
-import json
 import os
 import subprocess
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import CreatesFile, equal, image, tiny_config, tiny_flamingo
+from conftest import CreatesFile, equal, image, tiny_flamingo
 from PIL import Image
 
 from minflamingo import EOC, Batch, Pipeline, ToyTokenizer, load
@@ -217,38 +215,6 @@ def test_saving_to_the_same_folder_replaces_the_model(folder):
     assert sorted(os.listdir(folder)) == ["config.json", "tokenizer.json", "trainable.pt"]
     assert equal(load(folder, vision=other.model.vision, language=other.model.lm).model.state_dict(), other.model.state_dict())
     with pytest.raises(ValueError, match="vision=, language="):
-        load(folder)
-
-
-@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.pt"])
-def test_a_missing_or_damaged_file_is_named(folder, name):
-    content = (folder / name).read_bytes()
-    (folder / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=name):
-        load(folder)
-    (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=f"{name} is missing"):
-        load(folder)
-
-
-def test_a_foreign_config_is_refused_by_its_field(folder):
-    config = {"flamingo": tiny_config().to_dict(), "image": asdict(PREPROCESS)}
-    for content, message in (
-        ({"model_type": "llama"}, "config.json"),
-        ({**config, "flamingo": {**config["flamingo"], "xattn_evry": 1}}, "did you mean 'xattn_every'"),
-        ({**config, "image": {"resolution": 8}}, "config.json"),
-    ):
-        (folder / "config.json").write_text(json.dumps(content))
-        with pytest.raises(ValueError, match=message):
-            load(folder)
-
-
-def test_files_of_two_models_are_refused(folder):
-    torch.save(tiny_flamingo(lm={"vocab_size": TOKENIZER.vocab_size, "d": 48}).state_dict(), folder / "model.pt")
-    with pytest.raises(ValueError, match=r"model\.pt.* wrong shape"):
-        load(folder)
-    ToyTokenizer([*TOKENIZER.words, " taxi", " bus"]).save(folder / "tokenizer.json")
-    with pytest.raises(ValueError, match=f"<image> is {259 + 6} in tokenizer.json, but {259 + 4} in config.json"):
         load(folder)
 
 

@@ -19,13 +19,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from ..config import check_fields
 from .files import open_file, read_file
 
 # Formats of training data, and the endings of their files. Decoders of rare formats are a risk for files from the web.
@@ -147,15 +148,17 @@ class ImagePreprocessor:
     """`size` in pixels, `mean` and `std` per channel of values in 0...1, `resize` "squash" or "crop" (see above)."""
 
     size: int
-    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    resize: str = "squash"
+    mean: Sequence = (0.5, 0.5, 0.5)
+    std: Sequence = (0.5, 0.5, 0.5)
+    resize: Literal["squash", "crop"] = "squash"
 
     def __post_init__(self):
-        if self.resize not in ("squash", "crop") or self.size < 1:
-            raise ValueError(f"{self}: resize must be 'squash' or 'crop', and size at least 1 pixel")
-        for name in ("mean", "std"):  # JSON gives lists; as tuples, equal preprocessors compare equal
-            object.__setattr__(self, name, tuple(getattr(self, name)))
+        check_fields(self)
+        for name, low in (("mean", -1000), ("std", 1e-6)):
+            values = tuple(getattr(self, name))  # JSON gives lists; as tuples, equal preprocessors compare equal
+            if len(values) != 3 or not all(isinstance(x, float | int) and low <= x <= 1000 for x in values):
+                raise ValueError(f"ImagePreprocessor.{name} is {values!r:.200}; it must be three numbers from {low} to 1000")
+            object.__setattr__(self, name, values)
 
     def __call__(self, media: object, where: str = "image") -> Tensor:
         """One image or video, in any form that `as_frames` accepts -> (T, 3, size, size) float32."""

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from ..config import VisionConfig
 from .files import Tensors, renamed
-from .tables import Table, activation, thirds
+from .tables import Table, Theirs, foreign, thirds
 
 CLIP_L14 = VisionConfig(224, 14, 1024, 24, 16, activation="quick_gelu", keep_class_token=False)
 OPEN_CLIP = {
@@ -33,14 +33,25 @@ HUGGING_FACE = {
 }  # fmt: skip
 
 
-def config(theirs: Mapping, *, keep_class_token: bool = False) -> VisionConfig:
+def config(content: Mapping, *, keep_class_token: bool = False) -> VisionConfig:
     """From the config.json of a CLIP on Hugging Face, or of its vision encoder alone."""
-    theirs = theirs.get("vision_config") or theirs
+    with foreign(content) as theirs:
+        if content.get("model_type") != "clip" and "vision_config" not in content:
+            return vision_config(theirs, keep_class_token=keep_class_token)
+        theirs.known.append("text_config text_config_dict logit_scale_init_value projection_dim tie_word_embeddings")
+        vision, newer = theirs.part("vision_config"), theirs.part("vision_config_dict", {})
+        vision.content, newer.content = {**vision.content, **newer.content}, {}  # of two values transformers uses the second
+        return vision_config(vision, keep_class_token=keep_class_token)
+
+
+def vision_config(theirs: Theirs, *, keep_class_token: bool) -> VisionConfig:
+    theirs.only(num_channels=3, image_num_channels=3)
+    theirs.known.append("projection_dim tie_word_embeddings vision_model_name")
     return VisionConfig(
-        image_size=theirs["image_size"], patch_size=theirs["patch_size"], d=theirs["hidden_size"],
-        n_layers=theirs["num_hidden_layers"], n_heads=theirs["num_attention_heads"], d_ff=theirs["intermediate_size"],
-        activation=activation(theirs, "hidden_act", "quick_gelu"), norm_eps=theirs.get("layer_norm_eps", 1e-5),
-        keep_class_token=keep_class_token,
+        image_size=theirs.get("image_size"), patch_size=theirs.get("patch_size"), d=theirs.get("hidden_size"),
+        n_layers=theirs.get("num_hidden_layers"), n_heads=theirs.get("num_attention_heads"),
+        d_ff=theirs.get("intermediate_size"), activation=theirs.activation("hidden_act", "quick_gelu"),
+        norm_eps=theirs.get("layer_norm_eps", 1e-5), keep_class_token=keep_class_token,
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@
     tensors["model.decoder.embed_tokens.weight"].half()        # reads 77 MB
 """
 
+import re
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,9 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..data.files import open_file
 from ..training.checkpoint import errors_of, extra, load_json
 
 Tensors = Mapping[str, "Tensor | Callable[[], Tensor]"]
+PART = r"[^/\\:]+\.(safetensors|bin|pt)"  # of a checkpoint in several files
 
 
 def renamed(tensors: Tensors, rename: Callable[[str], str | None]) -> Tensors:
@@ -38,10 +41,18 @@ def open_tensors(path: str | Path) -> Tensors:
     """
     path = find_checkpoint(Path(path))
     if path.name.endswith(".index.json"):  # {"weight_map": {name of a tensor: file}}
-        tensors: dict = {}
-        for file in sorted(set(load_json(path).get("weight_map", {}).values())):
-            tensors |= open_tensors(path.parent / file)
+        files, tensors = load_json(path).get("weight_map"), {}
+        if not isinstance(files, dict) or not all(re.fullmatch(PART, str(file)) for file in files.values()):
+            raise ValueError(f"{path}: weight_map must give each tensor a .safetensors or .bin file in this folder")
+        for file in sorted(set(files.values())):
+            tensors |= read_tensors(path.parent / file)
         return tensors
+    return read_tensors(path)
+
+
+def read_tensors(path: Path) -> Tensors:
+    """Open one file. Its format follows from the end of its name."""
+    open_file(path).close()  # an error if it is a folder or a pipe
     with errors_of(path):
         if path.suffix == ".safetensors":
             return extra("safetensors.torch").load_file(path)
@@ -68,8 +79,13 @@ def read_pickle(path: Path) -> Tensors:
     for wrapper in ("model_state_dict", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
-    if not isinstance(state, dict):
-        raise ValueError(f"expected a dict of tensors, found {type(state).__name__}")
+    return as_tensors(state)
+
+
+def as_tensors(state: object, where: str = "the content") -> Tensors:
+    """A state dict as it is. Raises ValueError if it is something else."""
+    if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
+        raise ValueError(f"{where} is not a dict of names and tensors, but {state!r:.100}")
     return state
 
 
@@ -88,8 +104,8 @@ def read_gguf(path: Path) -> tuple[Tensors, dict]:
 
 def read_config(path: str | Path) -> dict:
     """The metadata of a GGUF file, or the config.json in a folder or next to a checkpoint."""
-    path = Path(path)
-    return read_gguf(path)[1] if path.suffix == ".gguf" else load_json(beside(path, "config.json"))
+    with errors_of(path, "config"):
+        return read_gguf(Path(path))[1] if Path(path).suffix == ".gguf" else load_json(beside(path, "config.json"))
 
 
 def beside(path: str | Path, name: str) -> Path:

@@ -15,26 +15,35 @@ import torch
 from ..config import FlamingoConfig, ResamplerConfig
 from . import clip
 from .language_models import LLAMA_TABLE, llama_config
-from .tables import Table, expect, joined, prefixed
+from .tables import Table, foreign, joined, prefixed
 
 
-def config(theirs: Mapping) -> FlamingoConfig:
+def config(content: Mapping) -> FlamingoConfig:
     """From the content of its config.json."""
-    v, perceiver, lm = theirs["vision_config"], theirs["perceiver_config"], llama_config(theirs)
-    expect({"use_resampler": theirs.get("use_resampler") or perceiver.get("use_resampler", False)}, use_resampler=True)
-    vision = clip.config({"hidden_size": v.get("embed_dim"), "hidden_act": "gelu", **v}, keep_class_token=True)
-    resampler = ResamplerConfig(
-        vision.d, perceiver["resampler_n_latents"], perceiver["resampler_depth"], perceiver["resampler_n_heads"],
-        perceiver["resampler_head_dim"], n_time_embeddings=0, activation="relu",
-        qk_norm=perceiver.get("qk_layer_norms_perceiver", False),
-    )  # fmt: skip
-    return FlamingoConfig(
-        vision=vision, resampler=resampler, lm=lm, xattn_every=theirs["cross_layer_interval"], xattn_n_heads=lm.n_heads,
-        xattn_d_head=lm.d_head, xattn_d_ff=lm.d_ff, xattn_activation=lm.activation, xattn_gated_mlp=True,
-        xattn_norm="rmsnorm", xattn_norm_eps=lm.norm_eps, xattn_qk_norm=theirs.get("qk_layer_norms", False),
-        xattn_vector_gate=theirs.get("alpha_type") == "vector", n_added_tokens=theirs["additional_vocab_size"], image_token=1,
-        added_head="tied" if lm.tied_head else "own",
-    )  # fmt: skip
+    with foreign(content) as theirs:
+        lm, vision, perceiver = llama_config(theirs), theirs.part("vision_config"), theirs.part("perceiver_config")
+        if not any([theirs.get("use_resampler", False), perceiver.get("use_resampler", False)]):
+            raise ValueError("use_resampler=False; only True is implemented")
+        theirs.only(alpha_type=("float", "vector"), cross_layer_activation_function="swiglu")
+        # Fields such as "vision_image_size" are those of an older form; they are also in `vision_config`.
+        theirs.known.append("alphas?_initializer.* freeze_.* vision_(model|embed|image|intermediate|patch)_.* ffn_dim")
+        theirs.known.append("word_embed_proj_dim")
+        perceiver.known.append("tie_word_embeddings")
+        renamed = {"hidden_size" if key == "embed_dim" else key: value for key, value in vision.content.items()}
+        vision.content = {"hidden_act": "gelu", **renamed}
+        vision = clip.vision_config(vision, keep_class_token=True)
+        resampler = ResamplerConfig(
+            vision.d, perceiver.get("resampler_n_latents"), perceiver.get("resampler_depth"),
+            perceiver.get("resampler_n_heads"), perceiver.get("resampler_head_dim"), n_time_embeddings=0, activation="relu",
+            qk_norm=perceiver.get("qk_layer_norms_perceiver", False),
+        )  # fmt: skip
+        return FlamingoConfig(
+            vision=vision, resampler=resampler, lm=lm, xattn_every=theirs.get("cross_layer_interval"), xattn_n_heads=lm.n_heads,
+            xattn_d_head=lm.d_head, xattn_d_ff=lm.d_ff, xattn_activation=lm.activation, xattn_gated_mlp=True,
+            xattn_norm="rmsnorm", xattn_norm_eps=lm.norm_eps, xattn_qk_norm=theirs.get("qk_layer_norms", False),
+            xattn_vector_gate=content.get("alpha_type") == "vector", n_added_tokens=theirs.get("additional_vocab_size"),
+            image_token=1, added_head="tied" if lm.tied_head else "own",
+        )  # fmt: skip
 
 
 XATTN = {  # a gate with one value per channel is stored as (1, 1, D)

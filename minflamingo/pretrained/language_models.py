@@ -15,11 +15,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..config import LMConfig
-from .tables import Table, activation, expect, thirds, transposed
+from .tables import Table, Theirs, foreign, thirds, transposed
 
 
 class Family(NamedTuple):
-    config: Callable[[Mapping], LMConfig]  # the content of their config.json -> our config
+    config: Callable[[Theirs], LMConfig]  # the content of their config.json -> our config
     table: Callable[[LMConfig], Table]  # for the names of `canonical_name`
     sign: str  # a part of a name that no other family has
 
@@ -47,39 +47,44 @@ LLAMA_TABLE = {
 }  # fmt: skip
 
 
-def gpt2_config(theirs: Mapping) -> LMConfig:
-    expect(theirs, scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
+def gpt2_config(theirs: Theirs) -> LMConfig:
+    theirs.only(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False)
+    theirs.known.append("n_ctx n_special predict_special_tokens summary_.* reorder_and_upcast_attn")
     return LMConfig(
-        theirs["vocab_size"], theirs["n_embd"], theirs["n_layer"], theirs["n_head"], d_ff=theirs.get("n_inner"),
-        max_length=theirs["n_positions"], norm_eps=theirs.get("layer_norm_epsilon", 1e-5), position="learned",
-        attention_bias=True, output_bias=True, mlp_bias=True, activation=activation(theirs, "activation_function", "gelu_new"),
-        tied_head=theirs.get("tie_word_embeddings", True),
+        theirs.get("vocab_size"), theirs.get("n_embd"), theirs.get("n_layer"), theirs.get("n_head"),
+        d_ff=theirs.get("n_inner", None), max_length=theirs.get("n_positions"), position="learned",
+        norm_eps=theirs.get("layer_norm_epsilon", 1e-5), attention_bias=True, output_bias=True, mlp_bias=True,
+        activation=theirs.activation("activation_function", "gelu_new"), tied_head=theirs.get("tie_word_embeddings", True),
     )  # fmt: skip
 
 
-def opt_config(theirs: Mapping) -> LMConfig:
+def opt_config(theirs: Theirs) -> LMConfig:
+    d = theirs.get("hidden_size")
     # OPT-350m is refused: its norms come after the layers, and its embeddings are narrower.
-    expect(theirs, do_layer_norm_before=True, word_embed_proj_dim=theirs["hidden_size"], _remove_final_layer_norm=False)
-    expect(theirs, enable_bias=True, layer_norm_elementwise_affine=True)
+    theirs.only(do_layer_norm_before=True, word_embed_proj_dim=d, _remove_final_layer_norm=False)
+    theirs.only(enable_bias=True, layer_norm_elementwise_affine=True)
     return LMConfig(
-        theirs["vocab_size"], theirs["hidden_size"], theirs["num_hidden_layers"], theirs["num_attention_heads"],
-        d_ff=theirs["ffn_dim"], max_length=theirs["max_position_embeddings"], position="learned", position_offset=2,
-        attention_bias=True, output_bias=True, mlp_bias=True, activation=activation(theirs, "activation_function", "relu"),
+        theirs.get("vocab_size"), d, theirs.get("num_hidden_layers"), theirs.get("num_attention_heads"),
+        d_ff=theirs.get("ffn_dim"), max_length=theirs.get("max_position_embeddings"), position="learned", position_offset=2,
+        attention_bias=True, output_bias=True, mlp_bias=True, activation=theirs.activation("activation_function", "relu"),
         tied_head=theirs.get("tie_word_embeddings", True),
     )  # fmt: skip
 
 
-def neox_config(theirs: Mapping) -> LMConfig:
-    rope, bias = theirs.get("rope_parameters") or {}, theirs.get("attention_bias", True)
-    expect(theirs, rope_scaling=None)
-    expect(rope, rope_type="default")
+def neox_config(theirs: Theirs) -> LMConfig:
+    rope, bias = theirs.part("rope_parameters", {}), theirs.get("attention_bias", True)
+    rope.only(rope_type="default")
+    theirs.only(rope_scaling=None)
+    theirs.known.append("max_position_embeddings")
+    # the settings of the rotary positions have had several names
+    share = theirs.get("partial_rotary_factor", float(theirs.get("rotary_pct", 0.25)))
+    theta = theirs.get("rope_theta", float(theirs.get("rotary_emb_base", 10_000.0)))
     return LMConfig(
-        theirs["vocab_size"], theirs["hidden_size"], theirs["num_hidden_layers"], theirs["num_attention_heads"],
-        d_ff=theirs["intermediate_size"], max_length=None, norm_eps=theirs.get("layer_norm_eps", 1e-5),
-        position="rotary", rotary_pct=rope.get("partial_rotary_factor", theirs.get("rotary_pct", 0.25)),
-        rotary_theta=rope.get("rope_theta", theirs.get("rotary_emb_base", 10_000)),
+        theirs.get("vocab_size"), theirs.get("hidden_size"), theirs.get("num_hidden_layers"), theirs.get("num_attention_heads"),
+        d_ff=theirs.get("intermediate_size"), max_length=None, norm_eps=theirs.get("layer_norm_eps", 1e-5), position="rotary",
+        rotary_pct=rope.get("partial_rotary_factor", float(share)), rotary_theta=rope.get("rope_theta", float(theta)),
         parallel_residual=theirs.get("use_parallel_residual", True), attention_bias=bias, output_bias=bias, mlp_bias=True,
-        activation=activation(theirs, "hidden_act", "gelu"), tied_head=theirs.get("tie_word_embeddings", False),
+        activation=theirs.activation("hidden_act", "gelu"), tied_head=theirs.get("tie_word_embeddings", False),
     )  # fmt: skip
 
 
@@ -97,16 +102,25 @@ def neox_table(c: LMConfig) -> Table:
     }  # fmt: skip
 
 
-def mpt_config(theirs: Mapping) -> LMConfig:
-    # MosaicGPT has the settings of the attention in the config itself, with or without the prefix "attn_".
-    attn = {key.removeprefix("attn_"): value for key, value in theirs.items()} | (theirs.get("attn_config") or {})
-    expect(attn, alibi=True, clip_qkv=None, softmax_scale=None, prefix_lm=False)
-    expect(theirs, logit_scale=None, no_bias=True, embedding_fraction=1.0)
+def mpt_config(theirs: Theirs) -> LMConfig:
+    # MosaicGPT has the settings of the attention in the config itself. Everywhere some have the prefix "attn_".
+    parts = [theirs.content, theirs.part("attn_config", {}).content, theirs.part("ffn_config", {}).content]
+    theirs.content = {key.removeprefix("attn_"): value for part in parts for key, value in part.items()}
+    theirs.parts.clear()
+    d, n_heads = theirs.get("d_model"), theirs.get("n_heads")
+    theirs.only(
+        alibi=True, type="multihead_attention", clip_qkv=None, softmax_scale=None, prefix_lm=False, qk_gn=False, rope=False,
+        uses_sequence_id=False, kv_n_heads=(None, n_heads), sliding_window_size=-1, logit_softcapping=None, fused_qkv=True,
+        norm_type=("low_precision_layernorm", "layernorm"), ffn_type="mptmlp", fc_type=("torch", {"name": "torch"}),
+        logit_scale=None, no_bias=True, embedding_fraction=1.0, final_logit_softcapping=None,
+    )  # fmt: skip
+    theirs.known.append("config init_.* param_init_fn fan_mode emb_init_.* impl low_precision_layernorm rope_.*")
+    theirs.known.append("max_seq_len learned_pos_emb use_pad_tok_in_ffn")
     return LMConfig(
-        theirs["vocab_size"], theirs["d_model"], theirs["n_layers"], theirs["n_heads"],
-        d_ff=int(theirs.get("expansion_ratio", theirs.get("mlp_ratio", 4)) * theirs["d_model"]), max_length=None,
-        norm_bias=False, norm_eps=theirs.get("layer_norm_epsilon", 1e-5), position="alibi",
-        alibi_max=float(attn.get("alibi_bias_max", 8)), qk_norm="full" if attn.get("qk_ln") else None,
+        theirs.get("vocab_size"), d, theirs.get("n_layers"), n_heads, max_length=None, norm_bias=False, position="alibi",
+        d_ff=int(theirs.get("expansion_ratio", float(theirs.get("mlp_ratio", 4.0))) * d),
+        norm_eps=theirs.get("layer_norm_epsilon", float(theirs.get("norm_eps", 1e-5))),
+        alibi_max=float(theirs.get("alibi_bias_max", 8.0)), qk_norm="full" if theirs.get("qk_ln", False) else None,
         tied_head=theirs.get("tie_word_embeddings", True),
     )  # fmt: skip
 
@@ -123,30 +137,37 @@ def mpt_table(c: LMConfig) -> Table:
     }  # fmt: skip
 
 
-def llama_config(theirs: Mapping) -> LMConfig:
-    rope, bias = theirs.get("rope_parameters") or {}, theirs.get("attention_bias", False)
-    expect(rope, rope_type="default")
-    expect(theirs, rope_scaling=None, head_dim=theirs["hidden_size"] // theirs["num_attention_heads"], pretraining_tp=1)
+def llama_config(theirs: Theirs) -> LMConfig:
+    rope, bias = theirs.part("rope_parameters", {}), theirs.get("attention_bias", False)
+    d, n_heads = theirs.get("hidden_size"), theirs.get("num_attention_heads")
+    rope.only(rope_type="default", partial_rotary_factor=1.0)
+    theirs.only(rope_scaling=None, rope_interleaved=False, partial_rotary_factor=1.0)
+    theirs.only(pretraining_tp=1, head_dim=(d // n_heads, None))
+    theirs.known.append("max_position_embeddings max_sequence_length is_llama_config")
     return LMConfig(
-        theirs["vocab_size"], theirs["hidden_size"], theirs["num_hidden_layers"], theirs["num_attention_heads"],
-        n_kv_heads=theirs.get("num_key_value_heads"), d_ff=theirs["intermediate_size"], max_length=None, norm="rmsnorm",
-        norm_eps=theirs.get("rms_norm_eps", 1e-6), position="rotary",
-        rotary_theta=rope.get("rope_theta", theirs.get("rope_theta", 10_000.0)), attention_bias=bias, output_bias=bias,
-        mlp_bias=theirs.get("mlp_bias", False), activation=activation(theirs, "hidden_act", "silu"), gated_mlp=True,
+        theirs.get("vocab_size"), d, theirs.get("num_hidden_layers"), n_heads,
+        n_kv_heads=theirs.get("num_key_value_heads", None), d_ff=theirs.get("intermediate_size"), max_length=None,
+        norm="rmsnorm", norm_eps=theirs.get("rms_norm_eps", 1e-6), position="rotary",
+        rotary_theta=rope.get("rope_theta", float(theirs.get("rope_theta", 10_000.0))), attention_bias=bias, output_bias=bias,
+        mlp_bias=theirs.get("mlp_bias", False), activation=theirs.activation("hidden_act", "silu"), gated_mlp=True,
         tied_head=theirs.get("tie_word_embeddings", False),
     )  # fmt: skip
 
 
-def gguf_config(metadata: Mapping) -> LMConfig:
+def gguf_config(theirs: Theirs) -> LMConfig:
     """From the metadata of a GGUF file of the architecture "llama", with `vocab_size` and `tie_word_embeddings`."""
-    expect(metadata, **{"llama.rope.scaling.type": "none"})
     names = {
-        "hidden_size": "embedding_length", "num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count",
-        "num_key_value_heads": "attention.head_count_kv", "intermediate_size": "feed_forward_length",
-        "rms_norm_eps": "attention.layer_norm_rms_epsilon", "head_dim": "rope.dimension_count", "rope_theta": "rope.freq_base",
+        "embedding_length": "hidden_size", "block_count": "num_hidden_layers", "attention.head_count": "num_attention_heads",
+        "attention.head_count_kv": "num_key_value_heads", "feed_forward_length": "intermediate_size",
+        "attention.layer_norm_rms_epsilon": "rms_norm_eps", "rope.dimension_count": "head_dim", "rope.freq_base": "rope_theta",
     }  # fmt: skip
-    known = {theirs: metadata[f"llama.{key}"] for theirs, key in names.items() if f"llama.{key}" in metadata}
-    return llama_config({**metadata, **known})
+    short = {key.removeprefix("llama."): value for key, value in theirs.content.items()}
+    size = {"vocab_size": theirs.content.get("vocab_size")}  # of the embedding table; the file's own is optional
+    theirs.content = {names.get(key, key): value for key, value in short.items()} | size
+    config = llama_config(theirs)
+    theirs.only(**{"rope.scaling.type": "none", "attention.key_length": config.d_head, "attention.value_length": config.d_head})
+    theirs.known.append(r"(general|tokenizer|GGUF|quantize)\..* context_length")
+    return config
 
 
 def gguf_table(c: LMConfig) -> Table:
@@ -183,15 +204,13 @@ def recognise(names: Iterable[str]) -> str:
     raise ValueError(f"no known family of language models has these names: {', '.join(sorted(names)[:5])} ...")
 
 
-def read_lm_config(theirs: Mapping) -> LMConfig:
-    """Our config from the content of their config.json. Raises ValueError if a field is missing or not implemented."""
-    family = theirs.get("model_type")
-    if family not in FAMILIES:
-        raise ValueError(f"unknown family of language models {family!r}; choose one of {', '.join(FAMILIES)}")
-    try:
+def read_lm_config(content: Mapping) -> LMConfig:
+    """Our config from the content of their config.json. Raises ValueError if a field is missing, invalid or not implemented."""
+    with foreign(content) as theirs:
+        family = theirs.content.get("model_type")
+        if not isinstance(family, str) or family not in FAMILIES:
+            raise ValueError(f"unknown family of language models {family!r:.80}; choose one of {', '.join(FAMILIES)}")
         return FAMILIES[family].config(theirs)
-    except KeyError as error:
-        raise ValueError(f"the config of this {family} has no field {error}") from None
 
 
 def canonical_name(name: str) -> str:

@@ -10,9 +10,11 @@ memory only once, in the wanted dtype.
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..config import FlamingoConfig, LMConfig, VisionConfig
 from ..data.images import ImagePreprocessor, clip_preprocessor
@@ -21,10 +23,10 @@ from ..lm import LM
 from ..tokenizer import Tokenizer
 from ..vision import ViT
 from . import clip, idefics, openflamingo
-from .files import Tensors, fetch, find_checkpoint, open_tensors, read_config, renamed
+from .files import Tensors, as_tensors, fetch, find_checkpoint, open_tensors, read_config, renamed
 from .language_models import FAMILIES, canonical_name, read_lm_config, recognise
 from .presets import PRESETS
-from .tables import fill
+from .tables import FLOATS, fill
 
 # The repositories on huggingface.co. OpenFlamingo: language model with its tokenizer, and checkpoint. IDEFICS: all in one.
 CLIP_L14 = "openai/clip-vit-large-patch14"
@@ -54,10 +56,12 @@ def from_state_dict(
     Raises:
         ValueError: a name is missing or left over, a shape is wrong, or the config has a setting that is not implemented.
     """
+    tensors = as_tensors(tensors, where)
     if not isinstance(config, LMConfig | VisionConfig | FlamingoConfig):
-        theirs = config if isinstance(config, Mapping) else config.to_dict()
+        theirs = config.to_dict() if hasattr(config, "to_dict") else config
         read = {"idefics": idefics.config, "clip": clip.config, "clip_vision_model": clip.config}
-        config = read.get(theirs.get("model_type"), read_lm_config)(theirs)
+        kind = theirs.get("model_type") if isinstance(theirs, Mapping) else None
+        config = read.get(str(kind), read_lm_config)(theirs)
     if isinstance(config, VisionConfig):
         kind, tensors = ViT, clip.vision_tensors(tensors)
         table = clip.table(tensors)
@@ -106,5 +110,8 @@ def load_published(
     parts |= {f"lang_encoder.{n}": tensor for n, tensor in open_tensors(language).items()}
     # The token embeddings of the checkpoint replace those of the LM.
     whole = {**openflamingo.canonical(parts), **openflamingo.canonical(open_tensors(flamingo))}
+    if dtype is None:  # the parts are published in several types: take one that can hold all their values
+        dtypes = {t.dtype for t in whole.values() if isinstance(t, Tensor) and t.dtype in FLOATS}
+        dtype = reduce(torch.promote_types, dtypes) if dtypes else None
     model = from_state_dict(config, whole, dtype=dtype, device=device, where=f"{vision}, {language}, {flamingo}")
     return model, tokenizer, clip_preprocessor(config.vision.image_size)

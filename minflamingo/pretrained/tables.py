@@ -9,8 +9,11 @@ module with all its parameters. A tensor that is stored in another form has a fu
      "layers.*.to_kv": ("layers.*.k_proj", "layers.*.v_proj", joined)}   one tensor of ours made from two
 """
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from .files import Tensors
 
 Table = dict[str, "str | tuple"]
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 # Their tensors that no model here needs: the last norm and projection of CLIP, and what is computed here (masks, frequencies).
 IGNORED = re.compile(
     r"(.*\.)?(proj|(ln_post|post_layernorm)\..*|attn_mask|position_ids|inv_freq|(attn|attention)\.(bias|masked_bias))"
@@ -54,19 +58,79 @@ ACTIVATIONS = {
 }  # fmt: skip
 
 
-def activation(theirs: Mapping, key: str, default: str) -> str:
-    """The activation that a config.json names. Raises ValueError if we do not have it."""
-    name = theirs.get(key, default)
-    if name not in ACTIVATIONS:
-        raise ValueError(f"the config says {key}={name!r}; only these are implemented: {', '.join(ACTIVATIONS)}")
-    return ACTIVATIONS[name]
+# Fields of a config.json that do not change what a trained model computes. Each family has some more (`known`).
+IRRELEVANT = """
+    _name_or_path _?attn_implementation.* _commit_hash architectures auto_map model_type (torch_)?dtype torchscript use_bfloat16
+    transformers.* tf_legacy_loss tokenizer_.* use_cache gradient_checkpointing chunk_size_feed_forward is_decoder verbose
+    .*_token_id .*dropout .*pdrop layerdrop init_.* initializer_.* id2label label2id _?num_labels problem_type finetuning_task
+    output_(attentions|hidden_states|scores) return_dict.* tie_encoder_decoder task_specific_params prefix (max|min)_length
+    max_new_tokens do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p typical_p
+    (repetition|length|exponential_decay_length)_penalty (encoder_)?no_repeat_ngram_size bad_words_ids num_return_sequences
+    remove_invalid_values (begin_)?suppress_tokens"""
 
 
-def expect(theirs: Mapping, **only: object) -> None:
-    """Refuse settings that our classes do not implement. Loading such a model would give wrong numbers without any error."""
-    for key, value in only.items():
-        if key in theirs and theirs[key] != value and not (value is None and theirs[key] in (0, False)):
-            raise ValueError(f"the config says {key}={theirs[key]!r}; only {value!r} is implemented")
+class Theirs:
+    """The config of another project. Each field must be read (`get`), checked (`only`) or irrelevant. Others are refused."""
+
+    def __init__(self, content: Mapping, place: str = ""):
+        self.content, self.place, self.known, self.parts = content, place, [IRRELEVANT], []
+
+    def get(self, key: str, default: Any = ...) -> Any:
+        """The value of a field. It has the type of the default. Without a default it is required, and a positive integer."""
+        self.known.append(key)
+        value, kind = self.content.get(key, default), int if default in (..., None) else type(default)
+        if value is ...:
+            raise ValueError(f"the field {self.place + key!r} is missing")
+        good = isinstance(value, float | int if kind is float else kind) and isinstance(value, bool) == (kind is bool)
+        if value is not default and not (good and (kind is bool or 0 < value < math.inf)):
+            expected = {int: "a positive integer", float: "a positive number", bool: "true or false"}[kind]
+            raise ValueError(f"{self.place}{key}={value!r:.80}; expected {expected}")
+        return value
+
+    def part(self, key: str, default: Mapping | None = None) -> "Theirs":
+        """A config inside the config."""
+        content = self.content.get(key) or default
+        if not isinstance(content, Mapping):
+            raise ValueError(f"the field {self.place + key!r} is missing, or not an object of fields")
+        self.known.append(key)
+        self.parts.append(Theirs(content, f"{self.place}{key}."))
+        return self.parts[-1]
+
+    def only(self, **settings: object) -> None:
+        """Refuse a setting that our classes do not implement. Such a model would give wrong numbers without an error."""
+        for key, allowed in settings.items():
+            choices = allowed if isinstance(allowed, tuple) else (allowed,)
+            value = self.content.get(key, choices[0])
+            if value not in choices and (value or None not in choices):  # 0, false and {} also mean: without it
+                raise ValueError(f"{self.place}{key}={value!r:.80}; only {' or '.join(map(repr, choices))} is implemented")
+        self.known += map(re.escape, settings)
+
+    def activation(self, key: str, default: str) -> str:
+        """Our name of the activation."""
+        self.only(**{key: (default, *ACTIVATIONS)})
+        return ACTIVATIONS[self.content.get(key, default)]
+
+    def refuse_others(self) -> None:
+        self.only(is_encoder_decoder=False, add_cross_attention=False, cross_attention_hidden_size=None, pruned_heads=None)
+        known = re.compile("|".join(" ".join(self.known).split()))
+        for key, value in self.content.items():
+            if not known.fullmatch(str(key)):
+                raise ValueError(f"{self.place}{key}={value!r:.80}; this field is not implemented")
+        for part in self.parts:
+            part.refuse_others()
+
+
+@contextmanager
+def foreign(content: object) -> Iterator[Theirs]:
+    """Inside, a config of another project is read. All that is wrong with it becomes a ValueError that names it."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"a config must be a dict or an object with `to_dict`, not {type(content).__name__}")
+    theirs = Theirs(content)
+    try:
+        yield theirs
+        theirs.refuse_others()
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"the config of this {content.get('model_type', 'model')!s:.80}: {error}") from None
 
 
 def source(name: str, table: Table) -> tuple[tuple[str, ...], Callable[..., Tensor]]:
@@ -80,6 +144,17 @@ def source(name: str, table: Table) -> tuple[tuple[str, ...], Callable[..., Tens
                 names, function = ((entry,), lambda tensor: tensor) if isinstance(entry, str) else (entry[:-1], entry[-1])
                 return tuple(theirs.replace("*", number) + suffix for theirs in names), function
     return (name,), lambda tensor: tensor  # the same name in both
+
+
+def check_tensor(tensor: object, dtype: torch.dtype) -> None:
+    """Refuse what no model has. It would be read as other numbers, or need memory without limit."""
+    if type(tensor) not in (Tensor, nn.Parameter) or tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized:
+        kind = f"{tensor.layout} on {tensor.device}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise ValueError(f"expected an ordinary tensor, found {kind}")
+    if tensor.dtype not in (FLOATS if dtype.is_floating_point else [dtype]):
+        raise ValueError(f"weights of type {tensor.dtype} are not supported; expected float32, float16, bfloat16 or float64")
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        raise ValueError(f"the file has fewer values than the shape {tuple(tensor.shape)}")
 
 
 def fill(
@@ -113,16 +188,28 @@ def fill(
     if problems:
         text = "; ".join(f"{kind}: {', '.join(names[:5])}{' ...' * (len(names) > 5)}" for kind, names in problems)
         raise ValueError(f"{where} does not fit this model. {text}")
-    new = {}
+    new, first = {}, None
     for key, (parameter, theirs, function) in plan.items():
-        parts = [tensors[name] for name in theirs]
-        tensor = function(*(part() if callable(part) else part for part in parts))  # reads it from the file
+        label = f"{where}: {' + '.join(theirs)}"
+        try:
+            parts = [tensors[name] for name in theirs]
+            parts = [part() if callable(part) else part for part in parts]  # reads it from the file
+            for part in parts:
+                check_tensor(part, parameter.dtype)
+            tensor = function(*parts)
+        except Exception as error:  # of the library that reads the file, or of tensors with wrong shapes
+            raise ValueError(f"{label}: {error!s:.300}") from None
         if tensor.shape != parameter.shape:
             shapes = f"{tuple(tensor.shape)} instead of {tuple(parameter.shape)}"
             raise ValueError(f"{where} does not fit this model. wrong shape: {' + '.join(theirs)} {shapes}")
         # A copy: the parameter must not share memory with the file, nor keep a whole fused matrix in memory.
-        new_dtype = dtype if dtype and tensor.is_floating_point() else tensor.dtype
-        tensor = tensor.to(device, new_dtype, copy=True, memory_format=torch.contiguous_format)
+        is_float = parameter.is_floating_point()
+        tensor = tensor.to(device, dtype if is_float else None, copy=True, memory_format=torch.contiguous_format)
+        if is_float and not all(bound.isfinite() for bound in tensor.aminmax()):  # much faster than isfinite of all values
+            raise ValueError(f"{label}: a value is NaN or infinite in {tensor.dtype}")
+        first = first or (label, tensor.dtype)
+        if is_float and tensor.dtype != first[1]:
+            raise ValueError(f"{label} is {tensor.dtype}, but {first[0]} is {first[1]}; pass dtype= to convert all of them")
         new[key] = nn.Parameter(tensor, requires_grad=False) if isinstance(parameter, nn.Parameter) else tensor
     state = {name: new[id(parameter)] for name, parameter in own.items() if id(parameter) in new}
     module.load_state_dict(state, strict=False, assign=True)  # `requires_grad` stays as it was

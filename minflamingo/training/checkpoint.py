@@ -13,6 +13,7 @@ from types import ModuleType
 
 import torch
 
+from ..data.files import parse_json, read_file
 from ..data.readers import write_atomically
 
 
@@ -29,9 +30,9 @@ def save_json(content: object, path: str | Path) -> None:
 
 
 def load_json(path: str | Path) -> dict:
-    """Raises ValueError, with the path, if the file is not a JSON object."""
+    """Raises ValueError, with the path, if the file is not a JSON object, or OSError if it is not a file."""
     try:
-        content = json.loads(Path(path).read_bytes())
+        content = parse_json(read_file(path))
     except ValueError as error:
         raise ValueError(f"{path}: not valid JSON: {error}") from None
     if not isinstance(content, dict):
