@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import EOC, Batch, Flamingo, Sample, Tokenizer, collate
+from ..data.options import InvalidOption
 from ..data.sample import input_only
 from ..generate import beam_search, generate, score_answers
 
@@ -43,8 +44,8 @@ class Query:
 
 def count_shots(shots: str) -> int:
     """How many examples the prompt shows: "8" -> 8, "0_text" -> 2."""
-    if shots != "0_text" and not shots.isdecimal():
-        raise ValueError(f"shots is {shots!r}; choose a number, such as '4', or '0_text' for the paper's zero-shot prompt")
+    if shots != "0_text" and not (isinstance(shots, str) and shots.isascii() and shots.isdecimal() and len(shots) < 10):
+        raise InvalidOption(f"shots is {shots!r:.60}; choose a number, such as '4', or '0_text' for the paper's zero-shot prompt")
     return N_TEXT_ONLY if shots == "0_text" else int(shots)
 
 

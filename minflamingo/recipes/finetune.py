@@ -30,10 +30,11 @@ from torch import Tensor, nn
 
 from .. import EOC, Flamingo, NoLoss, Pipeline, Sample, __version__
 from ..data.images import as_frames
+from ..data.options import BATCH, COUNT, RATE, Number, check_fields, check_output, output_folder
 from ..data.sample import tokenize_sample
 from ..evaluation.features import fingerprint
 from ..evaluation.metrics import METRICS
-from ..evaluation.runner import Protocol, evaluate
+from ..evaluation.runner import Protocol, check_task, evaluate
 from ..evaluation.task import Example, Task, task_fingerprint
 from ..plots import plot_grid
 from ..training import optim
@@ -41,7 +42,7 @@ from ..training.batching import micro_batches
 from ..training.checkpoint import save_json
 from ..training.stage import Stage
 from ..vision import ViT
-from .benchmarks import add_task_options, load_tasks, score_text, text_table
+from .benchmarks import add_task_options, load_tasks, score_text, shots_list, text_table
 
 # Learning-rate schedules: share of the training that is done, 0 to 1 -> share of the learning rate.
 SCHEDULES = {
@@ -59,6 +60,11 @@ class Hyperparameters:
     schedule: str
     steps: int
     batch_size: int
+
+    def __post_init__(self):
+        check_fields(self, lr=RATE, steps=COUNT, batch_size=BATCH)
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
 
 
 def training_sample(task: Task, example: Example, rng: random.Random) -> Sample:
@@ -139,6 +145,11 @@ def train(
             optim.set_learning_rate(optimizer, warmup * SCHEDULES[h.schedule](step / h.steps))
             optimizer.step()
             stage.log(step, loss=sum(shares[i] * loss for i, loss in losses.items()))
+        if stage.result is None:
+            samples = samples_of_step(task, h, seed, h.steps, left_out, fits)[:micro_batch]
+            ((_, batch),) = micro_batches(samples, 1, pipeline.tokenizer, pipeline.preprocess)
+            with torch.no_grad():
+                optim.check_final_loss(task.name, stage.rows[0]["loss"], loss_of(batch).item(), model.config.lm.vocab_size)
     finally:
         model.zero_grad()
         model.to(dtype).freeze().eval()
@@ -162,21 +173,27 @@ def resize_positions(positions: Tensor, side: int) -> Tensor:
     return grid[0].permute(1, 2, 0).flatten(0, 1).to(positions.dtype)
 
 
-@torch.no_grad()
-def resize_vit(vit: ViT, image_size: int) -> None:
-    """Change `vit` in place so that it takes images of `image_size` pixels. The patch size stays, so there are more patches.
-
-    Raises:
-        ValueError: `image_size` is not a multiple of the patch size. TypeError: the module is not a ViT.
-    """
+def check_image_size(vit: ViT, image_size: int) -> None:
+    """Raises ValueError: `image_size` is not a multiple of the patch size. TypeError: the module is not a ViT."""
     if not isinstance(vit, ViT):
         raise TypeError(f"only a ViT can be resized, not a {type(vit).__name__}")
     p = vit.config.patch_size
     if image_size < p or image_size % p:
         below = max(p, image_size // p * p)
         raise ValueError(f"image size {image_size} is not a multiple of the patch size {p}: choose {below} or {below + p}")
+
+
+@torch.no_grad()
+def resize_vit(vit: ViT, image_size: int) -> None:
+    """Change `vit` in place so that it takes images of `image_size` pixels. The patch size stays, so there are more patches.
+
+    Raises:
+        ValueError, TypeError: as `check_image_size`.
+    """
+    check_image_size(vit, image_size)
     n_class = int(vit.config.class_token)  # the class token has no place in the image, so its position stays
-    positions = torch.cat([vit.positions[:n_class], resize_positions(vit.positions[n_class:], image_size // p)])
+    side = image_size // vit.config.patch_size
+    positions = torch.cat([vit.positions[:n_class], resize_positions(vit.positions[n_class:], side)])
     vit.positions = nn.Parameter(positions, vit.positions.requires_grad)
     # the config is what tells the next forward pass which size to expect
     vit.config = replace(vit.config, image_size=image_size)
@@ -203,27 +220,33 @@ def add_parser(commands, add_model_options: Callable) -> None:
     add = partial(parser.add_argument, nargs="+")  # options with several values: the grid
     # The defaults are for the toy tasks. Where the model knows the task already, a low learning rate and few steps were best;
     # for new names, a high one and many steps. Schedule and batch size mattered less.
-    add("--lr", type=float, default=[6e-5, 2e-4, 6e-4], help="learning rates to try; default: 6e-5 2e-4 6e-4")
-    add("--steps", type=int, default=[80, 240], help="numbers of training steps to try; default: 80 240")
-    add("--batch-size", type=int, default=[8], help="numbers of examples per step to try; default: 8")
+    add("--lr", type=RATE, default=[6e-5, 2e-4, 6e-4], help="learning rates to try; default: 6e-5 2e-4 6e-4")
+    add("--steps", type=COUNT, default=[80, 240], help="numbers of training steps to try; default: 80 240")
+    add("--batch-size", type=BATCH, default=[8], help="numbers of examples per step to try; default: 8")
     add("--schedule", choices=tuple(SCHEDULES), default=["linear"], help="how the learning rate falls; default: linear")
     add = parser.add_argument
-    add("--image-size", type=int, help="train with images of this size in pixels; default: the size of pretraining")
-    add("--micro-batch", type=int, default=64, help="examples in memory at a time; fewer need less memory; default: 64")
-    add("--shots", default="32", help="shots of the few-shot score, for comparison; default: 32")
-    add("--out", type=Path, default=Path("runs/finetune"), help="folder for the results; default: %(default)s")
+    add("--image-size", type=Number(1, 4096, whole=True), help="size of the images in pixels; default: as in pretraining")
+    add("--micro-batch", type=BATCH, default=64, help="examples in memory at a time; fewer need less memory; default: 64")
+    add("--shots", type=shots_list, default="32", help="shots of the few-shot score, for comparison; default: 32")
+    add("--out", type=output_folder, default="runs/finetune", help="folder for the results; default: %(default)s")
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
     """Few-shot scores, search, training, test, table. Raises ValueError or OSError: an option is invalid, a file is missing."""
-    if not all(0 < lr < math.inf for lr in args.lr) or min(*args.steps, *args.batch_size, args.micro_batch) < 1:
-        raise ValueError("--lr, --steps, --batch-size and --micro-batch must be positive")
-    tasks = load_tasks(args)
+    if len(args.shots) > 1:
+        raise ValueError(f"--shots is {','.join(args.shots)}; one number of shots is compared")
+    tasks, (shots,) = load_tasks(args), args.shots
+    check_output(args.out, args.model, *args.task)
+    for task in tasks:
+        check_output(args.out / "models" / task.name, args.model)
+        check_task(task, shots)
     settings = list(itertools.starmap(Hyperparameters, itertools.product(args.lr, args.schedule, args.steps, args.batch_size)))
-    pipeline, results = load(), {"shots": args.shots, "tasks": {}}
+    pipeline, results = load(), {"shots": shots, "tasks": {}}
+    if args.image_size:
+        check_image_size(pipeline.model.vision, args.image_size)
     for task in tasks:  # few-shot scores first, at the image size of pretraining
-        few_shot = evaluate(pipeline, task, args.shots, protocol=Protocol(args.seed), folder=args.out / "cells")
+        few_shot = evaluate(pipeline, task, shots, protocol=Protocol(args.seed), folder=args.out / "cells")
         del few_shot["records"]
         results["tasks"][task.name] = {"metric": task.metric, "unit": METRICS[task.metric].unit, "few_shot": few_shot}
     if args.image_size:  # the resampler takes any number of patches
@@ -235,7 +258,7 @@ def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
         results["tasks"][task.name] |= finetune(pipeline, task, settings, args)
     save_json(results, args.out / "results.json")
     plot_grid(results, args.out / "grid.png")
-    rows = [["task, metric", f"{args.shots} shots", "fine-tuned", "hyperparameters"]]
+    rows = [["task, metric", f"{shots} shots", "fine-tuned", "hyperparameters"]]
     for name, task in results["tasks"].items():
         chosen = ", ".join(f"{key} {value}" for key, value in task["hyperparameters"].items())
         rows.append([f"{name}, {task['metric']}", score_text(task["few_shot"]), score_text(task["fine_tuned"]), chosen])
