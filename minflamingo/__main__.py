@@ -18,7 +18,7 @@ import torch
 
 from . import EOC, Pipeline, load
 from .data.images import IMAGES, OTHER_IMAGES, read_image
-from .data.options import existing, filled, known_device
+from .data.options import filled, known_device
 from .data.videos import VIDEOS, by_number, read_video
 from .pipeline import OPTIONS
 from .recipes import ablate, bench, benchmarks, finetune, train
@@ -74,7 +74,7 @@ def with_chunk_ends(pieces: list[object]) -> list[object]:
 
 def complete(args: argparse.Namespace, load_model) -> None:
     """Continue a prompt of images and text. An <EOC> is added between a text and the next image."""
-    shots = read_shots(args.shots) if args.shots else []
+    shots = read_shots(Path(args.shots)) if args.shots else []
     prompt = with_chunk_ends([*shots, *map(read_piece, args.prompt)])
     # The text appears while it is generated. Beam search knows its answer only at the end.
     show = None if args.beams > 1 or args.n else lambda text: print(text, end="", flush=True)
@@ -93,7 +93,7 @@ def add_complete_parser(commands, add_model_options) -> None:
         add(f"--{name.replace('_', '-')}", type=OPTIONS[name], default=default, help=help)
 
     add("prompt", nargs="+", help="images, videos (files, or folders with one frame per second) and texts, in this order")
-    add("--shots", type=existing, help="folder with examples that come before the prompt: cat.png with its text in cat.txt")
+    add("--shots", type=filled, help="folder with examples that come before the prompt: cat.png with its text in cat.txt")
     number("max_new_tokens", "the most tokens to generate; default: 32", 32)
     number("beams", "above 1: beam search; default: 1", 1)
     number("temperature", "above 0: sample; a higher value is more random; default: 0, greedy", 0.0)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .config import FlamingoConfig
 from .data.images import ImagePreprocessor, as_frames
-from .data.options import BEAMS, COUNT, FEW, SEED, Number, known_device
+from .data.options import BEAMS, COUNT, FEW, SEED, Number, check, known_device
 from .data.sample import EOC, Sample, collate, input_only
 from .flamingo import Batch, Cache, Flamingo
 from .generate import beam_search, generate, prefill, score_answers
@@ -33,17 +33,10 @@ from .tokenizer import Tokenizer, ToyTokenizer
 from .training.checkpoint import extra, load_json, save_json, save_tensors, write_atomically
 
 OPTIONS = {  # of `complete`, also on the command line
-    "max_new_tokens": Number(0, 1_000_000, whole=True),
-    "beams": BEAMS,
-    "n": FEW,
-    "temperature": Number(0.001, 1000, or_zero=True),
-    "top_k": COUNT,
-    "top_p": Number(1e-6, 1),
-    "seed": SEED,
-    "repetition_penalty": Number(0.01, 100),
-    "no_repeat_ngram_size": Number(0, 1_000_000, whole=True),
-    "length_penalty": Number(-10, 10),
-}
+    "max_new_tokens": Number(0, 10**6, whole=True), "beams": BEAMS, "temperature": Number(0.001, 1000, or_zero=True),
+    "length_penalty": Number(-10, 10), "repetition_penalty": Number(0.01, 100),
+    "no_repeat_ngram_size": Number(0, 10**6, whole=True), "top_k": COUNT, "top_p": Number(1e-6, 1), "seed": SEED, "n": FEW,
+}  # fmt: skip
 WEIGHTS = ("model.safetensors", "model.pt", "trainable.safetensors", "trainable.pt")  # one of them is in a folder
 
 
@@ -101,7 +94,7 @@ class Pipeline:
             seed: of the sampling. None: a different result each time. Without sampling it changes nothing.
             stop: one text or several; the answer ends before the first of them.
             repetition_penalty, no_repeat_ngram_size: see `controls`.
-            length_penalty: of beam search, see `beam_search`. Above 0 long answers are preferred.
+            length_penalty: of beam search (else it changes nothing), see `beam_search`. Above 0 long answers are preferred.
             n: return a list of n answers with their scores: the n best of the beams, or n samples; the best one first.
             on_text: called with each new piece of text as soon as it exists (not with beams or n).
             cache: from `prefill`; the prompt then continues it.
@@ -111,16 +104,13 @@ class Pipeline:
         Raises:
             TypeError, ValueError: an invalid prompt or option.
         """
-        given = dict(max_new_tokens=max_new_tokens, beams=beams, temperature=temperature, length_penalty=length_penalty)
-        may_be_none = dict(n=n, top_k=top_k, top_p=top_p, seed=seed)
-        for name, value in (given | {k: v for k, v in may_be_none.items() if v is not None}).items():
-            OPTIONS[name].check(name, value)
+        may_be_none = dict(top_k=top_k, top_p=top_p, seed=seed, n=n)
+        check(OPTIONS, max_new_tokens=max_new_tokens, beams=beams, temperature=temperature, length_penalty=length_penalty)
+        check(OPTIONS, **{name: value for name, value in may_be_none.items() if value is not None})
         if beams > 1 and temperature > 0:
             raise ValueError("beam search does not sample: use beams=1 or temperature=0")
         if temperature == 0 and (top_k, top_p) != (None, None):
             raise ValueError("top_k and top_p restrict sampling: pass a temperature above 0 too")
-        if length_penalty != 0 and beams == 1 and n is None:
-            raise ValueError("length_penalty changes only beam search and scores: pass beams or n too")
         if n is not None and (max_new_tokens == 0 or (temperature == 0 and n > beams)):
             raise ValueError(f"n is {n}: answers need max_new_tokens of 1 or above, and n beams or a temperature above 0")
         if cache is not None and (not isinstance(cache, PromptCache) or cache.model is not self.model):
@@ -187,8 +177,7 @@ def controls(
     As in transformers, the tokens of the prompt count too (but not those of a cache before it). `<EOC>` stays possible:
     the shots of a prompt contain it.
     """
-    OPTIONS["repetition_penalty"].check("repetition_penalty", repetition_penalty)
-    OPTIONS["no_repeat_ngram_size"].check("no_repeat_ngram_size", no_repeat_ngram_size)
+    check(OPTIONS, repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat_ngram_size)
     if not isinstance(stop, Sequence) or not all(isinstance(end, str) and end for end in stop):
         raise TypeError(f"stop is {stop!r:.100}; it must be one text or several, and none of them empty")
     if repetition_penalty == 1 and no_repeat_ngram_size == 0 and not stop:

@@ -1,14 +1,15 @@
-"""What options may be: checks of arguments for functions, and the same as types for argparse.
+"""What options may be: numbers, texts, folders, devices. Commands use these as types of argparse, functions use `check`.
 
-    Number(1, 256, whole=True).check("beams", 0)                     beams is 0; it must be a whole number from 1 to 256
-    parser.add_argument("--beams", type=Number(1, 256, whole=True))  argument --beams: '0' is not a whole number from 1 to 256
+    "--beams", type=Number(1, 256, whole=True)            argument --beams: '0' is not a whole number from 1 to 256
+    check({"beams": Number(1, 256, whole=True)}, beams=0)       beams is 0; it must be a whole number from 1 to 256
 """
 
 import argparse
 import importlib
-import math
 import numbers
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -30,32 +31,28 @@ class Number:
     or_zero: bool = False
 
     def __str__(self) -> str:
-        kind = ("0 or " if self.or_zero else "") + ("a whole number" if self.whole else "a number")
-        return f"{kind} from {self.least:,} to {self.most:,}"
+        kind = "a whole number" if self.whole else "a number"
+        return f"{'0 or ' if self.or_zero else ''}{kind} from {self.least:,} to {self.most:,}"
 
-    def allows(self, value: float) -> bool:
-        return self.least <= value <= self.most or (self.or_zero and value == 0)  # false for NaN
-
-    def check(self, name: str, value: object) -> None:
-        """Raises TypeError or ValueError, with the name of the argument, unless the value is allowed."""
+    def allows(self, value: object) -> bool:
         right_type = isinstance(value, numbers.Integral if self.whole else numbers.Real) and not isinstance(value, bool)
-        if not right_type or not self.allows(value):
-            raise (ValueError if right_type else TypeError)(f"{name} is {value!r:.100}; it must be {self}")
+        return right_type and (self.least <= value <= self.most or (self.or_zero and value == 0))  # false for NaN
 
     def __call__(self, word: str) -> float:
-        try:
+        value = None
+        with suppress(ValueError):
             value = (int if self.whole else float)(word)
-        except ValueError:
-            value = math.nan
         if not self.allows(value):
             raise InvalidOption(f"{word!r:.100} is not {self}")
         return value
 
 
-def check_fields(config: object, **allowed: Number) -> None:
-    """`Number.check` for fields of a dataclass."""
-    for name, number in allowed.items():
-        number.check(name, getattr(config, name))
+def check(allowed: Mapping[str, Number], **values: object) -> None:
+    """Raises TypeError or ValueError, with the name of the argument, for a value that is not allowed."""
+    for name, value in values.items():
+        if name in allowed and not allowed[name].allows(value):
+            error = ValueError if isinstance(value, numbers.Real) else TypeError
+            raise error(f"{name} is {value!r:.100}; it must be {allowed[name]}")
 
 
 COUNT, BATCH, FEW = (Number(1, most, whole=True) for most in (10**9, 65_536, 1000))  # steps, batch sizes, repetitions
@@ -75,12 +72,6 @@ def names(word: str) -> list[str]:
     if not all(name.strip() for name in found) or len({*found}) < len(found):
         raise InvalidOption(f"{word!r:.100}: expected different names, separated by commas")
     return found
-
-
-def existing(word: str) -> Path:
-    if not os.path.exists(filled(word)):
-        raise InvalidOption(f"{word!r:.200} does not exist")
-    return Path(word)
 
 
 def output_folder(word: str) -> Path:

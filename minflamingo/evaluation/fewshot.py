@@ -45,7 +45,7 @@ class Query:
 def count_shots(shots: str) -> int:
     """How many examples the prompt shows: "8" -> 8, "0_text" -> 2."""
     if shots != "0_text" and not (isinstance(shots, str) and shots.isascii() and shots.isdecimal() and len(shots) < 10):
-        raise InvalidOption(f"shots is {shots!r:.60}; choose a number, such as '4', or '0_text' for the paper's zero-shot prompt")
+        raise InvalidOption(f"shots is {shots!r:.60}; choose a number, such as '4', or '0_text' for the paper's zero-shot")
     return N_TEXT_ONLY if shots == "0_text" else int(shots)
 
 

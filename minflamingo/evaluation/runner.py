@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import Pipeline, __version__
-from ..data.options import BATCH, BEAMS, SEED, check_fields
+from ..data.options import BATCH, BEAMS, SEED, check
 from ..data.sample import tokenize_sample
 from ..training.stage import Stage
 from .features import FeatureCache, fingerprint
@@ -36,7 +36,7 @@ class Protocol:
     batch_size: int = 16
 
     def __post_init__(self):
-        check_fields(self, seed=SEED, beams=BEAMS, batch_size=BATCH)
+        check({"seed": SEED, "beams": BEAMS, "batch_size": BATCH}, **vars(self))
 
 
 def check_task(task: Task, *shots: str) -> None:

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
 from statistics import mean
-from types import ModuleType
 
 import torch
 
@@ -53,12 +52,12 @@ def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
     if unknown := [name for name in args.rows if name not in VARIANTS]:
         raise ValueError(f"--rows: unknown row {unknown[0]!r}; choose from {', '.join(VARIANTS)}")
     check_output(args.out, args.model)
-    recipe = import_option("--recipe", args.recipe, "RECIPE", "LAMBDAS", "media_pool", "draw_batches", "evaluate")
+    args.recipe = import_option("--recipe", args.recipe, "RECIPE", "LAMBDAS", "media_pool", "draw_batches", "evaluate")
     pipeline, accuracies = load(), {name: [] for name in args.rows}
     with worker_threads(args.device) as threads:
         for seed in range(args.seeds):  # the table of the first seed is complete before the second begins
             for name in args.rows:
-                accuracies[name].append(run_row(args, recipe, pipeline, seed, name, threads))
+                accuracies[name].append(run_row(args, pipeline, seed, name, threads))
     results = {"rows": summarize(accuracies)}
     save_json(results, args.out / "results.json")
     plot_ablations(results, args.out / "ablations.png")
@@ -66,11 +65,9 @@ def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
     return results
 
 
-def run_row(
-    args: argparse.Namespace, recipe: ModuleType, pipeline: Pipeline, seed: int, name: str, threads: Executor
-) -> dict[str, dict]:  # fmt: skip
+def run_row(args: argparse.Namespace, pipeline: Pipeline, seed: int, name: str, threads: Executor) -> dict[str, dict]:
     """Build, train and evaluate one row with one seed -> {shots: {task: accuracy}}."""
-    variant = VARIANTS[name]
+    variant, recipe = VARIANTS[name], args.recipe
     settings = {"version": __version__, "model": fingerprint(pipeline.model), "seed": seed, "steps": args.steps,
                 "variant": repr(variant), "recipe": repr(recipe.RECIPE)}  # fmt: skip
     torch.manual_seed(seed)

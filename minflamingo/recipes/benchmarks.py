@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.options import BATCH, BEAMS, FEW, SEED, Number, check_output, existing, filled, import_option, names, output_folder
+from ..data.options import BATCH, BEAMS, COUNT, FEW, SEED, check_output, filled, import_option, names, output_folder
 from ..evaluation.benchmarks import BENCHMARKS, TEMPLATES, load_benchmark, load_folder
 from ..evaluation.features import FeatureCache
 from ..evaluation.fewshot import count_shots
@@ -34,13 +34,12 @@ def add_task_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--task", type=names, required=True, help="tasks, separated by commas: toy (all toy tasks), one toy task, a folder "
         f"with your own images and texts (cat.png with cat.txt), {', '.join(BENCHMARKS)}")  # fmt: skip
-    add("--metric", choices=tuple(METRICS), help="for a folder of your own; default: exact_match")
-    add("--data", type=existing, help="folder with the files of the benchmark, or a folder with one folder per benchmark")
+    add("--metric", choices=tuple(METRICS), default="exact_match", help="for a folder of your own; default: exact_match")
+    add("--data", type=filled, help="folder with the files of the benchmark, or a folder with one folder per benchmark")
     add("--split", type=filled, help="the part of the data that the queries are from; default: the usual one of each benchmark")
-    add("--template", choices=tuple(TEMPLATES), help="wording of benchmark prompts; default: paper")
+    add("--template", choices=tuple(TEMPLATES), default="paper", help="wording of benchmark prompts; default: paper")
     add("--suite", type=filled, default="data_toy.suite", help="Python module that defines the toy tasks; default: %(default)s")
-    add("--limit", type=Number(1, 10**6, whole=True), help="evaluate at most this many queries per task, drawn at random; "
-        "default: all (toy: 128)")  # fmt: skip
+    add("--limit", type=COUNT, help="evaluate at most this many queries per task, drawn at random; default: all (toy: 128)")
     add("--seed", type=SEED, default=0, help="another seed gives other random choices, for example of shots; default: 0")
 
 
@@ -48,10 +47,10 @@ def add_parser(commands, add_model_options: Callable[[argparse.ArgumentParser], 
     parser = commands.add_parser("eval", help="few-shot scores on benchmarks", description=__doc__)
     add_task_options(parser)
     add = parser.add_argument
-    add("--shots", type=shots_list, default="0,0_text,4,8,16,32", help="numbers of examples in the prompt, separated by "
-        "commas. 0: only the query; 0_text: two examples without their images (the paper's zero-shot); default: %(default)s")
+    add("--shots", type=lambda word: [*map(shots_option, names(word))], default="0,0_text,4,8,16,32", help="numbers of "
+        "examples in the prompt. 0: only the query; 0_text: two examples without their images; default: %(default)s")
     add("--trials", type=FEW, default=1, help="repeat with other random shots, and report the mean score; default: 1")
-    add("--rices", action="store_true", help="use the examples most similar to the query as shots, instead of random ones")
+    add("--rices", action="store_true", help="shots are the examples most similar to the query, and not random ones (not in 0_text)")
     add("--ensemble", action="store_true", help="if an answer is chosen from a list: average over 6 orders of the shots")
     add("--beams", type=BEAMS, default=3, help="beams in the search for an answer; 1: greedy; default: 3, as in the paper")
     add("--batch-size", type=BATCH, default=16, help="queries that are processed together; default: 16")
@@ -59,26 +58,22 @@ def add_parser(commands, add_model_options: Callable[[argparse.ArgumentParser], 
     add_model_options(parser)
 
 
-def shots_list(word: str) -> list[str]:
-    """"0_text,4" -> ["0_text", "4"]."""
-    return [shots for shots in names(word) if count_shots(shots) >= 0]  # or it raises an error
+def shots_option(word: str) -> str:
+    count_shots(word)  # or it raises an error
+    return word
 
 
 def load_tasks(args: argparse.Namespace) -> list[Task]:
     """The tasks of `--task`, with `--limit` queries each."""
     tasks: list[Task] = []
-    kinds = {"benchmark" if n in BENCHMARKS else "folder" if n != "toy" and Path(n).is_dir() else "toy task" for n in args.task}
-    for option, kind in (("data", "benchmark"), ("template", "benchmark"), ("metric", "folder")):
-        if getattr(args, option) is not None and kind not in kinds:
-            raise ValueError(f"--{option} is for a {kind}, but --task has none: {', '.join(args.task)}")
     for name in args.task:
         if name in BENCHMARKS:
             if args.data is None:
                 raise ValueError(f"{name} is a benchmark on disk: pass its folder with --data")
-            folder = args.data / name if (args.data / name).is_dir() else args.data
-            task = load_benchmark(name, folder, split=args.split, template=args.template or "paper")
+            folder = Path(args.data, name) if Path(args.data, name).is_dir() else Path(args.data)
+            task = load_benchmark(name, folder, split=args.split, template=args.template)
         elif name != "toy" and Path(name).is_dir():
-            task = load_folder(Path(name), args.metric or "exact_match", args.seed)
+            task = load_folder(Path(name), args.metric, args.seed)
         else:
             tasks += toy_tasks(name, args)
             continue
@@ -112,10 +107,6 @@ def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
     tasks, shots = load_tasks(args), args.shots
     for task in tasks:
         check_task(task, *shots)
-    if args.rices and not {*shots} - {"0", "0_text"}:
-        raise ValueError(f"--rices selects shots with images, but --shots has none: {','.join(shots)}")
-    if args.ensemble and (max(map(count_shots, shots)) < 2 or all(q.choices is None for task in tasks for q in task.queries)):
-        raise ValueError("--ensemble needs at least 2 shots, and a task whose answers are chosen from a list")
     features, results = FeatureCache(load()), {"tasks": {}, "mean": {}}
     (args.out / "predictions").mkdir(parents=True, exist_ok=True)
     for task in tasks:

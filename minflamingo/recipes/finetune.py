@@ -20,6 +20,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,7 @@ from torch import Tensor, nn
 
 from .. import EOC, Flamingo, NoLoss, Pipeline, Sample, __version__
 from ..data.images import as_frames
-from ..data.options import BATCH, COUNT, RATE, Number, check_fields, check_output, output_folder
+from ..data.options import BATCH, COUNT, RATE, Number, check, check_output, output_folder
 from ..data.sample import tokenize_sample
 from ..evaluation.features import fingerprint
 from ..evaluation.metrics import METRICS
@@ -42,7 +43,7 @@ from ..training.batching import micro_batches
 from ..training.checkpoint import save_json
 from ..training.stage import Stage
 from ..vision import ViT
-from .benchmarks import add_task_options, load_tasks, score_text, shots_list, text_table
+from .benchmarks import add_task_options, load_tasks, score_text, shots_option, text_table
 
 # Learning-rate schedules: share of the training that is done, 0 to 1 -> share of the learning rate.
 SCHEDULES = {
@@ -62,7 +63,7 @@ class Hyperparameters:
     batch_size: int
 
     def __post_init__(self):
-        check_fields(self, lr=RATE, steps=COUNT, batch_size=BATCH)
+        check({"lr": RATE, "steps": COUNT, "batch_size": BATCH}, **vars(self))
         if self.schedule not in SCHEDULES:
             raise ValueError(f"schedule is {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
 
@@ -173,27 +174,21 @@ def resize_positions(positions: Tensor, side: int) -> Tensor:
     return grid[0].permute(1, 2, 0).flatten(0, 1).to(positions.dtype)
 
 
-def check_image_size(vit: ViT, image_size: int) -> None:
-    """Raises ValueError: `image_size` is not a multiple of the patch size. TypeError: the module is not a ViT."""
+@torch.no_grad()
+def resize_vit(vit: ViT, image_size: int) -> None:
+    """Change `vit` in place so that it takes images of `image_size` pixels. The patch size stays, so there are more patches.
+
+    Raises:
+        ValueError: `image_size` is not a multiple of the patch size. TypeError: the module is not a ViT.
+    """
     if not isinstance(vit, ViT):
         raise TypeError(f"only a ViT can be resized, not a {type(vit).__name__}")
     p = vit.config.patch_size
     if image_size < p or image_size % p:
         below = max(p, image_size // p * p)
         raise ValueError(f"image size {image_size} is not a multiple of the patch size {p}: choose {below} or {below + p}")
-
-
-@torch.no_grad()
-def resize_vit(vit: ViT, image_size: int) -> None:
-    """Change `vit` in place so that it takes images of `image_size` pixels. The patch size stays, so there are more patches.
-
-    Raises:
-        ValueError, TypeError: as `check_image_size`.
-    """
-    check_image_size(vit, image_size)
     n_class = int(vit.config.class_token)  # the class token has no place in the image, so its position stays
-    side = image_size // vit.config.patch_size
-    positions = torch.cat([vit.positions[:n_class], resize_positions(vit.positions[n_class:], side)])
+    positions = torch.cat([vit.positions[:n_class], resize_positions(vit.positions[n_class:], image_size // p)])
     vit.positions = nn.Parameter(positions, vit.positions.requires_grad)
     # the config is what tells the next forward pass which size to expect
     vit.config = replace(vit.config, image_size=image_size)
@@ -227,26 +222,24 @@ def add_parser(commands, add_model_options: Callable) -> None:
     add = parser.add_argument
     add("--image-size", type=Number(1, 4096, whole=True), help="size of the images in pixels; default: as in pretraining")
     add("--micro-batch", type=BATCH, default=64, help="examples in memory at a time; fewer need less memory; default: 64")
-    add("--shots", type=shots_list, default="32", help="shots of the few-shot score, for comparison; default: 32")
+    add("--shots", type=shots_option, default="32", help="shots of the few-shot score, for comparison; default: 32")
     add("--out", type=output_folder, default="runs/finetune", help="folder for the results; default: %(default)s")
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
     """Few-shot scores, search, training, test, table. Raises ValueError or OSError: an option is invalid, a file is missing."""
-    if len(args.shots) > 1:
-        raise ValueError(f"--shots is {','.join(args.shots)}; one number of shots is compared")
-    tasks, (shots,) = load_tasks(args), args.shots
+    tasks = load_tasks(args)
     check_output(args.out, args.model, *args.task)
     for task in tasks:
         check_output(args.out / "models" / task.name, args.model)
-        check_task(task, shots)
+        check_task(task, args.shots)
     settings = list(itertools.starmap(Hyperparameters, itertools.product(args.lr, args.schedule, args.steps, args.batch_size)))
-    pipeline, results = load(), {"shots": shots, "tasks": {}}
+    pipeline, results = load(), {"shots": args.shots, "tasks": {}}
     if args.image_size:
-        check_image_size(pipeline.model.vision, args.image_size)
+        resize_vit(deepcopy(pipeline.model.vision), args.image_size)  # raises an error now, and not after the evaluation
     for task in tasks:  # few-shot scores first, at the image size of pretraining
-        few_shot = evaluate(pipeline, task, shots, protocol=Protocol(args.seed), folder=args.out / "cells")
+        few_shot = evaluate(pipeline, task, args.shots, protocol=Protocol(args.seed), folder=args.out / "cells")
         del few_shot["records"]
         results["tasks"][task.name] = {"metric": task.metric, "unit": METRICS[task.metric].unit, "few_shot": few_shot}
     if args.image_size:  # the resampler takes any number of patches
@@ -258,7 +251,7 @@ def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
         results["tasks"][task.name] |= finetune(pipeline, task, settings, args)
     save_json(results, args.out / "results.json")
     plot_grid(results, args.out / "grid.png")
-    rows = [["task, metric", f"{shots} shots", "fine-tuned", "hyperparameters"]]
+    rows = [["task, metric", f"{args.shots} shots", "fine-tuned", "hyperparameters"]]
     for name, task in results["tasks"].items():
         chosen = ", ".join(f"{key} {value}" for key, value in task["hyperparameters"].items())
         rows.append([f"{name}, {task['metric']}", score_text(task["few_shot"]), score_text(task["fine_tuned"]), chosen])

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from .. import Batch, Pipeline
 from ..data.mixture import Mixture
-from ..data.options import BATCH, COUNT, RATE, SEED, Number, check_fields, check_output, filled, output_folder
+from ..data.options import BATCH, COUNT, RATE, SEED, Number, check, check_output, filled, output_folder
 from ..data.records import document_sample, pair_sample, video_sample
 from ..data.shards import Dataset
 from ..evaluation.features import fingerprint
@@ -69,7 +69,7 @@ class TrainConfig:
     save_every: float = option(300.0, Number(0, 10**6), "seconds between checkpoints: the most that a crash can lose")
 
     def __post_init__(self):
-        check_fields(self, **{f.name: f.metadata["allowed"] for f in fields(self) if f.metadata["allowed"]})
+        check({f.name: f.metadata["allowed"] for f in fields(self) if f.metadata["allowed"]}, **vars(self))
 
 
 def open_mixture(shards: dict[str, str | None], pipeline: Pipeline, config: TrainConfig, processes: Processes) -> Mixture:
