@@ -258,6 +258,8 @@ def load(
         if not path.is_file():
             hint = f"run `python train_tiny.py`, or choose a published model: {', '.join(REPOSITORIES)}"
             raise FileNotFoundError(f"{folder} is not a saved Flamingo: {path.name} is missing; {hint}")
+    if flamingo is not None or any(not isinstance(part, torch.nn.Module | None) for part in (vision, language)):
+        raise TypeError(f"vision, language, flamingo: parts of a published model, but {folder} is a saved one; leave them out")
     content = load_json(folder / "config.json")
     try:
         config, preprocess = FlamingoConfig.from_dict(content["flamingo"]), ImagePreprocessor(**content["image"])

@@ -55,14 +55,14 @@ def check(allowed: Mapping[str, Number], **values: object) -> None:
             raise error(f"{name} is {value!r:.100}; it must be {allowed[name]}")
 
 
-COUNT, BATCH, FEW = (Number(1, most, whole=True) for most in (10**9, 65_536, 1000))  # steps, batch sizes, repetitions
+COUNT, BATCH, FEW = (Number(1, most, whole=True) for most in (10**9, 4096, 1000))  # steps, batch sizes, repetitions
 SEED, BEAMS = Number(0, 2**63 - 1, whole=True), Number(1, 256, whole=True)  # each beam has a KV cache of its own
 RATE = Number(1e-12, 1e38)  # learning rates; the limits of float32
 
 
 def filled(word: str) -> str:
-    if not word.strip():
-        raise InvalidOption("an empty text is not allowed")
+    if not word.strip() or "\0" in word:
+        raise InvalidOption("an empty text is not allowed, nor a null character")
     return word
 
 

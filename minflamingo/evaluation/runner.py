@@ -40,9 +40,10 @@ class Protocol:
 
 
 def check_task(task: Task, *shots: str) -> None:
-    """Raises ValueError if the metric is unknown, or if there are fewer support examples than shots."""
-    if task.metric not in METRICS:
-        raise ValueError(f"{task.name}: unknown metric {task.metric!r}; choose one of {', '.join(METRICS)}")
+    """Raises ValueError for a name that cannot be that of a file, an unknown metric, or fewer support examples than shots."""
+    if task.metric not in METRICS or Path(task.name).name != task.name:
+        allowed = f"the name must be a plain file name, and the metric {task.metric!r} one of {', '.join(METRICS)}"
+        raise ValueError(f"task {task.name!r}: {allowed}")
     if (most := max(map(count_shots, shots))) > (n := len(task.support)):
         raise ValueError(f"{task.name}: {most} shots need {most} support examples, but there are {n}")
 

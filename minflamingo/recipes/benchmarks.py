@@ -50,7 +50,7 @@ def add_parser(commands, add_model_options: Callable[[argparse.ArgumentParser], 
     add("--shots", type=lambda word: [*map(shots_option, names(word))], default="0,0_text,4,8,16,32", help="numbers of "
         "examples in the prompt. 0: only the query; 0_text: two examples without their images; default: %(default)s")
     add("--trials", type=FEW, default=1, help="repeat with other random shots, and report the mean score; default: 1")
-    add("--rices", action="store_true", help="shots are the examples most similar to the query, and not random ones (not in 0_text)")
+    add("--rices", action="store_true", help="use the examples most similar to the query as shots (not in 0_text)")
     add("--ensemble", action="store_true", help="if an answer is chosen from a list: average over 6 orders of the shots")
     add("--beams", type=BEAMS, default=3, help="beams in the search for an answer; 1: greedy; default: 3, as in the paper")
     add("--batch-size", type=BATCH, default=16, help="queries that are processed together; default: 16")
@@ -81,6 +81,8 @@ def load_tasks(args: argparse.Namespace) -> list[Task]:
         if args.limit is not None and args.limit < len(drawn):  # not the first ones: files are often sorted
             drawn = sorted(random.Random(f"limit {args.seed}").sample(drawn, args.limit))
         tasks.append(replace(task, queries=[task.queries[i] for i in drawn]))
+    if len({task.name for task in tasks}) < len(tasks):
+        raise ValueError(f"--task {','.join(args.task)}: two tasks have one name: {', '.join(task.name for task in tasks)}")
     return tasks
 
 

@@ -113,6 +113,7 @@ def train(
     A training of this name that was stopped resumes. If its result is on disk, `stage.result` has it, and nothing is trained.
     At most `micro_batch` samples are in memory at a time; the gradients of a step are added up.
     """
+    check({"micro_batch": BATCH}, micro_batch=micro_batch)
     model, device, dtype = pipeline.model, pipeline.device, next(pipeline.model.parameters()).dtype
     settings = {"version": __version__, "model": fingerprint(model), "image": str(pipeline.preprocess),
                 "task": task_fingerprint(task), "seed": seed, "micro_batch": micro_batch, **asdict(h)}  # fmt: skip
@@ -220,7 +221,7 @@ def add_parser(commands, add_model_options: Callable) -> None:
     add("--batch-size", type=BATCH, default=[8], help="numbers of examples per step to try; default: 8")
     add("--schedule", choices=tuple(SCHEDULES), default=["linear"], help="how the learning rate falls; default: linear")
     add = parser.add_argument
-    add("--image-size", type=Number(1, 4096, whole=True), help="size of the images in pixels; default: as in pretraining")
+    add("--image-size", type=Number(1, 1024, whole=True), help="size of the images in pixels; default: as in pretraining")
     add("--micro-batch", type=BATCH, default=64, help="examples in memory at a time; fewer need less memory; default: 64")
     add("--shots", type=shots_option, default="32", help="shots of the few-shot score, for comparison; default: 32")
     add("--out", type=output_folder, default="runs/finetune", help="folder for the results; default: %(default)s")

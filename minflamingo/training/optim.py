@@ -135,8 +135,8 @@ def clip_gradients(parameters: Iterable[nn.Parameter], losses: Mapping[object, T
 
 
 def check_final_loss(name: str, first: float, last: float, vocab_size: int) -> None:
-    """Raises Diverged if the last loss is above the first one and above log V, the loss of V equally likely tokens."""
-    if not last <= max(first, math.log(vocab_size)):  # also true for NaN
+    """Raises Diverged if the last loss is twice the first one, and twice log V, the loss of V equally likely tokens."""
+    if not last <= 2 * max(first, math.log(vocab_size)):  # twice: each batch has another loss. Also true for NaN
         raise Diverged(f"the loss of {name} was {first:.3g} at first and is {last:.3g} at the end. {ADVICE}")
 
 

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
@@ -17,11 +18,11 @@ import minflamingo
 import train_tiny
 from minflamingo import Flamingo, Pipeline
 from minflamingo.__main__ import main
-from minflamingo.evaluation.fewshot import count_shots
+from minflamingo.evaluation.fewshot import count_shots, predict, score_choices, wilson_interval
 from minflamingo.evaluation.runner import Protocol, evaluate
 from minflamingo.evaluation.task import Template
-from minflamingo.generate import prefill
-from minflamingo.recipes.finetune import Hyperparameters
+from minflamingo.generate import beam_search, generate, prefill
+from minflamingo.recipes.finetune import Hyperparameters, train
 from minflamingo.recipes.train import TrainConfig
 from tests.little_suite import suite
 
@@ -55,6 +56,8 @@ LINES = [  # command and options, what the message says
     ("complete --model=", "--model: an empty text"), ("complete --shots=", "--shots: an empty text"),
     ("complete --shots nowhere", "No such file .*'nowhere'"), ("complete --shots file", "file"),
     ("complete --shots empty", "empty has no examples"), ("complete --dtype int8", "--dtype: invalid choice: 'int8'"),
+    *((f"complete --model {TINY} --{part} x", "parts of a published model, but .*tiny is a saved one; leave them out")
+      for part in ("vision", "language", "flamingo")),
     ("complete --model file", "file is not a saved Flamingo"), ("complete --model empty", "empty is not a saved Flamingo"),
     ("complete --top-k 3 --temperature 1 --seed", "--seed: expected one argument"), ("complete run.mp4", "run.mp4 looks like"),
     ("complete --model openflamingo-5b", "openflamingo-5b is not .*choose a published model: openflamingo-3b, "),
@@ -94,7 +97,10 @@ LINES = [  # command and options, what the message says
     ("ablate --rows=", "--rows: '': expected different names"), ("ablate --rows mlp,mlp", "expected different names"),
     ("ablate --recipe os", "--recipe 'os': the module does not define RECIPE"), ("ablate --recipe nowhere", "nowhere"),
     ("ablate --recipe data_toy.suite", "the module does not define RECIPE"), ("ablate --model nothing", "nothing"),
-    ("train", "give at least one of --documents, --pairs, --videos"), ("train --pairs none.tar", "none.tar"), ("train --pairs=", "--pairs: an empty text"), ("complete cow.png", "cow.png looks like an image"),
+    ("eval --task toy,named", "two tasks have one name: named, chosen, named"), ("eval --out a\0b", "nor a null character"),
+    ("eval --task photos,a/photos", "two tasks have one name: photos, photos"),
+    ("train", "give at least one of --documents, --pairs, --videos"), ("train --pairs none.tar", "none.tar"),
+    ("train --pairs=", "--pairs: an empty text"), ("complete cow.png", "cow.png looks like an image"),
     ("train --pairs photos --out photos", "--out photos is in photos, so results would be read as data"),
     ("train --pairs photos --out photos/new", "would be read as data"),
     ("bench --against file", "--against and --python belong together"), ("bench --python python", "belong together"),
@@ -123,12 +129,13 @@ WORK = [  # options, the files that a command writes
     ("complete --temperature 1 --top-k 1000000000 --top-p 1 --max-new-tokens 3", []), ("complete --beams 4 --n 2", []),
     ("complete --temperature 1000 --seed 9223372036854775807 --n 2 --max-new-tokens 2", []),
     ("complete --max-new-tokens 0", []),
-    ("complete --beams 256 --max-new-tokens 2 --length-penalty 10", []), ("complete --stop a --max-new-tokens 1000000", []),
+    ("complete --beams 256 --max-new-tokens 2 --length-penalty 10", []), ("complete --stop a --max-new-tokens 8", []),
     ("complete --shots photos --repetition-penalty 100 --no-repeat-ngram-size 1", []),
     *((f"eval {options}", ["cells", "predictions", "results.json", "shots.png"]) for options in (
         "--trials 2", "--task photos --limit 999 --metric exact_match --shots 0,0_text", "--task chosen --ensemble --rices",
     )),
-    ("finetune --steps 1 --lr 1e-3", ["cells", "grid.png", "models", "results.json", "stages"]),
+    ("finetune --steps 1 --lr 1e-3 --micro-batch 1", ["cells", "grid.png", "models", "results.json", "stages"]),
+    ("train --videos photos --steps 1", ["config.json", "model.pt", "stages", "tokenizer.json"]),
     ("train --pairs photos --steps 1 --lr 1e-3 --save-every 0", ["config.json", "model.pt", "stages", "tokenizer.json"]),
 ]  # fmt: skip
 NAN, INF = float("nan"), float("inf")
@@ -158,6 +165,7 @@ def fill(folder: Path) -> None:
     for i in range(8):
         Image.new("RGB", (8, 8), (30 * i, 0, 0)).save(folder / f"photos/{i}.png")
         (folder / f"photos/{i}.txt").write_text("a shape", encoding="utf-8")
+    shutil.copytree(folder / "photos", folder / "a/photos")
     for name, content in (("file", ""), ("broken.py", "suite ="), ("listed.py", "def suite(split, queries): return []")):
         (folder / name).write_text(content, encoding="utf-8")
     (folder / "lost").symlink_to("nowhere")
@@ -170,7 +178,7 @@ def command(line: str, folder: Path, *, diverges: bool = False) -> list[str]:
     name, *words = line.split(" ")
     before, errors = set(folder.iterdir()), io.StringIO()
     run = train_tiny.main if name == "train_tiny" else lambda words: main([name, *words])
-    load = mock.patch("minflamingo.__main__.load", lambda model, **more: tiny() if model == "tiny" else minflamingo.load(model))
+    load = mock.patch("minflamingo.__main__.load", lambda name, **o: tiny() if name == "tiny" else minflamingo.load(name, **o))
     try:
         with redirect_stderr(errors), load:
             run([*COMMANDS[name].split(), *words])
@@ -208,9 +216,22 @@ def calls() -> Iterator[tuple[str, Callable[[], object], str]]:
     named = suite("test", 2)["named"]
     for task, shots, message in (
         (named, "64", "named: 64 shots need 64"), (named, 4, "shots is 4"), (replace(named, metric="f1"), "0", "metric 'f1'"),
+        (replace(named, name="../a"), "0", r"task '\.\./a': the name must be a plain file name"),
         *((replace(named, template=Template(text)), "0", "test-0: the template .* does not") for text in ("{a}", "{", "{}")),
     ):
         yield f"evaluate({task.metric}, {shots!r})", partial(evaluate, tiny(), task, shots), message
+
+
+    for value in (0, -1, 2.5, "8"):
+        yield f"predict({value!r})", partial(predict, None, None, [], "0", batch_size=value), "^batch_size is"
+        yield f"score_choices({value!r})", partial(score_choices, None, None, [], "0", n_orders=value), "^n_orders is"
+        call = partial(train, tiny(), named, Hyperparameters(1e-3, "linear", 1, 1), name="a", folder="out", micro_batch=value)
+        yield f"finetune.train({value!r})", call, "^micro_batch is"
+    for search, message in ((generate, "max_new_tokens -1"), (beam_search, "max_new_tokens -1")):
+        prompt = tiny().batch(["a"])
+        yield f"{search.__name__}(-1)", partial(search, tiny().model, prompt, 0, max_new_tokens=-1), message
+    for right, n in ((0, 0), (3, 2), (-1, 2)):
+        yield f"wilson_interval({right}, {n})", partial(wilson_interval, right, n), "an interval needs at least one case"
 
 
 def cases() -> Iterator[Case]:
