@@ -157,7 +157,7 @@ def beam_search(
     """
     ### BEGIN SOLUTION beam_search
     if not 1 <= n_best <= beams or max_new_tokens < 0:
-        raise ValueError(f"beams is {beams}, n_best {n_best}, max_new_tokens {max_new_tokens}; needs 1 <= n_best <= beams, 0 <= the last")
+        raise ValueError(f"beams is {beams}, n_best {n_best}, max_new_tokens {max_new_tokens}; needs beams >= n_best >= 1")
     logits, cache = prefill(flamingo, prompt, cache)
     (B, V), device = logits.shape, logits.device
     steps = min(max_new_tokens, flamingo.lm.remaining_context(cache.lm.mask.shape[1]) + 1)
