@@ -66,7 +66,7 @@ class TrainConfig:
     weight_decay: float = option(0.1, Number(0, 100), "of matrices; gates, norms, biases and the resampler have none")
     recompute: bool = option(False, None, "activation checkpointing: needs less memory and a third more time")
     workers: int = option(0, Number(0, 256, whole=True), "processes per dataset that read samples in advance; 0: none")
-    save_every: float = option(300.0, Number(0, 10**6), "seconds between checkpoints: the most that a crash can lose")
+    save_every: float = option(300.0, Number(0, 10**9), "seconds between checkpoints: the most that a crash can lose")
 
     def __post_init__(self):
         check({f.name: f.metadata["allowed"] for f in fields(self) if f.metadata["allowed"]}, **vars(self))
