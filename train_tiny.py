@@ -37,6 +37,7 @@ from data_toy.text_corpus import corpus_text, lookup_practice
 from data_toy.words import toy_tokenizer
 from minflamingo import LM, Flamingo, Pipeline, Sample, ViT, preset
 from minflamingo.contrastive import ContrastiveModel, TextEncoder
+from minflamingo.data.options import SEED, known_device, output_folder
 from minflamingo.data.sample import pack
 from minflamingo.evaluation.fewshot import accuracy, count_shots, predict
 from minflamingo.training import optim
@@ -299,9 +300,9 @@ def main(arguments: list[str] | None = None) -> dict:
     print_any_character()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=("tiny", "tiny-adamw", "small"), default="tiny", help="small needs a GPU")
-    parser.add_argument("--device", default=None, help="cpu, cuda or mps; default: the best one of this machine")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=None, help="default: runs/SIZE")
+    parser.add_argument("--device", type=known_device, help="cpu, cuda or mps; default: the best one of this machine")
+    parser.add_argument("--seed", type=SEED, default=0)
+    parser.add_argument("--out", type=output_folder, help="default: runs/SIZE")
     parser.add_argument("--fresh", action="store_true", help="start again instead of resuming")
     parser.add_argument("--quick", action="store_true", help="a smoke test: everything runs, nothing is learned")
     args = parser.parse_args(arguments)
@@ -317,7 +318,6 @@ def main(arguments: list[str] | None = None) -> dict:
         raise SystemExit(f"{error}\nStart again with --fresh, or choose another folder with --out.") from None
     except OSError as error:
         raise SystemExit(f"cannot write to {run.out}: {error}. Choose another folder with --out.") from None
-
     print(f"\nAccuracy (%) against the number of shots:\n\n{format_table(results['tasks'])}")
     print(f"\n{results['seconds']['total'] / 60:.1f} minutes. The model, results.json and the figures are in {run.out}/")
     return results

@@ -18,7 +18,9 @@ import torch
 
 from . import EOC, Pipeline, load
 from .data.images import IMAGES, OTHER_IMAGES, read_image
+from .data.options import filled, known_device
 from .data.videos import VIDEOS, by_number, read_video
+from .pipeline import OPTIONS
 from .recipes import ablate, bench, benchmarks, finetune, train
 from .training.checkpoint import errors_of, print_any_character
 
@@ -72,13 +74,11 @@ def with_chunk_ends(pieces: list[object]) -> list[object]:
 
 def complete(args: argparse.Namespace, load_model) -> None:
     """Continue a prompt of images and text. An <EOC> is added between a text and the next image."""
-    shots = read_shots(args.shots) if args.shots else []
+    shots = read_shots(Path(args.shots)) if args.shots else []
     prompt = with_chunk_ends([*shots, *map(read_piece, args.prompt)])
     # The text appears while it is generated. Beam search knows its answer only at the end.
     show = None if args.beams > 1 or args.n else lambda text: print(text, end="", flush=True)
-    names = ("max_new_tokens", "beams", "temperature", "top_k", "top_p", "seed", "stop", "repetition_penalty",
-             "no_repeat_ngram_size", "length_penalty", "n")  # fmt: skip
-    answer = load_model().complete(prompt, on_text=show, **{name: getattr(args, name) for name in names})
+    answer = load_model().complete(prompt, on_text=show, stop=args.stop, **{name: getattr(args, name) for name in OPTIONS})
     if args.n:
         print("\n".join(f"{score:.3f}\t{text}" for text, score in answer))
     else:
@@ -88,29 +88,33 @@ def complete(args: argparse.Namespace, load_model) -> None:
 def add_complete_parser(commands, add_model_options) -> None:
     parser = commands.add_parser("complete", help="continue a prompt of images and text", description=complete.__doc__)
     add = parser.add_argument
+
+    def number(name: str, help: str, default: float | None = None) -> None:
+        add(f"--{name.replace('_', '-')}", type=OPTIONS[name], default=default, help=help)
+
     add("prompt", nargs="+", help="images, videos (files, or folders with one frame per second) and texts, in this order")
-    add("--shots", type=Path, help="folder with examples that come before the prompt: cat.png with its text in cat.txt, ...")
-    add("--max-new-tokens", type=int, default=32, help="the most tokens to generate; default: 32")
-    add("--beams", type=int, default=1, help="above 1: beam search; default: 1")
-    add("--temperature", type=float, default=0.0, help="above 0: sample; a higher value is more random; default: 0, greedy")
-    add("--top-k", type=int, help="sample only from the k most likely tokens; default: all")
-    add("--top-p", type=float, help="sample only from the most likely tokens with this total probability; default: all")
-    add("--seed", type=int, help="seed of the sampling; default: another result each time")
-    add("--stop", action="append", default=[], metavar="TEXT", help="end the answer before this text; can be repeated")
-    add("--repetition-penalty", type=float, default=1.0, help="above 1: repeated tokens are less likely; default: 1")
-    add("--no-repeat-ngram-size", type=int, default=0, help="N: no N tokens in a row occur twice; default: 0, off")
-    add("--length-penalty", type=float, default=0.0, help="for beam search: above 0 prefers long answers; default: 0")
-    add("--n", type=int, help="print N answers with their scores: the best of the beams, or N samples; default: one answer")
+    add("--shots", type=filled, help="folder with examples that come before the prompt: cat.png with its text in cat.txt")
+    number("max_new_tokens", "the most tokens to generate; default: 32", 32)
+    number("beams", "above 1: beam search; default: 1", 1)
+    number("temperature", "above 0: sample; a higher value is more random; default: 0, greedy", 0.0)
+    number("top_k", "sample only from the k most likely tokens; default: all")
+    number("top_p", "sample only from the most likely tokens with this total probability; default: all")
+    number("seed", "seed of the sampling; default: another result each time")
+    add("--stop", type=filled, action="append", default=[], metavar="TEXT", help="end before this text; can be repeated")
+    number("repetition_penalty", "above 1: repeated tokens are less likely; default: 1", 1.0)
+    number("no_repeat_ngram_size", "N: no N tokens in a row occur twice; default: 0, off", 0)
+    number("length_penalty", "for beam search: above 0 prefers long answers; default: 0", 0.0)
+    number("n", "print N answers with their scores: the best of the beams, or N samples; default: one answer")
     add_model_options(parser)
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
     add, default = parser.add_argument, "cuda" if torch.cuda.is_available() else "cpu"
-    add("--model", required=True, help="a folder with a saved model, the name of a published model, or tiny (the ready model)")
-    add("--vision", help="vision encoder of a published model: a file, folder or repository; default: the usual one")
-    add("--language", help="its language model, likewise")
-    add("--flamingo", help="its resampler and gated cross-attention layers, likewise")
-    add("--device", default=default, help="cpu, cuda, cuda:1, mps, ...; default: %(default)s on this machine")
+    add("--model", type=filled, required=True, help="a folder with a saved model, a published name, or tiny (the ready model)")
+    add("--vision", type=filled, help="vision encoder of a published model: a file, folder or repository")
+    add("--language", type=filled, help="its language model, likewise")
+    add("--flamingo", type=filled, help="its resampler and gated cross-attention layers, likewise")
+    add("--device", type=known_device, default=default, help="cpu, cuda, cuda:1, mps, ...; default here: %(default)s")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="number format of the weights; default: as stored")
 
 

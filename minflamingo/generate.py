@@ -107,8 +107,8 @@ def generate(
         adjust: called with the new tokens of each row so far and the next logits; returns other logits (see `pipeline.py`).
     """
     ### BEGIN SOLUTION generate
-    if not 0 <= temperature < torch.inf:  # also false for NaN
-        raise ValueError(f"temperature is {temperature}; it must be 0 (greedy) or above")
+    if not 0 <= temperature < torch.inf or max_new_tokens < 0:  # the first is also false for NaN
+        raise ValueError(f"temperature is {temperature} and max_new_tokens {max_new_tokens}; both must be 0 or above")
     logits, cache = prefill(flamingo, prompt, cache)
     # + 1: the last generated token is never fed back, so it needs no place in the context.
     steps = min(max_new_tokens, flamingo.lm.remaining_context(cache.lm.mask.shape[1]) + 1)
@@ -156,8 +156,8 @@ def beam_search(
         n_best: how many continuations of each prompt are returned, the best one first.
     """
     ### BEGIN SOLUTION beam_search
-    if not 1 <= n_best <= beams:
-        raise ValueError(f"beams is {beams} and n_best {n_best}; it must be 1 <= n_best <= beams")
+    if not 1 <= n_best <= beams or max_new_tokens < 0:
+        raise ValueError(f"beams is {beams}, n_best {n_best}, max_new_tokens {max_new_tokens}; needs beams >= n_best >= 1")
     logits, cache = prefill(flamingo, prompt, cache)
     (B, V), device = logits.shape, logits.device
     steps = min(max_new_tokens, flamingo.lm.remaining_context(cache.lm.mask.shape[1]) + 1)

@@ -13,7 +13,6 @@ A saved model is a folder with `config.json` (sizes, image preprocessing), `toke
 `model.pt` or `model.safetensors`, or with the trained modules alone `trainable.pt` or `trainable.safetensors`.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from .config import FlamingoConfig, build
 from .data.images import ImagePreprocessor, as_frames
+from .data.options import BEAMS, COUNT, FEW, SEED, Number, check, known_device
 from .data.sample import EOC, Sample, collate, input_only
 from .flamingo import Batch, Cache, Flamingo
 from .generate import beam_search, generate, prefill, score_answers
@@ -32,7 +32,19 @@ from .pretrained.tables import fill
 from .tokenizer import Tokenizer, ToyTokenizer
 from .training.checkpoint import extra, load_json, save_json, save_tensors, write_atomically
 
+OPTIONS = {  # of `complete`, also on the command line
+    "max_new_tokens": Number(0, 10**6, whole=True), "beams": BEAMS, "temperature": Number(0.001, 1000, or_zero=True),
+    "length_penalty": Number(-10, 10), "repetition_penalty": Number(0.01, 100),
+    "no_repeat_ngram_size": Number(0, 10**6, whole=True), "top_k": COUNT, "top_p": Number(1e-6, 1), "seed": SEED, "n": FEW,
+}  # fmt: skip
 WEIGHTS = ("model.safetensors", "model.pt", "trainable.safetensors", "trainable.pt")  # one of them is in a folder
+
+
+@dataclass(frozen=True)
+class PromptCache(Cache):
+    """The cache of a prompt, which belongs to one model."""
+
+    model: Flamingo
 
 
 @dataclass
@@ -73,7 +85,7 @@ class Pipeline:
     @torch.inference_mode()
     def prefill(self, prompt: Sequence[object]) -> Cache:
         """Process a prompt once, for any number of calls `complete(query, cache=...)`. None of them changes the cache."""
-        return prefill(self.model, self.batch(prompt))[1]
+        return PromptCache(**vars(prefill(self.model, self.batch(prompt))[1]), model=self.model)
 
     def complete(
         self, prompt: Sequence[object], *, max_new_tokens: int = 32, beams: int = 1, temperature: float = 0.0,
@@ -87,10 +99,10 @@ class Pipeline:
             prompt: text, images, videos (lists of frames) and `EOC`. Text is only text, whatever it contains.
             beams: above 1: beam search, without sampling.
             temperature: 0 takes the most likely token; above 0 tokens are sampled (top_k and top_p restrict the choice).
-            seed: of the sampling. None: a different result each time.
+            seed: of the sampling. None: a different result each time. Without sampling it changes nothing.
             stop: one text or several; the answer ends before the first of them.
             repetition_penalty, no_repeat_ngram_size: see `controls`.
-            length_penalty: of beam search, see `beam_search`. Above 0 long answers are preferred.
+            length_penalty: of beam search (else it changes nothing), see `beam_search`. Above 0 long answers are preferred.
             n: return a list of n answers with their scores: the n best of the beams, or n samples; the best one first.
             on_text: called with each new piece of text as soon as it exists (not with beams or n).
             cache: from `prefill`; the prompt then continues it.
@@ -100,12 +112,17 @@ class Pipeline:
         Raises:
             TypeError, ValueError: an invalid prompt or option.
         """
-        if max_new_tokens < (least := 0 if n is None else 1):
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be {least} or above")
+        may_be_none = dict(top_k=top_k, top_p=top_p, seed=seed, n=n)
+        check(OPTIONS, max_new_tokens=max_new_tokens, beams=beams, temperature=temperature, length_penalty=length_penalty)
+        check(OPTIONS, **{name: value for name, value in may_be_none.items() if value is not None})
         if beams > 1 and temperature > 0:
             raise ValueError("beam search does not sample: use beams=1 or temperature=0")
-        if n is not None and not 1 <= n <= (beams if temperature == 0 else n):
-            raise ValueError(f"n is {n}: several answers need as many beams, or a temperature above 0")
+        if temperature == 0 and (top_k, top_p) != (None, None):
+            raise ValueError("top_k and top_p restrict sampling: pass a temperature above 0 too")
+        if n is not None and (max_new_tokens == 0 or (temperature == 0 and n > beams)):
+            raise ValueError(f"n is {n}: answers need max_new_tokens of 1 or above, and n beams or a temperature above 0")
+        if cache is not None and (not isinstance(cache, PromptCache) or cache.model is not self.model):
+            raise ValueError("cache: expected the result of `prefill` of this model")
         batch, eoc_id = self.batch(prompt, bos=cache is None), self.tokenizer.eoc_id
         stop = [stop] if isinstance(stop, str) else stop
         adjust = controls(self.tokenizer, batch, repetition_penalty, no_repeat_ngram_size, stop)
@@ -168,8 +185,9 @@ def controls(
     As in transformers, the tokens of the prompt count too (but not those of a cache before it). `<EOC>` stays possible:
     the shots of a prompt contain it.
     """
-    if not 0 < repetition_penalty < math.inf or no_repeat_ngram_size < 0 or not all(stop):
-        raise ValueError("repetition_penalty must be above 0, no_repeat_ngram_size 0 or above, and stop texts not empty")
+    check(OPTIONS, repetition_penalty=repetition_penalty, no_repeat_ngram_size=no_repeat_ngram_size)
+    if not isinstance(stop, Sequence) or not all(isinstance(end, str) and end for end in stop):
+        raise TypeError(f"stop is {stop!r:.100}; it must be one text or several, and none of them empty")
     if repetition_penalty == 1 and no_repeat_ngram_size == 0 and not stop:
         return None
     before_answer, n = prompt.ids[prompt.attention_mask].tolist(), no_repeat_ngram_size
@@ -237,7 +255,7 @@ def load(
     Raises:
         FileNotFoundError: the folder or one of its files is missing. ValueError: a file is damaged or does not fit.
     """
-    folder = Path(folder_or_name)
+    folder, device = Path(folder_or_name), known_device(device)
     if not folder.is_dir() and str(folder_or_name) in REPOSITORIES:
         parts = {"vision": vision, "language": language, "flamingo": flamingo}
         return Pipeline(*load_published(str(folder_or_name), device=device, dtype=dtype, **parts))
@@ -248,6 +266,8 @@ def load(
         if not path.is_file():
             hint = f"run `python train_tiny.py`, or choose a published model: {', '.join(REPOSITORIES)}"
             raise FileNotFoundError(f"{folder} is not a saved Flamingo: {path.name} is missing; {hint}")
+    if flamingo is not None or any(not isinstance(part, torch.nn.Module | None) for part in (vision, language)):
+        raise TypeError(f"vision, language, flamingo: parts of a published model, but {folder} is a saved one; leave them out")
     try:
         saved = build(SavedConfig, load_json(folder / "config.json"))
         if vision is None and saved.image.size != (size := saved.flamingo.vision.image_size):

@@ -66,7 +66,7 @@ def test_the_command_writes_a_table_and_a_figure(tmp_path, capsys):
 
 def test_the_error_of_a_peer_that_cannot_start_is_shown(tmp_path):
     (tmp_path / "peer.py").write_text("import a_missing_library")
-    with pytest.raises(RuntimeError, match="No module named 'a_missing_library'"):
+    with pytest.raises(OSError, match="No module named 'a_missing_library'"):
         Peer(str(tmp_path / "peer.py"), sys.executable, "tiny", tmp_path)
 
 

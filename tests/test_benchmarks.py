@@ -316,13 +316,13 @@ def test_trials_draw_other_shots_and_the_score_is_their_mean(folder):
     main([*TOY, "--task", "chosen", "--shots", "0_text,4", "--trials", "2", "--rices", "--ensemble", "--out", "rices"])
     shots = results("rices")["tasks"]["chosen"]["shots"]
     assert len(shots["4"]["trials"]) == 1 and len(shots["0_text"]["trials"]) == 2
-    (task,) = load_tasks(given(task="chosen"))
+    (task,) = load_tasks(given(task=["chosen"]))
     expected = evaluate(load("model"), task, "4", protocol=Protocol(rices=True, ensemble=True, beams=1))
     assert shots["4"]["score"] == expected["score"]
 
 
 def given(**options):
-    defaults = {"task": "vqav2", "data": Path("vqa"), "split": None, "template": "paper", "limit": 7, "suite": "little_suite"}
+    defaults = {"task": ["vqav2"], "data": Path("vqa"), "split": None, "template": "paper", "limit": 7, "suite": "little_suite"}
     return SimpleNamespace(**{**defaults, "seed": 0, **options})
 
 

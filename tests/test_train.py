@@ -94,14 +94,6 @@ def test_ctrl_c_and_sigterm_save_the_current_step_and_stop(folder, number, launc
     assert saved["step"] >= 1 and saved["rows"]
 
 
-@pytest.mark.parametrize("option, value", [("lr", "nan"), ("pairs-lambda", "nan"), ("lr", "inf"), ("lr", "-1"), ("steps", "0"),
-                                           ("pairs-batch", "0"), ("weight-decay", "-0.1"), ("workers", "-1")])  # fmt: skip
-def test_options_that_are_not_valid_numbers_are_refused_before_the_model_is_loaded(option, value):
-    command = ["train", "--model", "missing", "--out", "out", "--pairs", "missing", f"--{option}", value]
-    with pytest.raises(SystemExit, match=f"--{option} is {value}.*; it must be a number of at least [01]"):
-        main(command)
-
-
 def test_a_loss_that_is_not_finite_stops_before_the_step_and_the_last_checkpoint_is_kept(folder):
     """The message names step and dataset. Weights that are not finite are not saved, although the loss before them was."""
     run_command("out", 2)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .. import EOC, Batch, Flamingo, Sample, Tokenizer, collate
+from ..data.options import BATCH, FEW, InvalidOption, check
 from ..data.sample import input_only
 from ..generate import beam_search, generate, score_answers
 
@@ -43,8 +44,8 @@ class Query:
 
 def count_shots(shots: str) -> int:
     """How many examples the prompt shows: "8" -> 8, "0_text" -> 2."""
-    if shots != "0_text" and not shots.isdecimal():
-        raise ValueError(f"shots is {shots!r}; choose a number, such as '4', or '0_text' for the paper's zero-shot prompt")
+    if shots != "0_text" and not (isinstance(shots, str) and shots.isascii() and shots.isdecimal() and len(shots) < 10):
+        raise InvalidOption(f"shots is {shots!r:.60}; choose a number, such as '4', or '0_text' for the paper's zero-shot")
     return N_TEXT_ONLY if shots == "0_text" else int(shots)
 
 
@@ -118,6 +119,7 @@ def score_choices(
         n_orders: above 1 for prompt ensembling (appendix). The order of the shots changes a language model's answer, so the
             score is the mean over P <= n_orders orders: 1/P * sum_p log p(choice | shots in order p, query).
     """
+    check({"n_orders": FEW}, n_orders=n_orders)
     if scoring not in ("sum", "mean"):
         raise ValueError(f"scoring is {scoring!r}; choose 'sum' or 'mean'")
     ids = [[tokenizer.encode(choice) for choice in query.choices] for query in queries]  # lists of token ids
@@ -144,6 +146,7 @@ def predict(
 
     The queries are all open-ended, or all close-ended.
     """
+    check({"batch_size": BATCH}, batch_size=batch_size)
     predictions = []
     for start in range(0, len(queries), batch_size):
         part = queries[start : start + batch_size]  # B queries
@@ -163,8 +166,8 @@ def wilson_interval(right: int, n: int) -> tuple[float, float]:
 
     Its ends are the solutions q of |right / n - q| = z * sqrt(q * (1 - q) / n), with z = 1.96.
     """
-    if n < 1:
-        raise ValueError("an interval needs at least one case")
+    if not 0 <= right <= n or n < 1:
+        raise ValueError(f"{right} of {n} cases are right: an interval needs at least one case, and at most n right ones")
     p, z = right / n, 1.96  # 95% of a normal distribution are within 1.96 standard deviations of its mean
     centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)  # between p and 1/2
     half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n * n))

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .. import Pipeline, __version__
+from ..data.options import BATCH, BEAMS, SEED, check
 from ..data.sample import tokenize_sample
 from ..training.stage import Stage
 from .features import FeatureCache, fingerprint
@@ -33,6 +34,18 @@ class Protocol:
     ensemble: bool = False  # average the scores of choices over orders of the shots
     beams: int = 3  # as in the paper; 1: greedy
     batch_size: int = 16
+
+    def __post_init__(self):
+        check({"seed": SEED, "beams": BEAMS, "batch_size": BATCH}, **vars(self))
+
+
+def check_task(task: Task, *shots: str) -> None:
+    """Raises ValueError for a name that cannot be that of a file, an unknown metric, or fewer support examples than shots."""
+    if task.metric not in METRICS or Path(task.name).name != task.name:
+        allowed = f"the name must be a plain file name, and the metric {task.metric!r} one of {', '.join(METRICS)}"
+        raise ValueError(f"task {task.name!r}: {allowed}")
+    if (most := max(map(count_shots, shots))) > (n := len(task.support)):
+        raise ValueError(f"{task.name}: {most} shots need {most} support examples, but there are {n}")
 
 
 def random_order(n: int, *words: object) -> Iterator[int]:
@@ -161,6 +174,7 @@ def evaluate(
         features: a cache to share between calls with one pipeline.
         folder: for the answers so far: a later call with the same model, task and protocol resumes there.
     """
+    check_task(task, shots)
     features, protocol = features or FeatureCache(pipeline), protocol or Protocol()
     records, queries = [], list(task.queries)
     starts = range(0, len(queries), protocol.batch_size)

@@ -29,7 +29,10 @@ class Template:
     between: str = ""
 
     def asked(self, example: Example) -> str:
-        return self.prompt.format(**example.fields)
+        try:
+            return self.prompt.format(**example.fields)
+        except (LookupError, ValueError) as error:
+            raise ValueError(f"{example.key}: the template {self.prompt!r} does not fit its fields: {error!r}") from None
 
     def answered(self, text: str) -> str:
         return self.answer.format(answer=text)

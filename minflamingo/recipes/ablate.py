@@ -13,17 +13,16 @@ A row's score is 100 times the mean accuracy over tasks, then over seeds. Exampl
 """
 
 import argparse
-import importlib
 import random
 from collections.abc import Callable
 from concurrent.futures import Executor
 from functools import partial
-from pathlib import Path
 from statistics import mean
 
 import torch
 
 from .. import Flamingo, Pipeline, __version__, collate
+from ..data.options import COUNT, FEW, check_output, filled, import_option, names, output_folder
 from ..evaluation.features import fingerprint
 from ..plots import plot_ablations
 from ..training import optim
@@ -39,26 +38,25 @@ def add_parser(commands, add_model_options: Callable) -> None:
     text = f"{__doc__}\nrows:\n{rows.replace('-: ', '')}"
     parser = commands.add_parser("ablate", help="the paper's ablations on the toy world", description=text)
     add = parser.add_argument
-    add("--rows", default=",".join(VARIANTS), help="rows to compute, separated by commas (list above); default: all")
-    add("--seeds", type=int, default=2, help="how often each row is trained, with seeds 0, 1, ...; default: %(default)s")
+    add("--rows", type=names, default=",".join(VARIANTS), help="rows to compute, separated by commas; default: all")
+    add("--seeds", type=FEW, default=2, help="how often each row is trained, with seeds 0, 1, ...; default: %(default)s")
     # Fewer steps than train_tiny.py takes with these modules, because there are many rows.
-    add("--steps", type=int, default=350, help="training steps of each row; default: %(default)s")
-    add("--recipe", default="data_toy.ablations", help="Python module with the data and the evaluation; default: %(default)s")
-    add("--out", type=Path, default=Path("runs/ablations"), help="folder for the results; default: %(default)s")
+    add("--steps", type=COUNT, default=350, help="training steps of each row; default: %(default)s")
+    add("--recipe", type=filled, default="data_toy.ablations", help="Python module with its data; default: %(default)s")
+    add("--out", type=output_folder, default="runs/ablations", help="folder for the results; default: %(default)s")
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
     """Train and evaluate all rows that are not finished, print the table. Raises ValueError if an option is invalid."""
-    names = list(dict.fromkeys(args.rows.split(",")))
-    if unknown := [name for name in names if name not in VARIANTS]:
+    if unknown := [name for name in args.rows if name not in VARIANTS]:
         raise ValueError(f"--rows: unknown row {unknown[0]!r}; choose from {', '.join(VARIANTS)}")
-    if min(args.seeds, args.steps) < 1:
-        raise ValueError("--seeds and --steps must be at least 1")
-    pipeline, accuracies = load(), {name: [] for name in names}
+    check_output(args.out, args.model)
+    args.recipe = import_option("--recipe", args.recipe, "RECIPE", "LAMBDAS", "media_pool", "draw_batches", "evaluate")
+    pipeline, accuracies = load(), {name: [] for name in args.rows}
     with worker_threads(args.device) as threads:
         for seed in range(args.seeds):  # the table of the first seed is complete before the second begins
-            for name in names:
+            for name in args.rows:
                 accuracies[name].append(run_row(args, pipeline, seed, name, threads))
     results = {"rows": summarize(accuracies)}
     save_json(results, args.out / "results.json")
@@ -69,7 +67,7 @@ def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
 
 def run_row(args: argparse.Namespace, pipeline: Pipeline, seed: int, name: str, threads: Executor) -> dict[str, dict]:
     """Build, train and evaluate one row with one seed -> {shots: {task: accuracy}}."""
-    variant, recipe = VARIANTS[name], importlib.import_module(args.recipe)
+    variant, recipe = VARIANTS[name], args.recipe
     settings = {"version": __version__, "model": fingerprint(pipeline.model), "seed": seed, "steps": args.steps,
                 "variant": repr(variant), "recipe": repr(recipe.RECIPE)}  # fmt: skip
     torch.manual_seed(seed)

@@ -27,6 +27,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .. import FlamingoConfig, LMConfig, ResamplerConfig, VisionConfig, fast
+from ..data.options import FEW, filled, known_device, output_folder
 from ..flamingo import Batch, Cache, Flamingo
 from ..generate import generate, prefill
 from ..plots import plot_bench
@@ -72,7 +73,8 @@ class Peer:
             if line.startswith("{"):  # libraries may print other lines
                 return json.loads(line)
         self.process.wait()
-        raise RuntimeError(f"the peer has stopped:\n{(self.folder / 'peer.log').read_bytes()[-500:].decode(errors='replace')}")
+        log = (self.folder / "peer.log").read_bytes()[-500:].decode(errors="replace")
+        raise ChildProcessError(f"the peer has stopped:\n{log}")
 
     def ask(self, do: str, batch: Batch, **options) -> tuple[float, float, torch.Tensor]:
         """Seconds, the most bytes in use, and the result."""
@@ -194,17 +196,17 @@ class Bench:
 def add_parser(commands, add_model_options: Callable | None = None) -> None:
     parser = commands.add_parser("bench", help="time the fast versions, and another implementation", description=__doc__)
     parser.add_argument("--size", choices=tuple(SIZES), help="default: 3b on a GPU, small elsewhere")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--rounds", type=int, default=5, help="measurements of each number")
+    parser.add_argument("--device", type=known_device, default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--rounds", type=FEW, default=5, help="measurements of each number")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure")
-    parser.add_argument("--against", help="the script that runs another implementation")
-    parser.add_argument("--python", help="the Python interpreter in which that implementation is installed")
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for bench.json and bench.png")
+    parser.add_argument("--against", type=filled, help="the script that runs another implementation")
+    parser.add_argument("--python", type=filled, help="the Python interpreter in which that implementation is installed")
+    parser.add_argument("--out", type=output_folder, default="runs/bench", help="folder for bench.json and bench.png")
 
 
 def run(args: argparse.Namespace, load: Callable | None = None) -> None:
-    if args.rounds < 1 or bool(args.against) != bool(args.python):
-        raise ValueError("--rounds must be at least 1, and --against and --python belong together")
+    if bool(args.against) != bool(args.python):
+        raise ValueError("--against and --python belong together")
     size = args.size or ("3b" if args.device.startswith("cuda") else "small")
     device = torch.cuda.get_device_name() if args.device.startswith("cuda") else f"{torch.get_num_threads()} CPU threads"
     with tempfile.TemporaryDirectory() as folder:

@@ -10,7 +10,6 @@
 """
 
 import argparse
-import importlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,11 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
+from ..data.options import BATCH, BEAMS, COUNT, FEW, SEED, check_output, filled, import_option, names, output_folder
 from ..evaluation.benchmarks import BENCHMARKS, TEMPLATES, load_benchmark, load_folder
 from ..evaluation.features import FeatureCache
 from ..evaluation.fewshot import count_shots
 from ..evaluation.metrics import METRICS
-from ..evaluation.runner import Protocol, evaluate
+from ..evaluation.runner import Protocol, check_task, evaluate
 from ..evaluation.task import Task
 from ..pipeline import Pipeline
 from ..plots import plot_shots
@@ -32,40 +32,45 @@ from ..training.checkpoint import save_json
 def add_task_options(parser: argparse.ArgumentParser) -> None:
     """Options of `load_tasks`, shared with finetune."""
     add = parser.add_argument
-    add("--task", required=True, help="tasks, separated by commas: toy (all toy tasks), one toy task, a folder with your own "
-        f"images and texts (cat.png with cat.txt), {', '.join(BENCHMARKS)}")  # fmt: skip
+    add("--task", type=names, required=True, help="tasks, separated by commas: toy (all toy tasks), one toy task, a folder "
+        f"with your own images and texts (cat.png with cat.txt), {', '.join(BENCHMARKS)}")  # fmt: skip
     add("--metric", choices=tuple(METRICS), default="exact_match", help="for a folder of your own; default: exact_match")
-    add("--data", type=Path, help="folder with the files of the benchmark, or a folder with one folder per benchmark")
-    add("--split", help="the part of the data that the queries are from; default: the usual one of each benchmark")
+    add("--data", type=filled, help="folder with the files of the benchmark, or a folder with one folder per benchmark")
+    add("--split", type=filled, help="the part of the data that the queries are from; default: the usual one of each benchmark")
     add("--template", choices=tuple(TEMPLATES), default="paper", help="wording of benchmark prompts; default: paper")
-    add("--suite", default="data_toy.suite", help="Python module that defines the toy tasks; default: %(default)s")
-    add("--limit", type=int, help="evaluate only this many queries per task, drawn at random; default: all (toy: 128)")
-    add("--seed", type=int, default=0, help="another seed gives other random choices, for example of shots; default: 0")
+    add("--suite", type=filled, default="data_toy.suite", help="Python module that defines the toy tasks; default: %(default)s")
+    add("--limit", type=COUNT, help="evaluate at most this many queries per task, drawn at random; default: all (toy: 128)")
+    add("--seed", type=SEED, default=0, help="another seed gives other random choices, for example of shots; default: 0")
 
 
 def add_parser(commands, add_model_options: Callable[[argparse.ArgumentParser], None]) -> None:
     parser = commands.add_parser("eval", help="few-shot scores on benchmarks", description=__doc__)
     add_task_options(parser)
     add = parser.add_argument
-    add("--shots", default="0,0_text,4,8,16,32", help="numbers of examples in the prompt, separated by commas. 0: only the "
-        "query; 0_text: two examples without their images (the paper's zero-shot); default: %(default)s")  # fmt: skip
-    add("--trials", type=int, default=1, help="repeat with other random shots and report the mean score; default: 1")
-    add("--rices", action="store_true", help="use the examples most similar to the query as shots, instead of random ones")
+    add("--shots", type=lambda word: [*map(shots_option, names(word))], default="0,0_text,4,8,16,32", help="numbers of "
+        "examples in the prompt. 0: only the query; 0_text: two examples without their images; default: %(default)s")
+    add("--trials", type=FEW, default=1, help="repeat with other random shots, and report the mean score; default: 1")
+    add("--rices", action="store_true", help="use the examples most similar to the query as shots (not in 0_text)")
     add("--ensemble", action="store_true", help="if an answer is chosen from a list: average over 6 orders of the shots")
-    add("--beams", type=int, default=3, help="beams in the search for an answer; 1: greedy; default: 3, as in the paper")
-    add("--batch-size", type=int, default=16, help="queries that are processed together; default: 16")
-    add("--out", type=Path, default=Path("runs/eval"), help="folder for the results; default: %(default)s")
+    add("--beams", type=BEAMS, default=3, help="beams in the search for an answer; 1: greedy; default: 3, as in the paper")
+    add("--batch-size", type=BATCH, default=16, help="queries that are processed together; default: 16")
+    add("--out", type=output_folder, default="runs/eval", help="folder for the results; default: %(default)s")
     add_model_options(parser)
+
+
+def shots_option(word: str) -> str:
+    count_shots(word)  # or it raises an error
+    return word
 
 
 def load_tasks(args: argparse.Namespace) -> list[Task]:
     """The tasks of `--task`, with `--limit` queries each."""
     tasks: list[Task] = []
-    for name in args.task.split(","):
+    for name in args.task:
         if name in BENCHMARKS:
             if args.data is None:
                 raise ValueError(f"{name} is a benchmark on disk: pass its folder with --data")
-            folder = args.data / name if (args.data / name).is_dir() else args.data
+            folder = Path(args.data, name) if Path(args.data, name).is_dir() else Path(args.data)
             task = load_benchmark(name, folder, split=args.split, template=args.template)
         elif name != "toy" and Path(name).is_dir():
             task = load_folder(Path(name), args.metric, args.seed)
@@ -76,15 +81,18 @@ def load_tasks(args: argparse.Namespace) -> list[Task]:
         if args.limit is not None and args.limit < len(drawn):  # not the first ones: files are often sorted
             drawn = sorted(random.Random(f"limit {args.seed}").sample(drawn, args.limit))
         tasks.append(replace(task, queries=[task.queries[i] for i in drawn]))
+    if len({task.name for task in tasks}) < len(tasks):
+        raise ValueError(f"--task {','.join(args.task)}: two tasks have one name: {', '.join(task.name for task in tasks)}")
     return tasks
 
 
 def toy_tasks(name: str, args: argparse.Namespace) -> list[Task]:
     """The toy task of this name, or all of them ("toy")."""
-    try:
-        suite = importlib.import_module(args.suite).suite(args.split or "test", queries=args.limit or 128)
-    except ImportError as error:
-        raise ImportError(f"cannot import the toy tasks ({error}); pass another module with --suite") from None
+    if args.limit is not None and args.limit > 10_000:
+        raise ValueError(f"--limit is {args.limit}; at most 10,000 queries of a toy task can be drawn")
+    suite = import_option("--suite", args.suite, "suite").suite(args.split or "test", queries=args.limit or 128)
+    if not isinstance(suite, dict) or not all(isinstance(task, Task) for task in suite.values()):
+        raise TypeError(f"--suite {args.suite}: its function suite() must return a dict of tasks")
     if name != "toy" and name not in suite:
         choices = f"choose toy, {', '.join(suite)}, or one of {', '.join(BENCHMARKS)}, or a folder"
         raise ValueError(f"unknown task {name!r}; {choices}")
@@ -97,14 +105,12 @@ def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
     Raises:
         ValueError, OSError: an invalid option, or a missing file; the message says which.
     """
-    for name in ("trials", "beams", "batch_size", "limit"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
-    tasks, shots = load_tasks(args), args.shots.split(",")
-    for n in shots:
-        count_shots(n)  # raises ValueError for an invalid number
-    (args.out / "predictions").mkdir(parents=True, exist_ok=True)
+    check_output(args.out, args.model, *args.task)
+    tasks, shots = load_tasks(args), args.shots
+    for task in tasks:
+        check_task(task, *shots)
     features, results = FeatureCache(load()), {"tasks": {}, "mean": {}}
+    (args.out / "predictions").mkdir(parents=True, exist_ok=True)
     for task in tasks:
         cells = {n: evaluate_trials(task, n, features, args) for n in shots}
         results["tasks"][task.name] = {"metric": task.metric, "unit": METRICS[task.metric].unit, "shots": cells}

@@ -20,6 +20,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,10 +31,11 @@ from torch import Tensor, nn
 
 from .. import EOC, Flamingo, NoLoss, Pipeline, Sample, __version__
 from ..data.images import as_frames
+from ..data.options import BATCH, COUNT, RATE, Number, check, check_output, output_folder
 from ..data.sample import tokenize_sample
 from ..evaluation.features import fingerprint
 from ..evaluation.metrics import METRICS
-from ..evaluation.runner import Protocol, evaluate
+from ..evaluation.runner import Protocol, check_task, evaluate
 from ..evaluation.task import Example, Task, task_fingerprint
 from ..plots import plot_grid
 from ..training import optim
@@ -41,7 +43,7 @@ from ..training.batching import micro_batches
 from ..training.checkpoint import save_json
 from ..training.stage import Stage
 from ..vision import ViT
-from .benchmarks import add_task_options, load_tasks, score_text, text_table
+from .benchmarks import add_task_options, load_tasks, score_text, shots_option, text_table
 
 # Learning-rate schedules: share of the training that is done, 0 to 1 -> share of the learning rate.
 SCHEDULES = {
@@ -59,6 +61,11 @@ class Hyperparameters:
     schedule: str
     steps: int
     batch_size: int
+
+    def __post_init__(self):
+        check({"lr": RATE, "steps": COUNT, "batch_size": BATCH}, **vars(self))
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
 
 
 def training_sample(task: Task, example: Example, rng: random.Random) -> Sample:
@@ -106,6 +113,7 @@ def train(
     A training of this name that was stopped resumes. If its result is on disk, `stage.result` has it, and nothing is trained.
     At most `micro_batch` samples are in memory at a time; the gradients of a step are added up.
     """
+    check({"micro_batch": BATCH}, micro_batch=micro_batch)
     model, device, dtype = pipeline.model, pipeline.device, next(pipeline.model.parameters()).dtype
     settings = {"version": __version__, "model": fingerprint(model), "image": str(pipeline.preprocess),
                 "task": task_fingerprint(task), "seed": seed, "micro_batch": micro_batch, **asdict(h)}  # fmt: skip
@@ -139,6 +147,11 @@ def train(
             optim.set_learning_rate(optimizer, warmup * SCHEDULES[h.schedule](step / h.steps))
             optimizer.step()
             stage.log(step, loss=sum(shares[i] * loss for i, loss in losses.items()))
+        if stage.result is None:
+            samples = samples_of_step(task, h, seed, h.steps, left_out, fits)[:micro_batch]
+            ((_, batch),) = micro_batches(samples, 1, pipeline.tokenizer, pipeline.preprocess)
+            with torch.no_grad():
+                optim.check_final_loss(task.name, stage.rows[0]["loss"], loss_of(batch).item(), model.config.lm.vocab_size)
     finally:
         model.zero_grad()
         model.to(dtype).freeze().eval()
@@ -203,25 +216,29 @@ def add_parser(commands, add_model_options: Callable) -> None:
     add = partial(parser.add_argument, nargs="+")  # options with several values: the grid
     # The defaults are for the toy tasks. Where the model knows the task already, a low learning rate and few steps were best;
     # for new names, a high one and many steps. Schedule and batch size mattered less.
-    add("--lr", type=float, default=[6e-5, 2e-4, 6e-4], help="learning rates to try; default: 6e-5 2e-4 6e-4")
-    add("--steps", type=int, default=[80, 240], help="numbers of training steps to try; default: 80 240")
-    add("--batch-size", type=int, default=[8], help="numbers of examples per step to try; default: 8")
+    add("--lr", type=RATE, default=[6e-5, 2e-4, 6e-4], help="learning rates to try; default: 6e-5 2e-4 6e-4")
+    add("--steps", type=COUNT, default=[80, 240], help="numbers of training steps to try; default: 80 240")
+    add("--batch-size", type=BATCH, default=[8], help="numbers of examples per step to try; default: 8")
     add("--schedule", choices=tuple(SCHEDULES), default=["linear"], help="how the learning rate falls; default: linear")
     add = parser.add_argument
-    add("--image-size", type=int, help="train with images of this size in pixels; default: the size of pretraining")
-    add("--micro-batch", type=int, default=64, help="examples in memory at a time; fewer need less memory; default: 64")
-    add("--shots", default="32", help="shots of the few-shot score, for comparison; default: 32")
-    add("--out", type=Path, default=Path("runs/finetune"), help="folder for the results; default: %(default)s")
+    add("--image-size", type=Number(1, 1024, whole=True), help="size of the images in pixels; default: as in pretraining")
+    add("--micro-batch", type=BATCH, default=64, help="examples in memory at a time; fewer need less memory; default: 64")
+    add("--shots", type=shots_option, default="32", help="shots of the few-shot score, for comparison; default: 32")
+    add("--out", type=output_folder, default="runs/finetune", help="folder for the results; default: %(default)s")
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
     """Few-shot scores, search, training, test, table. Raises ValueError or OSError: an option is invalid, a file is missing."""
-    if not all(0 < lr < math.inf for lr in args.lr) or min(*args.steps, *args.batch_size, args.micro_batch) < 1:
-        raise ValueError("--lr, --steps, --batch-size and --micro-batch must be positive")
     tasks = load_tasks(args)
+    check_output(args.out, args.model, *args.task)
+    for task in tasks:
+        check_output(args.out / "models" / task.name, args.model)
+        check_task(task, args.shots)
     settings = list(itertools.starmap(Hyperparameters, itertools.product(args.lr, args.schedule, args.steps, args.batch_size)))
     pipeline, results = load(), {"shots": args.shots, "tasks": {}}
+    if args.image_size:
+        resize_vit(deepcopy(pipeline.model.vision), args.image_size)  # raises an error now, and not after the evaluation
     for task in tasks:  # few-shot scores first, at the image size of pretraining
         few_shot = evaluate(pipeline, task, args.shots, protocol=Protocol(args.seed), folder=args.out / "cells")
         del few_shot["records"]

@@ -20,7 +20,6 @@ the dtype that was loaded. Several GPUs, with the batch sizes per GPU:
 """
 
 import argparse
-import math
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, fields
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 
 from .. import Batch, Pipeline
 from ..data.mixture import Mixture
+from ..data.options import BATCH, COUNT, RATE, SEED, Number, check, check_output, filled, output_folder
 from ..data.records import document_sample, pair_sample, video_sample
 from ..data.shards import Dataset
 from ..evaluation.features import fingerprint
@@ -40,38 +40,36 @@ from ..training.parallel import SINGLE, Processes, distributed_processes
 from ..training.stage import Stage
 
 DATASETS = {"documents": "interleaved documents", "pairs": "images with texts", "videos": "videos with texts"}
+LAMBDA = Number(1e-6, 1e6)
 MAY_CHANGE = ("steps", "recompute", "workers", "save_every")  # when a run is resumed: these do not change its steps
 
 
-def option(default, text: str):
+def option(default, allowed: Number | None, text: str):
     """A field of `TrainConfig`. The command line has the same option, with this help."""
-    return field(default=default, metadata={"help": f"{text}; default: {default}"})
+    return field(default=default, metadata={"help": f"{text}; default: {default}", "allowed": allowed})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    steps: int = option(50_000, "number of updates")
-    seed: int = option(0, "order of the data, and random choices in it")
-    documents_batch: int = option(8, "documents per update")
-    pairs_batch: int = option(16, "pairs per update")
-    videos_batch: int = option(2, "videos per update")
+    steps: int = option(50_000, COUNT, "number of updates")
+    seed: int = option(0, SEED, "order of the data, and random choices in it")
+    documents_batch: int = option(8, BATCH, "documents per update")
+    pairs_batch: int = option(16, BATCH, "pairs per update")
+    videos_batch: int = option(2, BATCH, "videos per update")
     # The lambdas are those of the paper, the batch sizes are not: choose the largest that fit your GPU.
-    documents_lambda: float = option(1.0, "weight of the documents in the loss")
-    pairs_lambda: float = option(0.2, "weight of the pairs in the loss")
-    videos_lambda: float = option(0.03, "weight of the videos in the loss")
+    documents_lambda: float = option(1.0, LAMBDA, "weight of the documents in the loss")
+    pairs_lambda: float = option(0.2, LAMBDA, "weight of the pairs in the loss")
+    videos_lambda: float = option(0.03, LAMBDA, "weight of the videos in the loss")
     # Learning rate, warm-up and weight decay of the paper (appendix). The rate is constant after the warm-up.
-    lr: float = option(1e-4, "learning rate of AdamW")
-    warmup: int = option(5000, "updates in which the learning rate rises from 0")
-    weight_decay: float = option(0.1, "of matrices; gates, norms, biases and the resampler have none")
-    recompute: bool = option(False, "activation checkpointing: needs less memory and a third more time")
-    workers: int = option(0, "processes per dataset that read samples in advance; 0: none")
-    save_every: float = option(300.0, "seconds between checkpoints: the most that a crash can lose")
+    lr: float = option(1e-4, RATE, "learning rate of AdamW")
+    warmup: int = option(5000, Number(0, 10**9, whole=True), "updates in which the learning rate rises from 0")
+    weight_decay: float = option(0.1, Number(0, 100), "of matrices; gates, norms, biases and the resampler have none")
+    recompute: bool = option(False, None, "activation checkpointing: needs less memory and a third more time")
+    workers: int = option(0, Number(0, 256, whole=True), "processes per dataset that read samples in advance; 0: none")
+    save_every: float = option(300.0, Number(0, 10**9), "seconds between checkpoints: the most that a crash can lose")
 
     def __post_init__(self):
-        for name, value in asdict(self).items():
-            least = 1 if name == "steps" or name.endswith("_batch") else 0
-            if name != "seed" and not least <= value < math.inf:  # also false for NaN
-                raise ValueError(f"--{name.replace('_', '-')} is {value}; it must be a number of at least {least}")
+        check({f.name: f.metadata["allowed"] for f in fields(self) if f.metadata["allowed"]}, **vars(self))
 
 
 def open_mixture(shards: dict[str, str | None], pipeline: Pipeline, config: TrainConfig, processes: Processes) -> Mixture:
@@ -130,6 +128,10 @@ def train(
                     processes.average(losses.values())
                     total = sum(mixture.weights[name] * loss for name, loss in losses.items())
                     stage.log(step, loss=total, **{f"loss_{name}": loss for name, loss in losses.items()})
+            with torch.no_grad():  # one more batch of each dataset
+                for name, batch in next(data).items():
+                    first, last = stage.rows[0][f"loss_{name}"], loss_of(batch).item()
+                    optim.check_final_loss(name, first, last, flamingo.config.lm.vocab_size)
     finally:
         for name, n in mixture.n_problems.items():
             if n:
@@ -143,15 +145,17 @@ def train(
 def add_parser(commands, add_model_options: Callable) -> None:
     parser = commands.add_parser("train", help="train Flamingo on documents, pairs and videos", description=__doc__)
     for name, content in DATASETS.items():
-        parser.add_argument(f"--{name}", help=f"{content}: '{name}/{{000..099}}.tar', a folder or a .jsonl file")
+        parser.add_argument(f"--{name}", type=filled, help=f"{content}: '{name}/{{000..099}}.tar', a folder or a .jsonl file")
     for f in fields(TrainConfig):
-        kind = {"action": "store_true"} if f.type is bool else {"type": f.type, "default": f.default}
+        kind = {"action": "store_true"} if f.type is bool else {"type": f.metadata["allowed"], "default": f.default}
         parser.add_argument(f"--{f.name.replace('_', '-')}", help=f.metadata["help"], **kind)
-    parser.add_argument("--out", type=Path, required=True, help="folder for the trained model and the checkpoints")
+    parser.add_argument("--out", type=output_folder, required=True, help="folder for the trained model and the checkpoints")
     add_model_options(parser)
 
 
 def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> None:
     config = TrainConfig(**{f.name: getattr(args, f.name) for f in fields(TrainConfig)})
+    shards = {name: getattr(args, name) for name in DATASETS}
+    check_output(args.out, args.model, *shards.values())
     with distributed_processes(args.device) as processes:
-        train(load(), {name: getattr(args, name) for name in DATASETS}, args.out, config, processes)
+        train(load(), shards, args.out, config, processes)

@@ -5,6 +5,7 @@
 Gradients are ACCUMULATED over all datasets before one update.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
@@ -131,6 +132,12 @@ def clip_gradients(parameters: Iterable[nn.Parameter], losses: Mapping[object, T
     if not (norm + sum(losses.values())).isfinite():
         infinite = [f"the loss of {name}" for name, loss in losses.items() if not loss.isfinite()] or ["the gradient"]
         raise Diverged(f"step {step}: {' and '.join(infinite)} is not finite. {ADVICE}")
+
+
+def check_final_loss(name: str, first: float, last: float, vocab_size: int) -> None:
+    """Raises Diverged if the last loss is twice the first one, and twice log V, the loss of V equally likely tokens."""
+    if not last <= 2 * max(first, math.log(vocab_size)):  # twice: each batch has another loss. Also true for NaN
+        raise Diverged(f"the loss of {name} was {first:.3g} at first and is {last:.3g} at the end. {ADVICE}")
 
 
 def checkpoint_activations(flamingo: Flamingo) -> None:
