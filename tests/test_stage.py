@@ -15,9 +15,8 @@ from conftest import CreatesFile, equal
 from torch import nn
 
 from minflamingo.training.checkpoint import load_json, load_tensors, save_json, save_tensors, write_atomically
-from minflamingo.training.optim import Diverged
 from minflamingo.training.parallel import Processes, run_in_parallel
-from minflamingo.training.stage import SettingsDiffer, Stage
+from minflamingo.training.stage import CannotResume, Diverged, Stage
 
 TOTAL = 8
 
@@ -167,7 +166,7 @@ def test_a_stop_loses_the_steps_since_the_last_checkpoint_and_no_more(tmp_path, 
                                              ({"size": "small"}, "size None, now 'small'")])  # fmt: skip
 def test_a_run_with_other_settings_is_refused_or_starts_again(tmp_path, capsys, change, message):
     train(tmp_path)
-    with pytest.raises(SettingsDiffer, match=rf"vision\.pt was made with other settings: {message}\. Use the same"):
+    with pytest.raises(CannotResume, match=rf"vision\.pt was made with other settings: {message}\. Use the same"):
         make_stage(tmp_path, **change)
     assert make_stage(tmp_path).finished  # nothing was lost
     stage = make_stage(tmp_path, restart=True, **change)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..training.checkpoint import errors_of, extra, load_json
+from ..training.checkpoint import errors_of, extra, load_json, verify_checksums
 
 Tensors = Mapping[str, "Tensor | Callable[[], Tensor]"]
 
@@ -63,8 +63,10 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_pickle(path: Path) -> Tensors:
-    # Files of torch before 1.6 are not zip archives and cannot be mapped into memory.
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    # Files of torch before 1.6 are not zip archives: they have no checksums and cannot be mapped into memory.
+    if is_zip := zipfile.is_zipfile(path):
+        verify_checksums(path)
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     for wrapper in ("model_state_dict", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
