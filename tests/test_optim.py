@@ -228,9 +228,10 @@ def test_no_other_way_to_cut_has_less_padding():
 
 
 @pytest.mark.parametrize("make", [torch.optim.AdamW, partial(torch.optim.AdamW, fused=True), optim.Muon])
-@pytest.mark.parametrize("loss, gradient, reason", [(1.0, 1.0, ""), (float("nan"), 1.0, "the loss of text"),
-                                                    (float("inf"), 1.0, "the loss of text"), (1.0, float("nan"), "the gradient"),
-                                                    (1.0, float("inf"), "the gradient")])  # fmt: skip
+@pytest.mark.parametrize("loss, gradient, reason", [
+    (1.0, 1.0, ""), (torch.nan, 1.0, "the loss of text"), (torch.inf, 1.0, "the loss of text"),
+    (1.0, torch.nan, "the gradient"), (1.0, torch.inf, "the gradient"),
+])  # fmt: skip
 def test_an_update_with_a_loss_or_gradient_that_is_not_finite_changes_nothing(make, loss, gradient, reason):
     """Neither the weights nor the optimizer's averages, and no later update."""
     weights = [nn.Parameter(torch.ones(2, 2)) for _ in range(2)]

@@ -105,13 +105,13 @@ def test_options_that_are_not_valid_numbers_are_refused_before_the_model_is_load
 def test_losses_that_are_not_finite_stop_the_training_and_the_last_checkpoint_is_kept(folder):
     """The message names step and dataset. Weights that are not finite are not saved, although the loss before them was."""
     run_command("out", 2)
-    good = Path("out/stages/flamingo.pt").read_bytes()
+    good = load_tensors("out/stages/flamingo.pt")["state"]["trained"]
     loss = minflamingo.Flamingo.loss
     infinite = mock.patch.object(minflamingo.Flamingo, "loss", lambda self, batch: loss(self, batch) * float("nan"))
-    with infinite, pytest.raises(SystemExit, match=r"step 6: the loss of pairs is not finite, 5 times in a row.*lower learning"):
+    with infinite, pytest.raises(SystemExit, match=r"step 6: the loss of pairs is not finite, 5 times.*lower learning rate"):
         run_command("out", 12)
     assert torch.load("out/stages/flamingo-step-6.batch", weights_only=False)["pairs"].ids.shape[0] == 4
-    assert Path("out/stages/flamingo.pt").read_bytes() == good
+    assert equal(load_tensors("out/stages/flamingo.pt")["state"]["trained"], good)  # as after step 1
     with pytest.raises(SystemExit, match=r"after step 0, a weight is not finite|step 1: the loss of pairs is not finite"):
         run_command("wild", 3, "--lr", "1e38", "--warmup", "0")
     assert not Path("wild/model.pt").exists()

@@ -8,7 +8,6 @@
     tensors["model.decoder.embed_tokens.weight"].half()        # reads 77 MB
 """
 
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -63,10 +62,8 @@ def find_checkpoint(path: Path) -> Path:
 
 
 def read_pickle(path: Path) -> Tensors:
-    # Files of torch before 1.6 are not zip archives: they have no checksums and cannot be mapped into memory.
-    if is_zip := zipfile.is_zipfile(path):
-        verify_checksums(path)
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+    # Files of torch before 1.6 are not zip archives and cannot be mapped into memory.
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=verify_checksums(path))
     for wrapper in ("model_state_dict", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]

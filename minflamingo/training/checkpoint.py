@@ -57,19 +57,23 @@ def load_tensors(path: str | Path) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def verify_checksums(path: str | Path) -> None:
+def verify_checksums(path: str | Path) -> bool:
     """torch's files are zip archives with a checksum (CRC32) of each part, which torch writes but does not verify.
 
-    Otherwise one wrong bit would be read as another number. This takes about a second per GB.
+    Otherwise one wrong bit would be read as another number. This takes about a second per GB. Returns False, without any
+    check, for files that are not zip archives, as those of torch before 1.6.
     """
     if not Path(path).is_file() and Path(path).exists():
         raise ValueError("not a regular file")
+    if not zipfile.is_zipfile(path):
+        return False
     with zipfile.ZipFile(path) as archive:
         parts = archive.infolist()
         if any(part.compress_type or part.external_attr & 16 for part in parts):  # 16: a folder, which torch does not read
             raise ValueError("compressed, or with folders, which torch's own files never are")
         if any(part.CRC for part in parts) and (damaged := archive.testzip()):  # torch can leave out all checksums
             raise ValueError(f"the checksum of {damaged} is wrong: the file is damaged")
+    return True
 
 
 @contextmanager
