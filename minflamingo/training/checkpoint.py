@@ -60,8 +60,8 @@ def load_tensors(path: str | Path) -> dict:
 def verify_checksums(path: str | Path) -> bool:
     """torch's files are zip archives with a checksum (CRC32) of each part, which torch writes but does not verify.
 
-    Otherwise one wrong bit would be read as another number. This takes about a second per GB. Returns False, without any
-    check, for files that are not zip archives, as those of torch before 1.6.
+    Otherwise one wrong bit would be read as another number. It takes about a second per GB. Returns False for files without
+    checksums, as those of torch before 1.6.
     """
     if not Path(path).is_file() and Path(path).exists():
         raise ValueError("not a regular file")

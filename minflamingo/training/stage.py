@@ -155,6 +155,7 @@ class Stage:
             self.rows.append({"stage": self.name, "step": step, "skipped": infinite})
             most = max(1, min(5, self.total // 2))
             if self.skipped[-most:] == list(range(step - most + 1, step + 1)):
+                # Each of several processes has another batch.
                 path = self.path.with_name(f"{self.name}-step-{step}{'' if self.writes else f'-{os.getpid()}'}.batch")
                 save_tensors(batch, path)
                 opened = f"The batch is in {path}: torch.load(path, weights_only=False) opens it"
@@ -187,6 +188,5 @@ class Stage:
                     if parent is not None and not parent.is_alive():
                         raise SystemExit(f"{self.name}: the process that started this stage has ended")
         if self.writes and self.skipped:
-            steps = ", ".join(map(str, self.skipped[:10]))
-            print(f"{self.name}: {len(self.skipped)} of {self.total} updates were skipped, because a loss or gradient was not "
-                  f"finite: steps {steps}{', ...' if len(self.skipped) > 10 else ''}", file=sys.stderr)  # fmt: skip
+            what = f"{len(self.skipped)} updates were skipped, because a loss or gradient was not finite"
+            print(f"{self.name}: {what}; the first in step {self.skipped[0]}", file=sys.stderr)
