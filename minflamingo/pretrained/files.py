@@ -8,6 +8,7 @@
     tensors["model.decoder.embed_tokens.weight"].half()        # reads 77 MB
 """
 
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def open_tensors(path: str | Path) -> Tensors:
         return tensors
     with errors_of(path):
         if path.suffix == ".safetensors":
-            return extra("safetensors.torch").load_file(path)
+            return read_safetensors(path)
         return read_gguf(path)[0] if path.suffix == ".gguf" else read_pickle(path)
 
 
@@ -70,6 +71,23 @@ def read_pickle(path: Path) -> Tensors:
     if not isinstance(state, dict):
         raise ValueError(f"expected a dict of tensors, found {type(state).__name__}")
     return state
+
+
+def read_safetensors(path: Path) -> Tensors:
+    tensors = extra("safetensors.torch").load_file(path)
+    with extra("safetensors").safe_open(path, "pt") as file:  # the format has no checksum, but `Pipeline.save` adds one
+        expected = (file.metadata() or {}).get("crc32")
+    if expected not in (None, checksum(tensors)):
+        raise ValueError("the checksum is wrong: the file is damaged")
+    return tensors
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC32 of all values, in the order of the names."""
+    crc = 0
+    for _, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(tensor.cpu().flatten().view(torch.uint8).numpy(), crc)
+    return str(crc)
 
 
 def read_gguf(path: Path) -> tuple[Tensors, dict]:
