@@ -44,7 +44,7 @@ from minflamingo.training import optim
 from minflamingo.training.batching import micro_batches
 from minflamingo.training.checkpoint import print_any_character, save_json, write_atomically
 from minflamingo.training.parallel import run_in_parallel, worker_threads
-from minflamingo.training.stage import SettingsDiffer, Stage
+from minflamingo.training.stage import CannotResume, Diverged, Stage
 
 TOKENIZER = toy_tokenizer()
 
@@ -136,7 +136,7 @@ def train_vision_encoder(run: Run, *, line: int | None = None) -> Stage:
         loss, right = model(pixels.to(memory_format=torch.channels_last), captions.to(run.device))
         optimizer.zero_grad()
         loss.backward()
-        optim.clip_gradients(model.parameters(), {"images and captions": loss}, step)
+        stage.skip_if(optim.clip_gradients(model.parameters(), {"images and captions": loss}), step, (pixels, captions))
         optim.set_learning_rate(optimizer, optim.learning_rate_factor(step, 50, recipe.vision_steps, cooldown=0.5))
         optimizer.step()
         if step % 10 == 0:
@@ -176,7 +176,7 @@ def train_language_model(run: Run, *, line: int | None = None) -> Stage:
         loss = lm.loss(ids.to(run.device), labels.to(run.device))
         optimizer.zero_grad()
         loss.backward()
-        optim.clip_gradients(lm.parameters(), {"text": loss}, step)
+        stage.skip_if(optim.clip_gradients(lm.parameters(), {"text": loss}), step, (ids, labels))
         optim.set_learning_rate(optimizer, optim.learning_rate_factor(step, 30, recipe.language_steps, cooldown=0.3))
         optimizer.step()
         if step % 10 == 0 and (step < recipe.language_practice_steps or not practice):
@@ -221,7 +221,7 @@ def train_flamingo(run: Run, vision: ViT, lm: LM) -> tuple[Stage, Flamingo]:
             parameters,
             threads,
         )
-        optim.clip_gradients(parameters, {parts[i][0]: loss for i, loss in losses.items()}, step)
+        stage.skip_if(optim.clip_gradients(parameters, {parts[i][0]: loss for i, loss in losses.items()}), step, parts)
         optim.set_learning_rate(optimizer, optim.learning_rate_factor(step, 50, recipe.flamingo_steps, cooldown=0.4))
         optimizer.step()
         if step % 10 == 0:
@@ -314,7 +314,7 @@ def main(arguments: list[str] | None = None) -> dict:
             shutil.rmtree(run.out / "stages", ignore_errors=True)
         run.out.mkdir(parents=True, exist_ok=True)
         results = train_and_evaluate(run)
-    except (SettingsDiffer, optim.Diverged) as error:
+    except (CannotResume, Diverged) as error:
         raise SystemExit(f"{error}\nStart again with --fresh, or choose another folder with --out.") from None
     except OSError as error:
         raise SystemExit(f"cannot write to {run.out}: {error}. Choose another folder with --out.") from None

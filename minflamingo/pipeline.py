@@ -26,7 +26,7 @@ from .data.options import BEAMS, COUNT, FEW, SEED, Number, check, known_device
 from .data.sample import EOC, Sample, collate, input_only
 from .flamingo import Batch, Cache, Flamingo
 from .generate import beam_search, generate, prefill, score_answers
-from .pretrained.files import open_tensors
+from .pretrained.files import checksum, open_tensors
 from .pretrained.loading import REPOSITORIES, load_published
 from .pretrained.tables import fill
 from .tokenizer import Tokenizer, ToyTokenizer
@@ -165,7 +165,8 @@ class Pipeline:
         if safetensors:
             # This format stores a tensor that has two names (a tied output layer) only once.
             unique = {tensor.data_ptr(): (name, tensor.contiguous()) for name, tensor in reversed(state.items())}
-            write_atomically(path, lambda temporary: extra("safetensors.torch").save_file(dict(unique.values()), temporary))
+            tensors, save_file = dict(unique.values()), extra("safetensors.torch").save_file
+            write_atomically(path, lambda temporary: save_file(tensors, temporary, {"crc32": checksum(tensors)}))
         else:
             save_tensors(state, path)
         for name in set(WEIGHTS) - {path.name}:  # weights of an earlier save to the same folder

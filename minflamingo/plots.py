@@ -9,6 +9,7 @@ They use `Figure` instead of pyplot: they need no display and change no global s
 
 import math
 import textwrap
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
+
+from .data.readers import write_atomically
 
 INK, GREY, PALE, PINK = "#1f2733", "#5b6676", "#d0d5dd", "#c2255c"
 LIGHT_PINK, LIGHT_GREEN = "#fbc4d4", "#cfeedd"
@@ -47,10 +50,10 @@ def panels(n: int, title: str, note: str = "", *, columns: int = 5, size: tuple[
 def save(figure: Figure, path: str | Path) -> Path:
     """Write a PNG with 256 colours: a quarter of the size."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, format="png")
-    with Image.open(path) as image:  # the default method of `quantize` loses rare colours
+    figure.savefig(content := BytesIO(), format="png")
+    with Image.open(content) as image:  # the default method of `quantize` loses rare colours
         small = image.convert("RGB").quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2)
-    small.save(path, format="PNG", optimize=True)
+    write_atomically(path, lambda temporary: small.save(temporary, format="PNG", optimize=True))
     return Path(path)
 
 

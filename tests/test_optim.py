@@ -1,12 +1,14 @@
 """AdamW as in the paper and Muon: which weights decay, the learning rate, one update from several datasets, micro-batches."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
 import torch
-from conftest import EOC, LETTERS, batch_of, close, image, preprocess, random, tiny_flamingo, tiny_lm
+from conftest import EOC, LETTERS, batch_of, close, equal, image, preprocess, random, tiny_flamingo, tiny_lm
 from torch import nn
 
 from minflamingo.data.sample import NoLoss, Sample, collate
@@ -223,3 +225,25 @@ def test_no_other_way_to_cut_has_less_padding():
         ways = [cuts for cuts in ways if max(b - a for a, b in pairwise(cuts)) <= most]
         found = least_padding(lengths, parts, most)
         assert found in ways and size(lengths, found) == min(size(lengths, cuts) for cuts in ways)
+
+
+@pytest.mark.parametrize("make", [torch.optim.AdamW, partial(torch.optim.AdamW, fused=True), optim.Muon])
+@pytest.mark.parametrize("loss, gradient, reason", [
+    (1.0, 1.0, ""), (torch.nan, 1.0, "the loss of text"), (torch.inf, 1.0, "the loss of text"),
+    (1.0, torch.nan, "the gradient"), (1.0, torch.inf, "the gradient"),
+])  # fmt: skip
+def test_an_update_with_a_loss_or_gradient_that_is_not_finite_changes_nothing(make, loss, gradient, reason):
+    """Neither the weights nor the optimizer's averages, and no later update."""
+    weights = [nn.Parameter(torch.ones(2, 2)) for _ in range(2)]
+    optimizer = make([{"params": [p], "hidden": i == 0, "lr": 0.1} for i, p in enumerate(weights)])
+    for values in ((1.0, 3.0), (loss, gradient)):
+        before = [p.detach().clone() for p in weights], copy.deepcopy(optimizer.state_dict())
+        for p in weights:
+            p.grad = torch.full_like(p, 3.0)
+        weights[1].grad[0, 0] = values[1]
+        losses = {"pairs": torch.tensor(2.0), "text": torch.tensor(values[0])}
+        found = optim.clip_gradients((p for p in weights), losses)
+        norm = None if found else torch.cat([p.grad.flatten() for p in weights]).norm().item()
+        optimizer.step()
+    assert found == reason and (norm is None or abs(norm - 1) < 1e-4)
+    assert equal((weights, optimizer.state_dict()), before) == (reason != "")

@@ -218,8 +218,8 @@ def test_loading_runs_no_code(folder, tmp_path):
 def test_a_save_that_fails_keeps_the_earlier_model(folder, flamingo, monkeypatch):
     before = {p.name: p.read_bytes() for p in folder.iterdir()}
 
-    def half(content, path):
-        path.write_bytes(b"half")
+    def half(content, file):
+        file.write(b"half")
         raise OSError("disk full")
 
     monkeypatch.setattr(torch, "save", half)

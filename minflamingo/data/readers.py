@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -132,15 +133,35 @@ def _to_json(piece: object, folder: Path, where: str) -> dict:
     return {"image": names[0]} if len(names) == 1 else {"video": names}
 
 
-def write_atomically(path: str | Path, write: Callable[[Path], object]) -> None:
+def write_atomically(path: str | Path, write: Callable[[Path], object], previous: Path | None = None) -> None:
     """Call `write(temporary path)` and rename the result to `path`. After a failure nothing is left behind.
 
-    So a reader finds the old file or the complete new one, never half of one.
+    So a reader finds the old file or the complete new one, never half of one. With `previous`, the old file gets this name.
+    Raises OSError, with the path: the disk is full, or another reason of the system.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         write(temporary)
+        if previous is not None and path.exists():
+            os.replace(path, previous)
         os.replace(temporary, path)
+    except Exception as error:
+        # torch hides the system's error in the context of a RuntimeError, safetensors in the text of its own
+        cause = OSError(str(error)) if "(os error " in str(error) else error.__context__
+        cause = error if isinstance(error, OSError) else cause
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, f"cannot write: {cause.strerror or cause}", str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files of `write_atomically` whose process was killed. A process that lives keeps its file."""
+    for path in folder.glob(".*.partial") if os.name == "posix" else ():
+        with suppress(ValueError, OverflowError, OSError):  # a file with another name, or of another user
+            try:
+                os.kill(int(path.stem.rpartition(".")[2]), 0)  # signal 0 does nothing: it asks whether the process exists
+            except ProcessLookupError:
+                path.unlink()

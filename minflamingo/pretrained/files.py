@@ -9,7 +9,7 @@
 """
 
 import re
-import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..data.files import open_file
-from ..training.checkpoint import errors_of, extra, load_json
+from ..training.checkpoint import errors_of, extra, load_json, verify_checksums
 
 Tensors = Mapping[str, "Tensor | Callable[[], Tensor]"]
 PART = r"[^/\\:]+\.(safetensors|bin|pt)"  # of a checkpoint in several files
@@ -55,7 +55,7 @@ def read_tensors(path: Path) -> Tensors:
     open_file(path).close()  # an error if it is a folder or a pipe
     with errors_of(path):
         if path.suffix == ".safetensors":
-            return extra("safetensors.torch").load_file(path)
+            return read_safetensors(path)
         return read_gguf(path)[0] if path.suffix == ".gguf" else read_pickle(path)
 
 
@@ -75,7 +75,7 @@ def find_checkpoint(path: Path) -> Path:
 
 def read_pickle(path: Path) -> Tensors:
     # Files of torch before 1.6 are not zip archives and cannot be mapped into memory.
-    state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    state = torch.load(path, map_location="cpu", weights_only=True, mmap=verify_checksums(path))
     for wrapper in ("model_state_dict", "state_dict"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -87,6 +87,23 @@ def as_tensors(state: object, where: str = "the content") -> Tensors:
     if not isinstance(state, Mapping) or not all(isinstance(name, str) for name in state):
         raise ValueError(f"{where} is not a dict of names and tensors, but {state!r:.100}")
     return state
+
+
+def read_safetensors(path: Path) -> Tensors:
+    tensors = extra("safetensors.torch").load_file(path)
+    with extra("safetensors").safe_open(path, "pt") as file:  # the format has no checksum, but `Pipeline.save` adds one
+        expected = (file.metadata() or {}).get("crc32")
+    if expected not in (None, checksum(tensors)):
+        raise ValueError("the checksum is wrong: the file is damaged")
+    return tensors
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """CRC32 of all values, in the order of the names."""
+    crc = 0
+    for _, tensor in sorted(tensors.items()):
+        crc = zlib.crc32(tensor.cpu().flatten().view(torch.uint8).numpy(), crc)
+    return str(crc)
 
 
 def read_gguf(path: Path) -> tuple[Tensors, dict]:

@@ -90,7 +90,7 @@ def run_row(args: argparse.Namespace, pipeline: Pipeline, seed: int, name: str, 
         batches = {kind: collate(samples[kind], pipeline.tokenizer).to(args.device) for kind in used}
         losses = {kind: partial(flamingo.loss, batch) for kind, batch in batches.items()}
         losses = optim.accumulate_gradients(losses, recipe.LAMBDAS, parameters, threads)
-        optim.clip_gradients(parameters, losses, update)
+        stage.skip_if(optim.clip_gradients(parameters, losses), update, batches)
         # The shape of train_tiny.py's schedule: a short warm-up, and a linear fall during the last 40% of the updates.
         optim.set_learning_rate(optimizer, optim.learning_rate_factor(update, total // 20, total, cooldown=0.4))
         optimizer.step()

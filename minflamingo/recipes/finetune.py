@@ -41,7 +41,7 @@ from ..plots import plot_grid
 from ..training import optim
 from ..training.batching import micro_batches
 from ..training.checkpoint import save_json
-from ..training.stage import Stage
+from ..training.stage import Diverged, Stage
 from ..vision import ViT
 from .benchmarks import add_task_options, load_tasks, score_text, shots_option, text_table
 
@@ -141,7 +141,7 @@ def train(
             shares = {i: share for i, (share, _) in enumerate(parts)}
             losses = {i: partial(loss_of, batch) for i, (_, batch) in enumerate(parts)}
             losses = optim.accumulate_gradients(losses, shares, list(trained.values()))
-            optim.clip_gradients(trained.values(), {task.name: sum(losses.values())}, step)
+            stage.skip_if(optim.clip_gradients(trained.values(), {task.name: sum(losses.values())}), step, parts)
             # Warm-up in the first tenth: AdamW's averages are inaccurate in the first steps.
             warmup = optim.learning_rate_factor(step, round(0.1 * h.steps))
             optim.set_learning_rate(optimizer, warmup * SCHEDULES[h.schedule](step / h.steps))
@@ -268,7 +268,7 @@ def finetune(pipeline: Pipeline, task: Task, settings: list[Hyperparameters], ar
         name = "-".join(map(str, (task.name, *asdict(h).values())))
         try:
             grid.append({"hyperparameters": asdict(h), **train_and_evaluate(pipeline, part, h, args, name=name)})
-        except optim.Diverged as error:  # the learning rate is too high, which the search is to find out
+        except Diverged as error:  # the learning rate is too high, which the search is to find out
             print(f"{name} is left out: {error}")
     if not grid:
         raise ValueError(f"{task.name}: all settings were left out (see above); try a lower --lr")

@@ -121,11 +121,11 @@ def train(
                 losses = {name: partial(loss_of, batch) for name, batch in batches.items()}
                 losses = optim.accumulate_gradients(losses, mixture.weights, parameters)
                 processes.average(parameter.grad for parameter in parameters)
-                optim.clip_gradients(parameters, losses, step)
+                processes.average(losses.values())  # so that all processes skip the same steps
+                stage.skip_if(optim.clip_gradients(parameters, losses), step, batches)
                 optim.set_learning_rate(optimizer, optim.learning_rate_factor(step, config.warmup))
                 optimizer.step()
                 if step % 10 == 0:
-                    processes.average(losses.values())
                     total = sum(mixture.weights[name] * loss for name, loss in losses.items())
                     stage.log(step, loss=total, **{f"loss_{name}": loss for name, loss in losses.items()})
             with torch.no_grad():  # one more batch of each dataset

@@ -6,6 +6,7 @@ Weights are read with `weights_only=True`: a pickle that would run code is refus
 import importlib
 import json
 import sys
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,15 +41,40 @@ def load_json(path: str | Path) -> dict:
     return content
 
 
-def save_tensors(content: dict, path: str | Path) -> None:
-    """Tensors, numbers, strings, and lists and dicts of these."""
-    write_atomically(path, lambda temporary: torch.save(content, temporary))
+def save_tensors(content: dict, path: str | Path, previous: Path | None = None) -> None:
+    """Tensors, numbers, strings, and lists and dicts of these. With `previous`, the old file gets this name."""
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # from a path alone, torch would not say that the disk is full
+            torch.save(content, file)
+
+    write_atomically(path, write, previous)
 
 
 def load_tensors(path: str | Path) -> dict:
     """What `save_tensors` wrote, on the CPU. Raises ValueError, with the path, for any other file."""
     with errors_of(path):
+        verify_checksums(path)
         return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def verify_checksums(path: str | Path) -> bool:
+    """torch's files are zip archives with a checksum (CRC32) of each part, which torch writes but does not verify.
+
+    Otherwise one wrong bit would be read as another number. It takes about a second per GB. Returns False for files without
+    checksums, as those of torch before 1.6.
+    """
+    if not Path(path).is_file() and Path(path).exists():
+        raise ValueError("not a regular file")
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        parts = archive.infolist()
+        if any(part.compress_type or part.external_attr & 16 for part in parts):  # 16: a folder, which torch does not read
+            raise ValueError("compressed, or with folders, which torch's own files never are")
+        if any(part.CRC for part in parts) and (damaged := archive.testzip()):  # torch can leave out all checksums
+            raise ValueError(f"the checksum of {damaged} is wrong: the file is damaged")
+    return True
 
 
 @contextmanager
@@ -56,7 +82,7 @@ def errors_of(path: str | Path, kind: str = "checkpoint (truncated, another form
     """Libraries raise many types for a damaged file. Inside, each becomes a ValueError with the path and the reason."""
     try:
         yield
-    except (ImportError, FileNotFoundError):
+    except (ImportError, FileNotFoundError, PermissionError, MemoryError):  # not a fault of the file
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}".split("\n")[0][:200]

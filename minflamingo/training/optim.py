@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..flamingo import Flamingo
+from .stage import ADVICE, Diverged
 
 # Weight decay pulls weights towards zero. It must not close the gates (OpenFlamingo decays them) nor shrink norms, biases and
 # embeddings. The paper's appendix also leaves out the resampler.
@@ -119,19 +120,20 @@ def accumulate_gradients(
     return dict(zip(losses, values))
 
 
-ADVICE = "The last checkpoint is kept. Start again in another folder, with a lower learning rate or a longer warm-up"
+def clip_gradients(parameters: Iterable[nn.Parameter], losses: Mapping[object, Tensor]) -> str:
+    """Scale the gradients down to a norm of 1, if it is larger (as in the paper).
 
-
-class Diverged(ValueError):
-    """A loss, a gradient or a weight is NaN or infinite."""
-
-
-def clip_gradients(parameters: Iterable[nn.Parameter], losses: Mapping[object, Tensor], step: int) -> None:
-    """Scale the gradients down to a norm of 1, if it is larger (as in the paper). Raises Diverged before an update with NaN."""
+    If a loss or the gradient is NaN or infinite, this returns its name, for `Stage.skip_if`, and removes all gradients. An
+    optimizer leaves out weights without a gradient, so its step changes nothing. Otherwise returns "".
+    """
+    parameters = list(parameters)
     norm = nn.utils.clip_grad_norm_(parameters, 1.0)
-    if not (norm + sum(losses.values())).isfinite():
-        infinite = [f"the loss of {name}" for name, loss in losses.items() if not loss.isfinite()] or ["the gradient"]
-        raise Diverged(f"step {step}: {' and '.join(infinite)} is not finite. {ADVICE}")
+    if (norm + sum(losses.values())).isfinite():
+        return ""
+    for parameter in parameters:
+        parameter.grad = None
+    infinite = dict.fromkeys(f"the loss of {name}" for name, loss in losses.items() if not loss.isfinite())
+    return " and ".join(infinite) or "the gradient"
 
 
 def check_final_loss(name: str, first: float, last: float, vocab_size: int) -> None:

@@ -7,7 +7,8 @@
         stage.log(step, loss=loss)
 
 State and rows are written to `folder/vision.pt` every few seconds. A run that was killed and resumed takes the same steps with
-the same data as a run that was never stopped, and ends with the same weights, bit for bit on the same machine.
+the same data as a run that was never stopped, and ends with the same weights, bit for bit on the same machine. The checkpoint
+before the last one is kept as `vision.pt.previous`. It is used if the last one is damaged or missing.
 
 Ctrl-C and SIGTERM end the loop after the current step, with a checkpoint: `steps` raises KeyboardInterrupt. A second Ctrl-C
 ends it at once. Weights that are not finite are not written.
@@ -15,6 +16,7 @@ ends it at once. Weights that are not finite are not written.
 
 import json
 import multiprocessing
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,13 +26,20 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from .checkpoint import load_tensors, save_tensors
-from .optim import ADVICE, Diverged
+from ..data.readers import remove_leftovers
+from .checkpoint import errors_of, load_tensors, save_tensors
 from .parallel import handle_stop_signals
 
+SAVED = ("settings", "step", "seconds", "rows", "result")
+ADVICE = "The last checkpoint is kept. Start again in another folder, with a lower learning rate or a longer warm-up"
 
-class SettingsDiffer(ValueError):
-    """The checkpoint belongs to a run with other settings."""
+
+class CannotResume(ValueError):
+    """The checkpoint is damaged, or belongs to a run with other settings."""
+
+
+class Diverged(ValueError):
+    """Losses, gradients or weights are NaN or infinite."""
 
 
 class Stage:
@@ -40,7 +49,7 @@ class Stage:
         name: the file is `folder/name.pt`.
         total: number of steps, or of queries.
         state: objects with `state_dict` and `load_state_dict`: modules, optimizers, data.
-        settings: JSON values that must be the same to resume. If not: SettingsDiffer, or a new start with `restart`.
+        settings: JSON values that must be the same to resume. If not: CannotResume, or a new start with `restart`.
         save_every: seconds between checkpoints: the most that a kill can lose.
         writes: False for all but one of several processes that take the same steps. These only read.
         extendable: a resumed run may have another `total`, not below the steps that are done. No step may depend on it.
@@ -56,38 +65,70 @@ class Stage:
         self.settings = json.loads(json.dumps({"total": total, **(settings or {})}))  # as they are read: lists, not tuples
         self.save_every, self.writes, self.extendable, self.agree = save_every, writes, extendable, agree
         self.step, self.seconds, self.rows, self.result = 0, 0.0, [], None
+        self.previous, self.restart = self.path.with_name(f"{self.path.name}.previous"), restart
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.exists():
-            self._resume(load_tensors(self.path), restart)
+        if writes:
+            remove_leftovers(self.path.parent)
+        if saved := self._read():
+            self._resume(saved)
 
-    def _resume(self, saved: dict, restart: bool) -> None:
+    def _read(self) -> dict | None:
+        """The last checkpoint, or the one before it if the last one is damaged or missing. None: a new start."""
+        paths = [path for path in (self.path, self.previous) if path.exists()]
+        problems = [f"{self.path}: the file is missing"] if paths == [self.previous] else []
+        for path in paths:
+            try:
+                saved = load_tensors(path)
+                if not isinstance(saved, dict) or {*SAVED, "state"} - saved.keys():
+                    raise ValueError(f"{path}: not a checkpoint of a training stage")
+            except (ValueError, FileNotFoundError) as error:
+                problems.append(str(error))
+                continue
+            if problems:
+                print(f"{problems[0]}. The checkpoint before it is used, from step {saved['step']}.", file=sys.stderr)
+                if self.writes:
+                    self.path.unlink(missing_ok=True)  # otherwise the next `save` would keep it and lose the good one
+            return saved
+        if problems:
+            self._start_again("; ".join(problems) + ".", f"No checkpoint is left. To start again, remove {self.path}*")
+        return None
+
+    def _start_again(self, reason: str, advice: str) -> None:
+        if not self.restart:
+            raise CannotResume(f"{reason} {advice}")
+        print(f"{reason} Starting again.", file=sys.stderr)
+
+    def _resume(self, saved: dict) -> None:
         old, new = saved["settings"], self.settings
         if self.extendable and saved["step"] <= self.total:
             old = {**old, "total": self.total}
         if old != new:
             different = [f"{k} {old.get(k)!r}, now {new.get(k)!r}" for k in sorted({*old, *new}) if old.get(k) != new.get(k)]
             message = f"{self.path} was made with other settings: {'; '.join(different)}."
-            if not restart:
-                raise SettingsDiffer(f"{message} Use the same settings, or another folder.")
-            print(f"{message} Starting again.", file=sys.stderr)
-            return
+            return self._start_again(message, "Use the same settings, or another folder.")
         self.step, self.seconds, self.rows, self.result = (saved[key] for key in ("step", "seconds", "rows", "result"))
         for key, item in self.state.items() if self.result is None else ():
-            item.load_state_dict(saved["state"][key])
+            with errors_of(self.path, "checkpoint of this model and data"):
+                item.load_state_dict(saved["state"][key])
+        self._check_weights()
+
+    def _check_weights(self) -> None:
+        modules = [item for item in self.state.values() if isinstance(item, nn.Module)]
+        if not all(parameter.isfinite().all() for module in modules for parameter in module.parameters()):
+            raise Diverged(f"{self.name}: after step {self.step - 1}, a weight is not finite. {ADVICE}")
 
     def save(self) -> None:
         if self.writes:
-            content = {key: getattr(self, key) for key in ("settings", "step", "seconds", "rows", "result")}
+            self._check_weights()
+            content = {key: getattr(self, key) for key in SAVED}
             content["state"] = {key: item.state_dict() for key, item in self.state.items()}
-            modules = [item for item in self.state.values() if isinstance(item, nn.Module)]
-            if not all(parameter.isfinite().all() for module in modules for parameter in module.parameters()):
-                raise Diverged(f"{self.name}: after step {self.step - 1}, a weight is not finite. {ADVICE}")
-            save_tensors(content, self.path)
+            save_tensors(content, self.path, self.previous)
 
     def finish(self, result: object) -> object:
         """Save a JSON-able result, and drop the state from the file. A later stage with these settings has `result` at once."""
         self.result, self.step, self.state = json.loads(json.dumps(result)), self.total, {}
         self.save()
+        self.save()  # twice, because the checkpoint before the last one has the state too
         return self.result
 
     @property
@@ -96,7 +137,29 @@ class Stage:
 
     def log(self, step: int, **values: torch.Tensor) -> None:
         """Append a row for metrics.csv. It waits for the GPU, so a training with short steps calls it in a few of them."""
-        self.rows.append({"stage": self.name, "step": step, **{key: round(value.item(), 5) for key, value in values.items()}})
+        if step not in self.skipped[-1:]:
+            numbers = {key: round(value.item(), 5) for key, value in values.items()}
+            self.rows.append({"stage": self.name, "step": step, **numbers})
+
+    @property
+    def skipped(self) -> list[int]:
+        """The steps without an update, because a loss or the gradient was not finite."""
+        return [row["step"] for row in self.rows if "skipped" in row]
+
+    def skip_if(self, infinite: str, step: int, batch: object) -> None:
+        """If something is not finite (from `clip_gradients`), count this step in a row with "skipped".
+
+        After five such steps in a row (fewer in a short training) the batch is saved, and this raises Diverged.
+        """
+        if infinite:
+            self.rows.append({"stage": self.name, "step": step, "skipped": infinite})
+            most = max(1, min(5, self.total // 2))
+            if self.skipped[-most:] == list(range(step - most + 1, step + 1)):
+                # Each of several processes has another batch.
+                path = self.path.with_name(f"{self.name}-step-{step}{'' if self.writes else f'-{os.getpid()}'}.batch")
+                save_tensors(batch, path)
+                opened = f"The batch is in {path}: torch.load(path, weights_only=False) opens it"
+                raise Diverged(f"{self.name}, step {step}: {infinite} is not finite, {most} times in a row. {ADVICE}. {opened}")
 
     def steps(self, by: int = 1, *, line: int | None = None) -> Iterator[int]:
         """The first number of each group of `by` steps that remain. A step counts when the loop asks for the next one.
@@ -124,3 +187,6 @@ class Stage:
                         raise KeyboardInterrupt(f"{self.name}: stopped after step {self.step - 1}")
                     if parent is not None and not parent.is_alive():
                         raise SystemExit(f"{self.name}: the process that started this stage has ended")
+        if self.writes and self.skipped:
+            what = f"{len(self.skipped)} updates were skipped, because a loss or gradient was not finite"
+            print(f"{self.name}: {what}; the first in step {self.skipped[0]}", file=sys.stderr)

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from . import problems
 
-AREAS = ("images", "records", "prompts", "configs", "weights", "options")
+AREAS = ("images", "records", "prompts", "configs", "weights", "options", "checkpoints")
 
 if __name__ == "__main__":
     torch.set_num_threads(1)  # threads do not survive a fork

@@ -651,7 +651,12 @@ MUTANTS = [
            "text without loss is read as text with loss"),
     Mutant("jsonl-files-outside-folder", READERS, "if not path.is_relative_to(folder):", "if not path.exists():",
            "a dataset can read any file of the computer"),
-    Mutant("write-in-place", READERS, "        write(temporary)\n        os.replace(temporary, path)", "        write(path)",
+    Mutant("write-in-place", READERS, """\
+        write(temporary)
+        if previous is not None and path.exists():
+            os.replace(path, previous)
+        os.replace(temporary, path)
+""", "        write(path)\n",
            "an interrupted write leaves half a file"),
     # ------------------------------------------------------------------- data/records.py, data/shards.py, data/mixture.py
     Mutant("document-images-in-list-order", RECORDS, """\
