@@ -16,7 +16,6 @@ import os
 import platform
 import random
 import shutil
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +23,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.optim import AdamW
-from tqdm import tqdm
 
 import minflamingo
 from data_toy.contrastive_data import contrastive_batch
@@ -41,8 +39,8 @@ from minflamingo.data.sample import pack
 from minflamingo.evaluation.fewshot import accuracy, count_shots, predict
 from minflamingo.training import optim
 from minflamingo.training.batching import micro_batches
-from minflamingo.training.checkpoint import print_any_character, save_json, write_atomically
-from minflamingo.training.parallel import run_in_parallel, worker_threads
+from minflamingo.training.checkpoint import ProgressBar, flush_output, print_any_character, save_json, write_atomically
+from minflamingo.training.parallel import lock_folder, run_in_parallel, worker_threads
 from minflamingo.training.stage import SettingsDiffer, Stage
 
 TOKENIZER = toy_tokenizer()
@@ -248,7 +246,7 @@ def evaluate(run: Run, flamingo: Flamingo) -> dict[str, dict]:
         # The longest prompts first, so that no thread waits long at the end.
         cells = sorted(((task, shots) for task in TASKS for shots in TASKS[task].shots), key=lambda cell: -count_shots(cell[1]))
         answers = threads.map(lambda cell: predict(flamingo, TOKENIZER, cases[cell[0]], cell[1]), cells)
-        found = dict(tqdm(zip(cells, answers), total=len(cells), desc="evaluation", file=sys.stderr, dynamic_ncols=True))
+        found = dict(ProgressBar(zip(cells, answers), total=len(cells), desc="evaluation"))
     for task in TASKS:
         for shots in TASKS[task].shots:
             for name, right in correct(task, found[task, shots], cases[task]).items():
@@ -273,7 +271,7 @@ def train_and_evaluate(run: Run) -> dict:
     """All stages. Returns what results.json holds."""
     # On a CPU, two processes with half of the cores each are faster than one with all. The vision encoder and the LM do not
     # depend on each other. Afterwards both stages are finished, and the two calls below only read the results.
-    in_parallel = run.device == "cpu" and run.size != "quick" and (os.cpu_count() or 1) > 1
+    in_parallel = run.device == "cpu" and (os.cpu_count() or 1) > 1
     if in_parallel:
         run_in_parallel([train_vision_encoder, train_language_model], run)
     vision, language = train_vision_encoder(run), train_language_model(run)
@@ -309,12 +307,14 @@ def main(arguments: list[str] | None = None) -> dict:
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     run = Run(size, args.seed, args.device or best, args.out or Path("runs") / size)
     try:
-        if args.fresh:
-            shutil.rmtree(run.out / "stages", ignore_errors=True)
-        run.out.mkdir(parents=True, exist_ok=True)
-        results = train_and_evaluate(run)
+        with lock_folder(run.out):
+            if args.fresh:
+                shutil.rmtree(run.out / "stages", ignore_errors=True)
+            results = train_and_evaluate(run)
     except (SettingsDiffer, optim.Diverged) as error:
         raise SystemExit(f"{error}\nStart again with --fresh, or choose another folder with --out.") from None
+    except (BlockingIOError, ChildProcessError) as error:  # another run, or a process that was killed
+        raise SystemExit(f"{error}") from None
     except OSError as error:
         raise SystemExit(f"cannot write to {run.out}: {error}. Choose another folder with --out.") from None
 
@@ -328,3 +328,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         raise SystemExit("\nstopped; the same command resumes here") from None
+    except BrokenPipeError:  # `| head` has read enough
+        raise SystemExit(1) from None
+    finally:
+        flush_output()

@@ -11,6 +11,7 @@
 import argparse
 import os
 import re
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from . import EOC, Pipeline, load
 from .data.images import IMAGES, OTHER_IMAGES, read_image
 from .data.videos import VIDEOS, by_number, read_video
 from .recipes import ablate, bench, benchmarks, finetune, train
-from .training.checkpoint import errors_of, print_any_character
+from .training.checkpoint import errors_of, flush_output, print_any_character
+from .training.parallel import lock_folder
 
 MEDIA = (*IMAGES, *OTHER_IMAGES, *VIDEOS)
 OTHER_FILES = (".txt", ".md", ".json", ".jsonl", ".csv", ".html", ".tar", ".zip", ".mp3", ".wav", ".npy", ".pt")
@@ -125,18 +127,29 @@ def main(arguments: list[str] | None = None) -> None:
         recipe.add_parser(commands, add_model_options)
     args = parser.parse_args(arguments)
 
-    def load_model() -> Pipeline:
+    def load_model() -> Pipeline:  # called when the options are checked; of several processes of a run, one locks
+        if hasattr(args, "out") and os.environ.get("RANK", "0") == "0":
+            resources.enter_context(lock_folder(args.out))
         parts = {"vision": args.vision, "language": args.language, "flamingo": args.flamingo}
         return load(args.model, device=args.device, dtype=args.dtype and getattr(torch, args.dtype), **parts)
 
     run = complete if args.command == "complete" else recipes[args.command].run
     try:
-        run(args, load_model)
+        with ExitStack() as resources:
+            run(args, load_model)
+    except BrokenPipeError:  # `| head` has read enough
+        raise SystemExit(1) from None
     except (ValueError, TypeError, OSError, ImportError) as error:
         raise SystemExit(f"{error}") from None
     except KeyboardInterrupt:
         resumes = args.command not in ("complete", "bench")
         raise SystemExit("\nstopped" + ("; the same command resumes here" if resumes else "")) from None
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise SystemExit("a process that reads the data was killed; the same command resumes") from None
+    finally:
+        flush_output()
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ The most similar example is the last one in the prompt, directly before the quer
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
-from tqdm import tqdm
 
+from ..training.checkpoint import ProgressBar
 from .features import FeatureCache
 from .task import Example, Task
 
@@ -39,7 +39,7 @@ def support_features(cache: FeatureCache, task: Task) -> tuple[list[Example], Te
     """The support examples that can be opened, and their pooled features (n, D). Computed once; the cache stores them."""
     if cache.rices is None or cache.rices[0] is not task.support:
         usable, rows, n = [], [], len(task.support)
-        for example in tqdm(task.support, desc="RICES: encoding", disable=n < 2000, leave=False):
+        for example in ProgressBar(task.support, desc="RICES: encoding", disable=n < 2000, leave=False):
             if (features := cache.get(example)) is not None:
                 usable.append(example)
                 rows.append(pool_features(features))

@@ -30,7 +30,7 @@ from .. import FlamingoConfig, LMConfig, ResamplerConfig, VisionConfig, fast
 from ..flamingo import Batch, Cache, Flamingo
 from ..generate import generate, prefill
 from ..plots import plot_bench
-from ..training.checkpoint import save_json
+from ..training.checkpoint import ProgressBar, save_json
 
 SHOTS, SHOT_TOKENS, NEW_TOKENS = (0, 4, 8, 16, 32), 16, 32  # a shot is one image and 16 tokens
 PARTS = ("prompts", "steps", "queries")
@@ -211,7 +211,7 @@ def run(args: argparse.Namespace, load: Callable | None = None) -> None:
         peer = Peer(args.against, args.python, size, Path(folder)) if args.against else None
         bench = Bench(size, args.device, args.rounds, peer)
         print(f"{'':58}{'fast':>12}{'plain':>12}{'peer':>12}{'plain/fast':>12}{'peer/fast':>12}")
-        for part in tqdm(args.parts, desc="bench", dynamic_ncols=True):
+        for part in ProgressBar(args.parts, desc="bench"):
             getattr(bench, part)()
         if peer:
             peer.process.communicate(timeout=60)  # the end of its input stops the peer

@@ -5,13 +5,16 @@ Weights are read with `weights_only=True`: a pickle that would run code is refus
 
 import importlib
 import json
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
+from typing import TextIO
 
 import torch
+from tqdm import tqdm
 
 from ..data.readers import write_atomically
 
@@ -20,6 +23,38 @@ def print_any_character() -> None:
     """What the console's encoding does not have is printed as a number, "\\xe9". Otherwise it would be an error."""
     if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+class Output:
+    """A standard stream. When it is gone (`| head`, a closed terminal), the rest is dropped, here and at the end of Python."""
+
+    def __init__(self, stream: TextIO | None):
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except (OSError, ValueError, AttributeError):
+            with suppress(OSError, ValueError, AttributeError):  # a closed stream, or one without a file
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
+
+
+def flush_output() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        Output(stream).write("")
+
+
+class ProgressBar(tqdm):
+    """A bar on standard error. Only the thread that counts draws it: tqdm's own thread is switched off."""
+
+    monitor_interval = 0
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, file=Output(sys.stderr), dynamic_ncols=True, miniters=1, **options)
 
 
 def save_json(content: object, path: str | Path) -> None:

@@ -14,7 +14,6 @@ ends it at once. Weights that are not finite are not written.
 """
 
 import json
-import multiprocessing
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -22,9 +21,8 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
-from .checkpoint import load_tensors, save_tensors
+from .checkpoint import ProgressBar, load_tensors, save_tensors
 from .optim import ADVICE, Diverged
 from .parallel import handle_stop_signals
 
@@ -103,11 +101,11 @@ class Stage:
 
         `line`: the line of the progress bar on the screen, if there are several bars.
         """
-        parent, before, start = multiprocessing.parent_process(), self.seconds, time.monotonic()
+        before, start = self.seconds, time.monotonic()
         saved, told = start, []
-        with handle_stop_signals(lambda: told.append("to stop")), tqdm(
-            total=self.total, initial=self.step, desc=f"{self.name:>10}", position=line, leave=line is None, file=sys.stderr,
-            dynamic_ncols=True, disable=self.finished or not self.writes,
+        with handle_stop_signals(lambda: told.append("to stop")), ProgressBar(
+            total=self.total, initial=self.step, desc=f"{self.name:>10}", position=line, leave=line is None,
+            disable=self.finished or not self.writes,
         ) as bar:  # fmt: skip
             while not self.finished:
                 yield self.step
@@ -122,5 +120,3 @@ class Stage:
                     saved = time.monotonic()
                     if stop:
                         raise KeyboardInterrupt(f"{self.name}: stopped after step {self.step - 1}")
-                    if parent is not None and not parent.is_alive():
-                        raise SystemExit(f"{self.name}: the process that started this stage has ended")
