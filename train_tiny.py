@@ -10,21 +10,30 @@
 Results in `runs/tiny/`: the model, results.json, metrics.csv, figures. Stop at any time: the same command resumes.
 """
 
+import os
+import threading
+import time
+
+if __name__ == "__mp_main__":  # a process of `run_in_parallel` must end with its parent, also while it imports torch
+
+    def end_with(parent: int) -> None:
+        while os.getppid() == parent:
+            time.sleep(0.1)
+        os._exit(1)
+
+    threading.Thread(target=end_with, args=(os.getppid(),), daemon=True).start()
+
 import argparse
 import csv
-import os
 import platform
 import random
 import shutil
-import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.optim import AdamW
 
-import minflamingo
 from data_toy.contrastive_data import contrastive_batch
 from data_toy.drawings import draw_views, view_bank
 from data_toy.evaluation_tasks import TASKS, correct, format_table, queries
@@ -33,7 +42,7 @@ from data_toy.media_pool import PREPROCESS, draw_media_pool, encode_media_pool
 from data_toy.mixture import LAMBDAS, MICRO_BATCHES, StepData, draw_step
 from data_toy.text_corpus import corpus_text, lookup_practice
 from data_toy.words import toy_tokenizer
-from minflamingo import LM, Flamingo, Pipeline, Sample, ViT, preset
+from minflamingo import LM, Flamingo, FlamingoConfig, Pipeline, ViT, preset
 from minflamingo.contrastive import ContrastiveModel, TextEncoder
 from minflamingo.data.sample import pack
 from minflamingo.evaluation.fewshot import accuracy, count_shots, predict
@@ -68,14 +77,12 @@ class Recipe:
     optimizer: str = "Muon"
 
 
-OPTIMIZERS = {"Muon": optim.Muon, "AdamW": AdamW}
+OPTIMIZERS = {"Muon": optim.Muon, "AdamW": torch.optim.AdamW}
 RECIPES = {
     "tiny": Recipe(),
     # for comparison: the paper's optimizer, with the learning rates and decay of an earlier recipe
     "tiny-adamw": Recipe(optimizer="AdamW", vision_lr=2.5e-3, language_lr=3e-3, flamingo_lr=3e-3, flamingo_decay=1.0),
-    "small": Recipe(
-        vision_steps=4000, language_steps=6000, language_practice_steps=600, media=120_000, flamingo_steps=6000, queries=500
-    ),
+    "small": Recipe(4000, language_steps=6000, language_practice_steps=600, media=120_000, flamingo_steps=6000, queries=500),
     # A smoke test: everything runs, nothing is learned.
     "quick": Recipe(
         vision_steps=6, vision_batch=32, vision_drawings=8, vision_bank=20, language_steps=6, language_practice_steps=3,
@@ -98,7 +105,7 @@ class Run:
         return RECIPES[self.size]
 
     @property
-    def config(self) -> minflamingo.FlamingoConfig:
+    def config(self) -> FlamingoConfig:
         return preset("small" if self.size == "small" else "tiny", TOKENIZER.vocab_size)
 
     def rng(self, *words: object) -> random.Random:
@@ -153,10 +160,7 @@ def draw_text(rng: random.Random, step: int, recipe: Recipe) -> tuple[torch.Tens
     practice = step < recipe.language_practice_steps or rng.random() < 0.25
     length = rng.choice((64, 128, 256) if practice else (64, 128, 256, 512))
     words = [*TOKENIZER.words, *"abcdefghijklmnopqrstuvwxyz "]
-
-    def document() -> Sample:
-        return lookup_practice(rng, words, length) if practice else corpus_text(rng, length // 5)
-
+    document = (lambda: lookup_practice(rng, words, length)) if practice else (lambda: corpus_text(rng, length // 5))
     return *pack(document, recipe.language_tokens // length, length, TOKENIZER), practice
 
 
@@ -204,13 +208,10 @@ def train_flamingo(run: Run, vision: ViT, lm: LM) -> tuple[Stage, Flamingo]:
     for step in stage.steps():
         # One batch of each dataset, cut into smaller batches of samples of similar length: less padding, same gradient.
         samples = draw_step(pool, run.rng("flamingo", step), recipe.flamingo_data)
-        parts = [
-            (name, share, batch)
-            for name in samples
-            for share, batch in micro_batches(samples[name], MICRO_BATCHES[name], TOKENIZER)
-        ]
-        # The longest first, so that none of the worker threads waits long at the end.
-        parts = sorted(parts, key=lambda part: -part[2].ids.numel())
+        parts = []
+        for name in samples:
+            parts += [(name, *part) for part in micro_batches(samples[name], MICRO_BATCHES[name], TOKENIZER)]
+        parts.sort(key=lambda part: -part[2].ids.numel())  # the longest first, so that no thread waits long at the end
         # The gradients of all datasets, each weighted with its lambda, are added before one update (paper section 2.4).
         losses = optim.accumulate_gradients(
             {i: lambda batch=batch: flamingo.loss(batch.to(run.device)) for i, (_, _, batch) in enumerate(parts)},
@@ -223,11 +224,9 @@ def train_flamingo(run: Run, vision: ViT, lm: LM) -> tuple[Stage, Flamingo]:
         optimizer.step()
         if step % 10 == 0:
             loss = {name: sum(parts[i][1] * losses[i] for i in losses if parts[i][0] == name) for name in samples}
-            gates = {
-                f"{name}_{i}": getattr(layer, name).detach().tanh().abs()
-                for i, layer in flamingo.xattn_layers.items()
-                for name in ("alpha_xattn", "alpha_dense")
-            }
+            gates = {}
+            for i, layer in flamingo.xattn_layers.items():
+                gates |= {f"{name}_{i}": getattr(layer, name).detach().tanh().abs() for name in ("alpha_xattn", "alpha_dense")}
             total = sum(LAMBDAS[name] * loss[name] for name in loss)
             stage.log(step, loss=total, **{f"loss_{name}": value for name, value in loss.items()}, **gates)
     return stage, flamingo
@@ -269,17 +268,15 @@ def save_metrics(rows: list[dict], path: Path) -> None:
 
 def train_and_evaluate(run: Run) -> dict:
     """All stages. Returns what results.json holds."""
-    # On a CPU, two processes with half of the cores each are faster than one with all. The vision encoder and the LM do not
-    # depend on each other. Afterwards both stages are finished, and the two calls below only read the results.
+    # On a CPU, two processes with half of the cores each are faster than one with all. Afterwards both stages are finished, and
+    # the two calls below only read the results.
     in_parallel = run.device == "cpu" and (os.cpu_count() or 1) > 1
     if in_parallel:
         run_in_parallel([train_vision_encoder, train_language_model], run)
     vision, language = train_vision_encoder(run), train_language_model(run)
     stage, flamingo = train_flamingo(run, vision.state["model"].vision, language.state["lm"])
     Pipeline(flamingo, TOKENIZER, PREPROCESS).save(run.out)
-    rows = vision.rows + language.rows + stage.rows
-    save_metrics(rows, run.out / "metrics.csv")
-
+    save_metrics(rows := vision.rows + language.rows + stage.rows, run.out / "metrics.csv")
     began = time.monotonic()
     results = {"seed": run.seed, "tasks": evaluate(run, flamingo)}
     seconds = {s.name: s.seconds for s in (vision, language, stage)} | {"evaluation": time.monotonic() - began}
@@ -317,7 +314,6 @@ def main(arguments: list[str] | None = None) -> dict:
         raise SystemExit(f"{error}") from None
     except OSError as error:
         raise SystemExit(f"cannot write to {run.out}: {error}. Choose another folder with --out.") from None
-
     print(f"\nAccuracy (%) against the number of shots:\n\n{format_table(results['tasks'])}")
     print(f"\n{results['seconds']['total'] / 60:.1f} minutes. The model, results.json and the figures are in {run.out}/")
     return results
@@ -328,7 +324,7 @@ if __name__ == "__main__":
         main()
     except KeyboardInterrupt:
         raise SystemExit("\nstopped; the same command resumes here") from None
-    except BrokenPipeError:  # `| head` has read enough
+    except OSError:  # standard output is gone
         raise SystemExit(1) from None
     finally:
         flush_output()
