@@ -15,7 +15,6 @@ import threading
 import time
 
 if __name__ == "__mp_main__":  # a process of `run_in_parallel` must end with its parent, also while it imports torch
-
     def end_with(parent: int) -> None:
         while os.getppid() == parent:
             time.sleep(0.1)
@@ -28,6 +27,7 @@ import csv
 import platform
 import random
 import shutil
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -48,7 +48,7 @@ from minflamingo.data.sample import pack
 from minflamingo.evaluation.fewshot import accuracy, count_shots, predict
 from minflamingo.training import optim
 from minflamingo.training.batching import micro_batches
-from minflamingo.training.checkpoint import ProgressBar, flush_output, print_any_character, save_json, write_atomically
+from minflamingo.training.checkpoint import Output, ProgressBar, print_any_character, save_json, write_atomically
 from minflamingo.training.parallel import lock_folder, run_in_parallel, worker_threads
 from minflamingo.training.stage import SettingsDiffer, Stage
 
@@ -300,8 +300,8 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--fresh", action="store_true", help="start again instead of resuming")
     parser.add_argument("--quick", action="store_true", help="a smoke test: everything runs, nothing is learned")
     args = parser.parse_args(arguments)
-    size = "quick" if args.quick else args.size
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    size = "quick" if args.quick else args.size
     run = Run(size, args.seed, args.device or best, args.out or Path("runs") / size)
     try:
         with lock_folder(run.out):
@@ -327,4 +327,4 @@ if __name__ == "__main__":
     except OSError:  # standard output is gone
         raise SystemExit(1) from None
     finally:
-        flush_output()
+        Output(sys.stdout).write("")

@@ -11,6 +11,7 @@
 import argparse
 import os
 import re
+import sys
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,7 @@ from . import EOC, Pipeline, load
 from .data.images import IMAGES, OTHER_IMAGES, read_image
 from .data.videos import VIDEOS, by_number, read_video
 from .recipes import ablate, bench, benchmarks, finetune, train
-from .training.checkpoint import errors_of, flush_output, print_any_character
+from .training.checkpoint import Output, errors_of, print_any_character
 from .training.parallel import lock_folder
 
 MEDIA = (*IMAGES, *OTHER_IMAGES, *VIDEOS)
@@ -149,7 +150,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         raise SystemExit("a process that reads the data was killed; the same command resumes") from None
     finally:
-        flush_output()
+        Output(sys.stdout).write("")
 
 
 if __name__ == "__main__":

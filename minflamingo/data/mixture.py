@@ -103,12 +103,7 @@ class Mixture:
 
 def end_with_parent() -> None:
     """End this process when its parent ends, also by SIGKILL. At once: files are written atomically, so none is damaged."""
-
-    def watch() -> None:
-        parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
 
 
 def _survive_signals(worker_id: int) -> None:

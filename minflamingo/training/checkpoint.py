@@ -43,11 +43,6 @@ class Output:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self.stream.fileno())
 
 
-def flush_output() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        Output(stream).write("")
-
-
 class ProgressBar(tqdm):
     """A bar on standard error. Only the thread that counts draws it: tqdm's own thread is switched off."""
 

@@ -45,16 +45,14 @@ def run_in_parallel(functions: Sequence[Callable], *arguments: object) -> None:
     def stop() -> None:
         raise KeyboardInterrupt
 
-    context, processes, names = get_context("spawn"), [], {}
+    context, names = get_context("spawn"), {}
     try:
         with handle_stop_signals(stop):
             for i, function in enumerate(functions):
                 receiver, sender = context.Pipe(duplex=False)
-                names[receiver] = function.__name__
-                jobs = (sender, max(1, CORES // len(functions)), partial(function, *arguments, line=i))
-                process = context.Process(target=_run, args=jobs, daemon=True)
-                process.start()
-                processes.append(process)
+                names[receiver] = f"training process {i + 1} of {len(functions)}"
+                job = partial(function, *arguments, line=i)
+                context.Process(target=_run, args=(sender, max(1, CORES // len(functions)), job), daemon=True).start()
                 sender.close()  # now only the process holds it, so the receiver notices when the process ends
             while names:
                 for receiver in wait(list(names)):
@@ -62,11 +60,11 @@ def run_in_parallel(functions: Sequence[Callable], *arguments: object) -> None:
                     if (error := receiver.recv()) is not None:
                         raise error
     except EOFError:
-        raise ChildProcessError(f"the process of {name} was killed; the same command resumes") from None
+        raise ChildProcessError(f"{name} was killed; the same command resumes") from None
     finally:
-        for process in active_children() if sys.platform != "win32" else ():  # Windows: ends them at once, without a checkpoint
+        for process in (left := active_children()) if sys.platform != "win32" else ():  # Windows: would not save a checkpoint
             process.terminate()
-        for process in processes:
+        for process in left:
             process.join()
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .checkpoint import ProgressBar, load_tensors, save_tensors
+from .checkpoint import Output, ProgressBar, load_tensors, save_tensors
 from .optim import ADVICE, Diverged
 from .parallel import handle_stop_signals
 
@@ -67,7 +67,7 @@ class Stage:
             message = f"{self.path} was made with other settings: {'; '.join(different)}."
             if not restart:
                 raise SettingsDiffer(f"{message} Use the same settings, or another folder.")
-            print(f"{message} Starting again.", file=sys.stderr)
+            print(f"{message} Starting again.", file=Output(sys.stderr))
             return
         self.step, self.seconds, self.rows, self.result = (saved[key] for key in ("step", "seconds", "rows", "result"))
         for key, item in self.state.items() if self.result is None else ():
