@@ -10,23 +10,26 @@
 Results in `runs/tiny/`: the model, results.json, metrics.csv, figures. Stop at any time: the same command resumes.
 """
 
+import ctypes
+import sys
+
+if __name__ == "__mp_main__" and sys.platform == "linux":  # a training process ends with its parent, also while it imports
+    ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL; elsewhere, `run_in_parallel` does this after the imports
+
 import argparse
 import csv
 import os
 import platform
 import random
 import shutil
-import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.optim import AdamW
 from tqdm import tqdm
 
-import minflamingo
 from data_toy.contrastive_data import contrastive_batch
 from data_toy.drawings import draw_views, view_bank
 from data_toy.evaluation_tasks import TASKS, correct, format_table, queries
@@ -35,14 +38,15 @@ from data_toy.media_pool import PREPROCESS, draw_media_pool, encode_media_pool
 from data_toy.mixture import LAMBDAS, MICRO_BATCHES, StepData, draw_step
 from data_toy.text_corpus import corpus_text, lookup_practice
 from data_toy.words import toy_tokenizer
-from minflamingo import LM, Flamingo, Pipeline, Sample, ViT, preset
+from minflamingo import LM, Flamingo, FlamingoConfig, Pipeline, Sample, ViT, preset
 from minflamingo.contrastive import ContrastiveModel, TextEncoder
 from minflamingo.data.options import SEED, known_device, output_folder
 from minflamingo.data.sample import pack
 from minflamingo.evaluation.fewshot import accuracy, count_shots, predict
 from minflamingo.training import optim
 from minflamingo.training.batching import micro_batches
-from minflamingo.training.checkpoint import print_any_character, save_json, write_atomically
+from minflamingo.training.checkpoint import save_json, write_atomically
+from minflamingo.training.command import errors_as_messages, only_run_in
 from minflamingo.training.parallel import run_in_parallel, worker_threads
 from minflamingo.training.stage import CannotResume, Diverged, Stage
 
@@ -71,7 +75,7 @@ class Recipe:
     optimizer: str = "Muon"
 
 
-OPTIMIZERS = {"Muon": optim.Muon, "AdamW": AdamW}
+OPTIMIZERS = {"Muon": optim.Muon, "AdamW": torch.optim.AdamW}
 RECIPES = {
     "tiny": Recipe(),
     # for comparison: the paper's optimizer, with the learning rates and decay of an earlier recipe
@@ -101,7 +105,7 @@ class Run:
         return RECIPES[self.size]
 
     @property
-    def config(self) -> minflamingo.FlamingoConfig:
+    def config(self) -> FlamingoConfig:
         return preset("small" if self.size == "small" else "tiny", TOKENIZER.vocab_size)
 
     def rng(self, *words: object) -> random.Random:
@@ -274,7 +278,7 @@ def train_and_evaluate(run: Run) -> dict:
     """All stages. Returns what results.json holds."""
     # On a CPU, two processes with half of the cores each are faster than one with all. The vision encoder and the LM do not
     # depend on each other. Afterwards both stages are finished, and the two calls below only read the results.
-    in_parallel = run.device == "cpu" and run.size != "quick" and (os.cpu_count() or 1) > 1
+    in_parallel = run.device == "cpu" and (os.cpu_count() or 1) > 1
     if in_parallel:
         run_in_parallel([train_vision_encoder, train_language_model], run)
     vision, language = train_vision_encoder(run), train_language_model(run)
@@ -297,7 +301,6 @@ def train_and_evaluate(run: Run) -> dict:
 
 
 def main(arguments: list[str] | None = None) -> dict:
-    print_any_character()
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=("tiny", "tiny-adamw", "small"), default="tiny", help="small needs a GPU")
     parser.add_argument("--device", type=known_device, help="cpu, cuda or mps; default: the best one of this machine")
@@ -305,26 +308,22 @@ def main(arguments: list[str] | None = None) -> dict:
     parser.add_argument("--out", type=output_folder, help="default: runs/SIZE")
     parser.add_argument("--fresh", action="store_true", help="start again instead of resuming")
     parser.add_argument("--quick", action="store_true", help="a smoke test: everything runs, nothing is learned")
-    args = parser.parse_args(arguments)
-    size = "quick" if args.quick else args.size
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    run = Run(size, args.seed, args.device or best, args.out or Path("runs") / size)
-    try:
-        if args.fresh:
-            shutil.rmtree(run.out / "stages", ignore_errors=True)
-        run.out.mkdir(parents=True, exist_ok=True)
-        results = train_and_evaluate(run)
-    except (CannotResume, Diverged) as error:
-        raise SystemExit(f"{error}\nStart again with --fresh, or choose another folder with --out.") from None
-    except OSError as error:
-        raise SystemExit(f"cannot write to {run.out}: {error}. Choose another folder with --out.") from None
-    print(f"\nAccuracy (%) against the number of shots:\n\n{format_table(results['tasks'])}")
-    print(f"\n{results['seconds']['total'] / 60:.1f} minutes. The model, results.json and the figures are in {run.out}/")
+    with errors_as_messages("stopped; the same command resumes here"):
+        args = parser.parse_args(arguments)
+        size = "quick" if args.quick else args.size
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        run = Run(size, args.seed, args.device or best, args.out or Path("runs") / size)
+        try:
+            with only_run_in(run.out):
+                if args.fresh:
+                    shutil.rmtree(run.out / "stages", ignore_errors=True)
+                results = train_and_evaluate(run)
+        except (CannotResume, Diverged) as error:
+            raise SystemExit(f"{error}\nStart again with --fresh, or choose another folder with --out.") from None
+        print(f"\nAccuracy (%) against the number of shots:\n\n{format_table(results['tasks'])}")
+        print(f"\n{results['seconds']['total'] / 60:.1f} minutes. The model, results.json and the figures are in {run.out}/")
     return results
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        raise SystemExit("\nstopped; the same command resumes here") from None
+    main()

@@ -11,6 +11,7 @@
 import argparse
 import os
 import re
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,8 @@ from .data.options import filled, known_device
 from .data.videos import VIDEOS, by_number, read_video
 from .pipeline import OPTIONS
 from .recipes import ablate, bench, benchmarks, finetune, train
-from .training.checkpoint import errors_of, print_any_character
+from .training.checkpoint import errors_of
+from .training.command import errors_as_messages, only_run_in
 
 MEDIA = (*IMAGES, *OTHER_IMAGES, *VIDEOS)
 OTHER_FILES = (".txt", ".md", ".json", ".jsonl", ".csv", ".html", ".tar", ".zip", ".mp3", ".wav", ".npy", ".pt")
@@ -119,28 +121,25 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    print_any_character()
-    style = partial(argparse.ArgumentParser, formatter_class=argparse.RawDescriptionHelpFormatter)  # keeps line breaks
-    parser = style(prog="python -m minflamingo", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=style)
-    add_complete_parser(commands, add_model_options)
-    recipes = {"train": train, "eval": benchmarks, "finetune": finetune, "ablate": ablate, "bench": bench}
-    for recipe in recipes.values():
-        recipe.add_parser(commands, add_model_options)
-    args = parser.parse_args(arguments)
+    with errors_as_messages("stopped. The same command resumes (all but complete and bench)."), ExitStack() as stack:
+        style = partial(argparse.ArgumentParser, formatter_class=argparse.RawDescriptionHelpFormatter)  # keeps line breaks
+        parser = style(prog="python -m minflamingo", description=__doc__)
+        commands = parser.add_subparsers(dest="command", required=True, parser_class=style)
+        add_complete_parser(commands, add_model_options)
+        recipes = {"train": train, "eval": benchmarks, "finetune": finetune, "ablate": ablate, "bench": bench}
+        for recipe in recipes.values():
+            recipe.add_parser(commands, add_model_options)
+        args = parser.parse_args(arguments)
 
-    def load_model() -> Pipeline:
-        parts = {"vision": args.vision, "language": args.language, "flamingo": args.flamingo}
-        return load(args.model, device=args.device, dtype=args.dtype and getattr(torch, args.dtype), **parts)
+        def load_model() -> Pipeline:
+            # Commands call this after all options are checked, before they write. Of several processes (torchrun), one writes.
+            if "out" in args and os.environ.get("RANK", "0") == "0":
+                stack.enter_context(only_run_in(args.out))
+            parts = {"vision": args.vision, "language": args.language, "flamingo": args.flamingo}
+            return load(args.model, device=args.device, dtype=args.dtype and getattr(torch, args.dtype), **parts)
 
-    run = complete if args.command == "complete" else recipes[args.command].run
-    try:
+        run = complete if args.command == "complete" else recipes[args.command].run
         run(args, load_model)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        raise SystemExit(f"{error}") from None
-    except KeyboardInterrupt:
-        resumes = args.command not in ("complete", "bench")
-        raise SystemExit("\nstopped" + ("; the same command resumes here" if resumes else "")) from None
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Stages: a run that was stopped and resumed ends with the same weights, bit for bit. Their files: complete, or not there."""
 
-import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -15,6 +15,7 @@ from conftest import CreatesFile, equal
 from torch import nn
 
 from minflamingo.training.checkpoint import load_json, load_tensors, save_json, save_tensors, write_atomically
+from minflamingo.training.command import only_run_in
 from minflamingo.training.parallel import Processes, run_in_parallel
 from minflamingo.training.stage import CannotResume, Diverged, Stage
 
@@ -118,6 +119,30 @@ def test_parallel_stages_save_and_stop_when_their_parent_is_told_to(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run_in_parallel([wait_for_ever, wait_for_ever], tmp_path)
     assert all(make_stage(tmp_path, 10**6, f"stage{line}").step > 3 for line in range(2))
+
+
+def ends_or_waits(folder, number, line):
+    if line == 0:
+        os.kill(os.getpid(), number)
+    wait_for_ever(folder, line)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals of another process")
+def test_a_process_that_is_killed_is_named_and_the_others_stop(tmp_path):
+    with pytest.raises(ChildProcessError, match="training process 1 of 2 was killed; the same command resumes"):
+        run_in_parallel([ends_or_waits] * 2, tmp_path, signal.SIGKILL)
+
+
+def test_a_folder_is_locked_for_other_processes_until_the_run_ends(tmp_path):
+    lock = f"from minflamingo.training.command import only_run_in\nwith only_run_in({str(tmp_path)!r}):\n    print('locked')"
+
+    def other() -> str:
+        done = subprocess.run([sys.executable, "-c", lock], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+        return done.stdout + done.stderr
+
+    with only_run_in(tmp_path):
+        assert f"{tmp_path}: another run is writing to this folder. Wait until it ends. Choose another folder with --out" in other()
+    assert other() == "locked\n"
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path):
@@ -226,15 +251,6 @@ def test_two_stages_in_parallel_processes_both_finish(tmp_path, uninterrupted):
     """Not compared bit for bit: each process has half of the threads, so its sums may be rounded differently."""
     run_in_parallel([train, partial(train, name="language", total=3)], tmp_path)
     assert saved(tmp_path)["step"] == uninterrupted["step"] and saved(tmp_path, "language")["step"] == 3
-
-
-def test_a_stage_saves_and_stops_if_its_parent_process_has_ended(tmp_path, monkeypatch):
-    parent = multiprocessing.get_context("spawn").Process()
-    monkeypatch.setattr(multiprocessing, "parent_process", lambda: parent)
-    monkeypatch.setattr(parent, "is_alive", lambda: False)
-    with pytest.raises(SystemExit, match="the process that started this stage has ended"):
-        train(tmp_path)
-    assert saved(tmp_path)["step"] == 1
 
 
 # ------------------------------------------------------------------------------------------------------- files on disk

@@ -20,9 +20,12 @@ each list after the last returned round. Batches that workers read in advance do
 A broken record is counted, named and left out, so its batch is smaller. A sample that is too long for the LM is cut.
 """
 
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from itertools import chain, count, islice
+from multiprocessing import parent_process
 
 import torch
 from torch import Tensor
@@ -98,8 +101,14 @@ class Mixture:
         self._state = {name: state[name].clone() for name in self._state}
 
 
+def end_with_parent() -> None:
+    """End this process when its parent ends, also by SIGKILL. At once: files are written atomically, so none is damaged."""
+    threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
+
+
 def _survive_signals(worker_id: int) -> None:
     """Ctrl-C and SIGTERM often reach all processes. Workers ignore the first one: the current step still needs them."""
+    end_with_parent()
 
     def received(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)

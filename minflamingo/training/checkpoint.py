@@ -5,7 +5,6 @@ Weights are read with `weights_only=True`: a pickle that would run code is refus
 
 import importlib
 import json
-import sys
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,12 +15,6 @@ import torch
 
 from ..data.files import parse_json, read_file
 from ..data.readers import write_atomically
-
-
-def print_any_character() -> None:
-    """What the console's encoding does not have is printed as a number, "\\xe9". Otherwise it would be an error."""
-    if hasattr(sys.stdout, "reconfigure"):  # not in a notebook
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def save_json(content: object, path: str | Path) -> None:

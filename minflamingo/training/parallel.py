@@ -10,15 +10,21 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import active_children, get_context
+from multiprocessing.connection import Connection, wait
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from ..data.mixture import end_with_parent
+from .command import keep_running_without_a_terminal
 
 CORES = os.cpu_count() or 1
 
@@ -30,23 +36,50 @@ def worker_threads(device: str) -> ThreadPoolExecutor:
 
 
 def run_in_parallel(functions: Sequence[Callable], *arguments: object) -> None:
-    """Call `function(*arguments, line=0, 1, ...)` for each function, in up to one process per core.
+    """Call `function(*arguments, line=0, 1, ...)` for each function, each in a process with its share of the cores.
 
-    `line` is for progress bars. Results are written to files. If this process is told to stop, it tells the others.
+    `line` is for progress bars. Results are written to files. If one process fails, or this one is told to stop, all stop.
+    Raises the error of the process, or ChildProcessError if it was killed.
     """
-    n = min(len(functions), CORES)
 
     def stop() -> None:
-        pool.shutdown(wait=False, cancel_futures=True)  # functions that wait for a process do not begin
-        for process in active_children() if sys.platform != "win32" else ():  # Windows: ends them at once, without a checkpoint
-            process.terminate()
         raise KeyboardInterrupt
 
-    pool = ProcessPoolExecutor(n, get_context("spawn"), torch.set_num_threads, (CORES // n,))
-    with handle_stop_signals(stop), pool:  # at the end, the pool waits for its processes
-        for job in [pool.submit(function, *arguments, line=i) for i, function in enumerate(functions)]:
-            job.result()
-    print("\n" * (len(functions) - 1), file=sys.stderr)
+    context, names = get_context("spawn"), {}
+    try:
+        with handle_stop_signals(stop):
+            for i, function in enumerate(functions):
+                receiver, sender = context.Pipe(duplex=False)
+                names[receiver] = f"training process {i + 1} of {len(functions)}"
+                job = partial(function, *arguments, line=i)
+                context.Process(target=_run, args=(sender, max(1, CORES // len(functions)), job), daemon=True).start()
+                sender.close()  # now only the process holds it, so the receiver notices when the process ends
+            while names:
+                for receiver in wait(list(names)):
+                    name = names.pop(receiver)
+                    if (error := receiver.recv()) is not None:
+                        raise error
+    except EOFError:
+        raise ChildProcessError(f"{name} was killed; the same command resumes") from None
+    finally:
+        for process in (left := active_children()) if sys.platform != "win32" else ():  # Windows: would not save a checkpoint
+            process.terminate()
+        for process in left:
+            process.join()
+
+
+def _run(sender: Connection, threads: int, job: Callable[[], object]) -> None:
+    """In the new process: do the job, and send the error, or None."""
+    end_with_parent()
+    keep_running_without_a_terminal()
+    torch.set_num_threads(threads)
+    try:
+        job()
+        sender.send(None)
+    except BaseException as error:
+        if not isinstance(error, (ValueError, OSError, KeyboardInterrupt)):
+            traceback.print_exc()
+        sender.send(error)
 
 
 @contextmanager

@@ -15,7 +15,6 @@ ends it at once. Weights that are not finite are not written.
 """
 
 import json
-import multiprocessing
 import os
 import sys
 import time
@@ -166,7 +165,7 @@ class Stage:
 
         `line`: the line of the progress bar on the screen, if there are several bars.
         """
-        parent, before, start = multiprocessing.parent_process(), self.seconds, time.monotonic()
+        before, start = self.seconds, time.monotonic()
         saved, told = start, []
         with handle_stop_signals(lambda: told.append("to stop")), tqdm(
             total=self.total, initial=self.step, desc=f"{self.name:>10}", position=line, leave=line is None, file=sys.stderr,
@@ -185,8 +184,6 @@ class Stage:
                     saved = time.monotonic()
                     if stop:
                         raise KeyboardInterrupt(f"{self.name}: stopped after step {self.step - 1}")
-                    if parent is not None and not parent.is_alive():
-                        raise SystemExit(f"{self.name}: the process that started this stage has ended")
         if self.writes and self.skipped:
             what = f"{len(self.skipped)} updates were skipped, because a loss or gradient was not finite"
             print(f"{self.name}: {what}; the first in step {self.skipped[0]}", file=sys.stderr)
