@@ -148,7 +148,8 @@ def test_a_run_that_was_stopped_twice_ends_like_one_that_was_never_stopped(quick
     for name, step, number in (("flamingo", 2, signal.SIGINT), ("flamingo", 5, signal.SIGKILL)):
         done = python("-c", STOPPED, name, str(step), str(int(number)), *command)
         taken = step + (number == signal.SIGINT)  # Ctrl-C waits for the end of the step
-        assert done.returncode == (1 if number == signal.SIGINT else -number) and read_stages(out)[name]["step"] == taken, done.stderr
+        assert done.returncode == (1 if number == signal.SIGINT else -number), done.stderr
+        assert read_stages(out)[name]["step"] == taken
     assert not (out / "results.json").exists() and not (out / "model.pt").exists()
 
     finished = [out / "stages" / name for name in ("vision.pt", "language.pt")]
