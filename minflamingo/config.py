@@ -198,8 +198,6 @@ class FlamingoConfig:
 
     def __post_init__(self):
         check_fields(self)
-        if self.vision.d != self.resampler.d:
-            raise ValueError(f"FlamingoConfig: the vision encoder has d={self.vision.d}, the resampler d={self.resampler.d}")
         if not 0 <= self.image_token < self.n_added_tokens:
             raise ValueError(f"FlamingoConfig.image_token is {self.image_token}; there are {self.n_added_tokens} added tokens")
         first, every, n = self.xattn_first, self.xattn_every, self.lm.n_layers

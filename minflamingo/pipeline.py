@@ -271,8 +271,10 @@ def load(
         raise TypeError(f"vision, language, flamingo: parts of a published model, but {folder} is a saved one; leave them out")
     try:
         saved = build(SavedConfig, load_json(folder / "config.json"))
-        if vision is None and saved.image.size != (size := saved.flamingo.vision.image_size):
-            raise ValueError(f"image.size is {saved.image.size}, but the vision encoder has image_size {size}")
+        own, fits = saved.flamingo.vision, (saved.image.size, saved.flamingo.resampler.d)
+        if vision is None and (own.image_size, own.d) != fits:
+            is_not = f"the vision encoder has image_size {own.image_size} and d={own.d}"
+            raise ValueError(f"image.size is {fits[0]} and resampler.d is {fits[1]}, but {is_not}")
     except ValueError as error:
         raise ValueError(f"{folder / 'config.json'} is not the config of a Flamingo: {error}") from None
     if weights.stem == "trainable" and (vision is None or language is None):
