@@ -109,4 +109,5 @@ def check_answers(answers: Sequence[Sequence[Sequence[int]]], n_prompts: int, n_
         for a, ids in enumerate(several):
             for i in ids:
                 if not isinstance(i, int) or isinstance(i, bool) or not 0 <= i < n_outputs:
-                    raise ValueError(f"score_answers: prompt {b}, candidate {a}: {i!r:.60} is not an id in 0 ... {n_outputs - 1}")
+                    where, last = f"score_answers: prompt {b}, candidate {a}", n_outputs - 1
+                    raise ValueError(f"{where}: {i!r:.60} is not an id in 0 ... {last}")

@@ -61,7 +61,7 @@ def bad_batches() -> Iterator[tuple[str, Callable[[Batch], Batch], str]]:
         yield f"{name} has no rows", lambda b, n=name: replace(b, **{n: getattr(b, n)[:0]}), f"{name}( is empty|: expected)"
         if name != "ids":  # the other fields are compared with ids
             yield f"{name} has fewer rows", lambda b, n=name: replace(b, **{n: getattr(b, n)[:1]}), f"{name}: .*B=2"
-            yield f"{name} has more rows", lambda b, n=name: replace(b, **{n: getattr(b, n).repeat_interleave(2, 0)}), f"{name}: "
+            yield f"{name} has more rows", lambda b, n=name: replace(b, **{n: getattr(b, n).repeat_interleave(2, 0)}), "B=2"
     for name in ("ids", "labels", "attention_mask"):
         yield f"{name} is None", lambda b, n=name: replace(b, **{n: None}), f"{name} must be a tensor, got NoneType"
         yield f"{name} is shorter", lambda b, n=name: replace(b, **{n: getattr(b, n)[:, :-1]}), "L=.*got"
@@ -152,6 +152,7 @@ PROMPTS = {
     "deeply nested lists": (["a", DEEP], f"{MEDIUM}: a video is a list of images"),
     "a damaged image": (["a", lazy(PNG.getvalue()[:-30])], f"{MEDIUM}: the image file is damaged"),
     "a closed image": (["a", lazy(PNG.getvalue(), close=True)], f"{MEDIUM}: "),
+    "a token too many": ([CAT, "x" * 63], "65 tokens, but the LM's context is 64"),
     "a long text": (["a" * 1_000_000], "1000001 tokens, but the LM's context is 64"),
     "100 images": ([CAT] * 100, "101 tokens, but the LM's context is 64"),
 }
@@ -171,7 +172,7 @@ GOOD_PROMPTS = {
     "text": ["a"], "an image": [CAT], "<EOC> first": [EOC, "a"], "<EOC> last": ["a", EOC], "<EOC> twice": [CAT, EOC, EOC],
     "only <EOC>": [EOC], "an empty text": [""], "special tokens as text": ["<image><EOC><BOS><PAD>"], "a tuple": ("a", CAT),
     "half a character": ["\ud83d"], "a NUL": ["a\0b"], "a numpy string": [np.str_("a")], "a PIL image": [lazy(PNG.getvalue())],
-    "50 images": [CAT] * 50, "floats": [CAT / 255], "grey": [CAT[..., 0]], "a video": [[CAT, CAT]], "RGBA": [np.ones((4, 4, 4))],
+    "50 images": [CAT] * 50, "floats": [CAT / 255], "grey": [CAT[..., 0]], "a video": [[CAT, CAT]], "RGBA": [CAT[..., [0] * 4]],
 }  # fmt: skip
 
 
@@ -188,17 +189,21 @@ def samples() -> Iterator[tuple[str, Callable[[], object], str]]:
     for token in (-1, V + 1, 2**70, True):
         yield f"token {token}", batch_of(Sample(["a", [5, token]])), f"sample 0, piece 1: {token} is not a token id"
     yield "<image> as a token", batch_of(Sample([[TOKENIZER.image_id]])), "1 <image> tokens but 0 images"
-    media = {"float pixels": image(1) / 255, "pixels of one frame": image(1)[0], "integer features": torch.zeros(1, 5, 16).long(),
-             "object": image(1).astype(object)}  # fmt: skip
+    media = {"float pixels": image(1) / 255, "pixels of one frame": image(1)[0], "object": image(1).astype(object),
+             "integer features": torch.zeros(1, 5, 16).long()}  # fmt: skip
     for name, medium in media.items():
         yield name, batch_of(Sample(["b", "c", medium])), "sample 0, piece 2: media must be uint8 pixels .* got"
     for value in (NAN, INF):
         features = torch.full((1, 5, 16), value)
-        yield f"{value} features", batch_of(Sample(["a"]), Sample([torch.zeros(1, 5, 16), features])), "sample 1, image 1: .* not fin"
+        bad = Sample([torch.zeros(1, 5, 16), features])
+        yield f"{value} features", batch_of(Sample(["a"]), bad), "sample 1, image 1: .* not finite"
     two = (Sample([image(1)]), Sample([torch.zeros(1, 5, 16)]))
     yield "pixels and features", batch_of(*two), r"sample 1, image 0: shape \(1, 5, 16\)"
     sizes = Sample([torch.zeros(1, 5, 16), torch.zeros(1, 5, 8)])
     yield "two sizes", batch_of(sizes), r"sample 0, image 1: shape \(1, 5, 8\)"
+    wide = (Sample([image(1)]), Sample([image(2), np.zeros((1, 8, 12, 3), np.uint8)]))
+    pixels = partial(collate, wide, TOKENIZER, lambda x: torch.tensor(x).permute(0, 3, 1, 2) / 255)
+    yield "two sizes of pixels", pixels, r"sample 1, image 1: shape \(1, 3, 8, 12\)"
     yield "no frames", batch_of(Sample([image(1)[:0]])), "sample 0, piece 0: media must be .* got uint8 of shape"
     for sample in ("a", None, [CAT], Sample("abc"), Sample(None), Sample({"a": 1}), Sample(image(1))):
         yield f"sample {sample!r:.30}", batch_of(sample), "sample 0: expected a Sample: a list of pieces"
@@ -207,7 +212,7 @@ def samples() -> Iterator[tuple[str, Callable[[], object], str]]:
     yield "no samples", batch_of(), "0 samples"
     yield "pad", batch_of(Sample(["a"]), pad="middle"), "pad 'middle'"
     yield "no preprocessing", lambda: collate([Sample([image(1)])], TOKENIZER), "sample 0, piece 0: pixels need image preproc"
-    yield "an <image> without an image", batch_of(TokenizedSample([TOKENIZER.image_id], [-100])), "1 <image> tokens but 0 images"
+    yield "an <image> without an image", batch_of(TokenizedSample([V], [-100])), "1 <image> tokens but 0 images"
     yield "labels of another length", batch_of(TokenizedSample([5, 6], [5])), "sample 0: 2 ids, but 1 labels"
     yield "nothing", batch_of(Sample([], bos=False)), "ids is empty"
 
