@@ -2,7 +2,6 @@
 
 import io
 import warnings
-import zlib
 from itertools import product
 
 import numpy as np
@@ -82,16 +81,11 @@ def test_a_photo_with_damaged_exif_data_is_read(form, exif, rotated):
     assert as_frames(photo).shape == ((1, 3, 2, 3) if rotated else (1, 2, 3, 3))
 
 
-def test_large_photos_are_reduced_and_strips_and_bombs_need_little_memory():
+def test_large_photos_are_reduced_and_strips_need_little_memory():
     size = (13_400, 13_500)  # 181 million pixels: above Pillow's own limit
     photo = read_image(encoded(Image.new("1", size, 1)).getvalue(), "photo")
     assert max(photo.size) == 9000 and ImagePreprocessor(2, **PLAIN)(photo).min() == 1
     assert ImagePreprocessor(4, resize="crop")(Image.new("L", (1, 60_000))).shape == (1, 3, 4, 4)
-    bomb = bytearray(encoded(Image.new("1", (8, 8))).getvalue())
-    bomb[16:24] = (60_000).to_bytes(4, "big") * 2
-    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4, "big")
-    with pytest.raises(ValueError, match="'bomb': .*3600000000 pixels"):
-        read_image(bytes(bomb), "bomb")
 
 
 def test_a_cmyk_jpeg_is_not_inverted():
@@ -130,34 +124,7 @@ def test_a_list_of_frames_is_a_video_and_the_result_can_be_changed():
         ImagePreprocessor(2)(Image.fromarray(COLOURS[:, :2]))
 
 
-IMAGE = np.zeros((4, 5, 3), dtype=np.uint8)
-TRUNCATED = Image.open(io.BytesIO(encoded(Image.fromarray(noise(40, 40))).getvalue()[:1500]))
-WRONG = {
-    "a truncated file": (TRUNCATED, ValueError, "damaged"),
-    "a string": ("cat.png", TypeError, "got str"),
-    "no frames": ([], ValueError, "a video needs one or more frames"),
-    "numbers in a list": ([[0, 1], [2, 3]], TypeError, "frame 0, frame 0: .* got int"),
-    "an empty array": (IMAGE[:0], ValueError, r"not empty; got \(0, 5, 3\)"),
-    "an empty image": (Image.new("RGB", (0, 5)), ValueError, "not empty"),
-    "NaN": (np.array([[0.5, np.nan]]), ValueError, "found nan"),
-    "infinite": (torch.tensor([[0.5, torch.inf]]), ValueError, "found 0.5...inf"),
-    "too bright": (np.array([[0.0, 1.5]]), ValueError, "must be in 0...1, found 0...1.5"),
-    "channels first": (np.zeros((3, 8, 9), dtype=np.uint8), ValueError, r"expected shape .* got \(3, 8, 9\)"),
-    "two channels": (IMAGE[..., :2], ValueError, r"expected shape .* got \(4, 5, 2\)"),
-    "int64": (IMAGE.astype(np.int64), ValueError, "must be uint8 .* or float .*, got int64"),
-    "frames of two sizes": ([IMAGE, IMAGE[:3]], ValueError, "frames of equal size"),
-    "a video as a frame": ([IMAGE, np.stack([IMAGE, IMAGE])], ValueError, "frames of equal size"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("media, error, message", WRONG.values(), ids=WRONG)
-def test_invalid_images_raise_an_error_with_place_and_reason(media, error, message):
-    for read in (as_frames, ImagePreprocessor(4)):
-        with pytest.raises(error, match=f"^prompt, piece 3[,:].*{message}"):
-            read(media, "prompt, piece 3")
-
-
-def test_read_image_and_read_video_read_files_and_name_broken_ones(tmp_path):
+def test_read_image_and_read_video_read_files(tmp_path):
     """One image reader for prompts, datasets and benchmarks. A folder of frames has one frame per second, sorted by number."""
     for t in range(12):
         Image.new("RGB", (8, 8), (20 * t, 0, 0)).save(tmp_path / f"{t}.png")
@@ -166,17 +133,6 @@ def test_read_image_and_read_video_read_files_and_name_broken_ones(tmp_path):
     assert [i.getpixel((0, 0))[0] // 20 for i in read_video(tmp_path)] == list(range(12))
     assert [i.getpixel((0, 0))[0] // 20 for i in read_video(tmp_path, start=2, end=11, max_frames=3)] == [3, 6, 9]
     assert [i.getpixel((0, 0))[0] // 20 for i in read_video(tmp_path, start=99)] == [11]
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "x.png").write_bytes((tmp_path / "3.png").read_bytes()[:45])
-    gif = encoded(Image.fromarray(COLOURS), "GIF").getvalue()
-    for error, message, read, *arguments in (
-        (ValueError, "empty: this folder contains no frames", read_video, tmp_path / "empty"),
-        (FileNotFoundError, "y.png", read_image, tmp_path / "y.png"),
-        (ValueError, r"x\.png'?: not an image, or damaged", read_image, tmp_path / "x.png"),
-        (ValueError, r"'name': not an image \(PNG\)", read_image, gif, "name", ["PNG"]),
-    ):
-        with pytest.raises(error, match=message):
-            read(*arguments)
 
 
 def test_every_pixel_is_normalised_and_keeps_its_place():

@@ -49,26 +49,6 @@ def test_an_image_and_its_text_are_a_pair():
     assert ids_of(sample) == [LETTERS.bos_id, LETTERS.image_id, 3, 4, 5, LETTERS.eoc_id]
 
 
-BROKEN = {
-    "no image": (pair_sample, {"txt": "a"}, "a pair needs one image"),
-    "two images": (pair_sample, {"png": 1, "jpg": 1, "txt": "a"}, "found png, jpg, txt"),
-    "no text": (pair_sample, {"png": 1, "cls": "3"}, "json"),
-    "an empty text": (pair_sample, {"png": b"not read", "txt": " \n"}, "the caption is empty"),
-    "a text that is not UTF-8": (pair_sample, {"png": 1, "txt": b"\xff\xfe"}, "utf-8"),
-    "a truncated image": (pair_sample, {"jpg": encoded(1, "JPEG")[:-40], "txt": "a"}, "'jpg': not an image.*or damaged"),
-    "half a json": (pair_sample, {"png": 1, "json": b'{"caption": "a'}, "Unterminated string"),
-    "a json without caption": (pair_sample, {"png": 1, "json": {}}, "caption"),
-    "a video without frames": (video_sample, {"txt": "a"}, "a video needs one or more frames"),
-    "a file that is not a video": (video_sample, {"mp4": b"not a video", "txt": "a"}, "mp4.*PyAV|mp4: not a video, or damaged"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("reader, files, message", BROKEN.values(), ids=BROKEN)
-def test_a_broken_record_raises_an_error_with_the_reason(reader, files, message):
-    with pytest.raises(Exception, match=message):
-        read(reader, files)
-
-
 @pytest.mark.parametrize("n, used", [(1, [0]), (3, range(3)), (12, [0, 2, 3, 5, 6, 8, 9, 11]), (24, range(1, 24, 3))])
 def test_eight_evenly_spaced_frames_are_read_in_the_order_of_their_numbers(n, used):
     """[N=1, T>1, H, W, C] with 8 frames (section 2.1); 2.png comes before 10.png; the other frames are not decoded."""
@@ -172,28 +152,6 @@ def test_an_image_may_be_a_name_or_base64():
     both = {"image_base64": code, "image_name": "nowhere.png"}
     images = ["3.png", {"image_base64": code}, {"image_name": "3.png"}, both, None]
     assert pieces_of({"texts": [None] * 4 + ["a"], "images": images}) == [3] * 4 + ["a", EOC]
-
-
-PAIR = {"texts": ["a", None], "images": [None, "1.png"]}
-BROKEN_DOCUMENTS = {
-    "neither format": {"caption": "a"},
-    "no images": {"text_list": ["a"]},
-    "a sentence that is a number": {"text_list": ["a", 3], "image_info": matched(0)},
-    "a text that is a number": {**PAIR, "texts": [3, None]},
-    "an image that is missing": {**PAIR, "images": [None, "../1.png"]},
-    "a similarity that is a word": {"text_list": ["a"], "image_info": matched(0, matched_sim="high")},
-    "base64 that is not valid": {**PAIR, "images": [None, {"image_base64": "é"}]},
-    "lists of two lengths": {"texts": ["a"], "images": [None, "1.png"]},
-    "no image": {"texts": ["a"], "images": [None]},
-    "no text": {"texts": [None], "images": ["1.png"]},
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("document", BROKEN_DOCUMENTS.values(), ids=BROKEN_DOCUMENTS)
-def test_a_broken_or_useless_document_raises_an_error(document):
-    assert pieces_of(PAIR) == ["a", EOC, 1]
-    with pytest.raises((ValueError, LookupError, TypeError, AttributeError)):
-        pieces_of(document)
 
 
 def test_special_letters_in_a_document_are_text():

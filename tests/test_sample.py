@@ -159,39 +159,6 @@ def test_samples_have_numbers_and_empty_lines_are_no_samples(tmp_path):
         JsonlDataset(tmp_path / "nothing.jsonl")
 
 
-BROKEN = {
-    "half a line": (b'{"kind": "pair", "pieces": [', ": JSONDecodeError: "),
-    "a list": ([1, 2], ": ValueError: expected an object with pieces"),
-    "pieces that are text": ({"pieces": "a cat"}, ": ValueError: expected an object with pieces"),
-    "an unknown piece": (line({"sound": "a.wav"}), ': ValueError: expected {"text": .*, found {\'sound\''),
-    "two pieces in one": (line({"text": "a"}, {"text": "a", "eoc": True}), ": ValueError: expected"),
-    "a text that is a number": (line({"text": 3}), ": ValueError: expected"),
-    "a flag in quotes": (line({"text": "a", "no_loss": "no"}), ": ValueError: no_loss must be true or false, not 'no'"),
-    "a flag that is a number": (line(attend_next=1), ": ValueError: attend_next must be true or false, not 1"),
-    "a video without frames": (line({"video": []}), ": ValueError: expected"),
-    "frames of two sizes": (line({"video": ["images/a.png", "images/c.png"]}), ": .* frames of equal size"),
-    "not an image": (line({"image": "cats.jsonl"}), ": ValueError: 'cats.jsonl': not an image"),
-    "a name that is too long": (line({"image": "a" * 5000}), ": "),
-    "a path out of the folder": (line({"image": "images/../../secret.png"}), "outside the dataset's folder"),
-    "a link out of the folder": (line({"image": "images/link.png"}), "outside the dataset's folder"),
-    "an absolute path": (line({"image": "HERE/secret.png"}), "outside the dataset's folder"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("broken, message", BROKEN.values(), ids=BROKEN)
-def test_a_broken_line_raises_an_error_with_file_line_and_reason(tmp_path, broken, message):
-    Image.fromarray(image(1)[0]).save(tmp_path / "secret.png")
-    folder = tmp_path / "folder"
-    (folder / "images").mkdir(parents=True)
-    (folder / "images/link.png").symlink_to(tmp_path / "secret.png")
-    if not isinstance(broken, bytes):
-        broken = json.dumps(broken).replace("HERE", str(tmp_path)).encode()
-    data = dataset(folder, line(*A_CAT), broken)
-    assert same(data[0], Sample([image(1), " a cat", EOC]))
-    with pytest.raises(ValueError, match=rf"cats\.jsonl, line 2(.|\n)*{message}"):
-        list(data)
-
-
 @pytest.mark.parametrize("broken", [3, np.zeros((2, 4, 3), np.float32), torch.zeros(1, 4, 8), np.zeros((1, 8, 8, 3))])
 def test_a_failed_write_leaves_the_existing_dataset_unchanged(tmp_path, broken):
     write_jsonl(SAMPLES, tmp_path / "cats.jsonl")

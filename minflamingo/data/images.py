@@ -13,15 +13,20 @@ A published vision encoder needs images exactly as in its training. There are tw
 """
 
 import io
+import struct
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
+
+from .files import open_file, read_file
 
 # Formats of training data, and the endings of their files. Decoders of rare formats are a risk for files from the web.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -29,31 +34,46 @@ IMAGES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".t
 # Other formats that a user may pass in a prompt.
 OTHER_IMAGES = (".apng", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".mpo", ".ppm", ".pgm", ".pbm", ".pnm",
                 ".tga", ".ico", ".psd", ".svg", ".eps", ".pdf", ".dng", ".cr2", ".nef")  # fmt: skip
-Image.MAX_IMAGE_PIXELS = 250_000_000  # photos of phones have up to 200 million. Pillow refuses more than twice this limit
+MOST_PIXELS = 210_000_000  # photos of phones have up to 200 million
 
 
 def read_image(file: str | Path | bytes, name: str | None = None, formats: Sequence[str] | None = None) -> Image.Image:
-    """Decode an image file, given as a path or as its content. `formats` None: all that Pillow knows.
+    """Decode an image file, given as a path or as its content. `formats` None: all that Pillow knows, without EPS and FITS.
 
     An image of more than 90 million pixels is reduced to at most 9000 x 9000, so that it needs little memory.
     Raises FileNotFoundError, or ValueError for a damaged file. The message begins with `name` (default: the path).
     """
-    try:
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats) as image:
-            if image.width * image.height > 90_000_000:
-                image.thumbnail((9000, 9000))
-            image.load()  # decode now, so that a truncated file raises here
-            return image
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, DecompressionBombError, ...
-        content = file if isinstance(file, bytes) else Path(file).read_bytes() if Path(file).is_file() else b""
-        if content.startswith(b"\xff\xd8") and b"Exif\0\0" in content:  # a JPEG: perhaps only its EXIF data are damaged
-            return read_image(content.replace(b"Exif\0\0", bytes(6)), name or str(file), formats)
-        expected = f"an image ({', '.join(formats)})" if formats else "an image"
-        unknown = isinstance(error, UnidentifiedImageError)  # Pillow's message contains a memory address
-        reason = "unknown content; convert it to PNG or JPEG" if unknown else error
-        raise ValueError(f"{str(name or file)!r:.200}: not {expected}, or damaged: {reason}"[:600]) from None
+    with io.BytesIO(file) if isinstance(file, bytes) else open_file(file) as content:
+        try:
+            with _open(content, formats) as image:
+                if image.width * image.height > 90_000_000:
+                    image.thumbnail((9000, 9000), Image.Resampling.NEAREST)  # fast, and good enough for so many pixels
+                image.load()  # decode now, so that a truncated file raises here
+                return image
+        except Exception as error:  # damaged files raise OSError, SyntaxError, struct.error, MemoryError, ...
+            reason = str(error) or type(error).__name__
+    if not isinstance(file, bytes):
+        file, name = read_file(file), name or str(file)
+    if file.startswith(b"\xff\xd8") and b"Exif\0\0" in file:  # a JPEG: perhaps only its EXIF data are damaged
+        return read_image(file.replace(b"Exif\0\0", bytes(6)), name, formats)
+    expected = f"an image ({', '.join(formats)})" if formats else "an image"
+    raise ValueError(f"{name or 'image'!r:.200}: not {expected}, or damaged: {reason}"[:600])
+
+
+def _open(file: BinaryIO, formats: Sequence[str] | None) -> Image.Image:
+    """As Image.open, with our limit of pixels. Pillow's is lower, and changing it would change the whole process."""
+    Image.init()
+    # An EPS is a program for Ghostscript, and a small FITS file can need all memory.
+    start, others = file.read(16), sorted({*Image.ID} - {*FORMATS, "EPS", "FITS"})
+    for factory, accepts in map(Image.OPEN.get, formats or (*FORMATS, *others)):
+        if accepts is None or accepts(start) is True:
+            file.seek(0)
+            with suppress(SyntaxError, IndexError, TypeError, struct.error):  # it has another format
+                image = factory(file, "")
+                if image.width * image.height > MOST_PIXELS:
+                    raise ValueError(f"{image.width * image.height} pixels are too many; at most {MOST_PIXELS} are read")
+                return image
+    raise ValueError("unknown content; convert it to PNG or JPEG")
 
 
 def read_pixels(file: Path | bytes, name: str) -> np.ndarray:
@@ -73,14 +93,14 @@ def as_frames(media: object, where: str = "image") -> np.ndarray:
         if len({frame.shape for frame in frames}) != 1 or len(frames[0]) != 1:
             raise ValueError(f"{where}: a video needs one or more frames of equal size, got {[f.shape for f in frames]}"[:600])
         return np.concatenate(frames)
-    if isinstance(media, Image.Image):
-        try:
+    try:
+        if isinstance(media, Image.Image):
             media = _pil_as_array(media)
-        except Exception as error:  # Pillow decodes lazily
-            raise ValueError(f"{where}: the image file is damaged: {error}") from None
-    if isinstance(media, Tensor):
-        media = media.detach().cpu()
-        media = (media.float() if media.is_floating_point() else media).numpy()  # numpy has no bfloat16
+        if isinstance(media, Tensor):
+            media = media.detach().cpu()
+            media = (media.float() if media.is_floating_point() else media).numpy()  # numpy has no bfloat16
+    except Exception as error:  # Pillow decodes lazily; a sparse tensor is no image
+        raise ValueError(f"{where}: the image is damaged, or of an unknown kind: {error}"[:600]) from None
     if not isinstance(media, np.ndarray):
         raise TypeError(f"{where}: expected an image (PIL, array or tensor) or a list of frames, got {type(media).__name__}")
     array = media[..., None] if media.ndim == 2 else media

@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ..flamingo import Batch
 from ..tokenizer import Tokenizer
-from .records import clean
+from .files import problem_of
 from .sample import TokenizedSample, collate, tokenize_sample
 from .shards import Dataset, Entry
 
@@ -142,8 +142,8 @@ class _Batches(IterableDataset):
         """Read a record. If it is broken, only its problem is added."""
         try:
             row = tokenize_sample(self.dataset.read(entry), self.mixture.tokenizer, self.mixture.preprocess)
-        except Exception as error:  # data from the web is broken in many ways, and a bug of a reader is named as well
-            problems.append(clean(f"{entry.name}: {type(error).__name__}: {error}")[:600])
+        except Exception as error:  # also an image that cannot be preprocessed
+            problems.append(problem_of(entry.name, error))
             return
         limit = self.mixture.max_length or len(row.ids)
         if len(row.ids) > limit:

@@ -6,14 +6,15 @@
     {"id": "10", "kind": "text", "pieces": [{"text": "Cats", "no_loss": true}, {"text": " purr"}, {"eoc": true}]}
 
 The kinds are those of the paper (section 2.4), and text alone for the language model. `no_loss` text carries no loss,
-`"bos": false` starts in the middle of a document. Only `pieces` is required; other keys are ignored. A dataset may come from
-someone else, so images outside its folder are not read.
+`"bos": false` starts in the middle of a document. Only `pieces` is required. Other keys of a record are ignored, those of a
+piece are an error. A dataset may come from someone else, so images outside its folder are not read.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .files import MOST_BYTES, MOST_TEXT, open_file, parse_json, problem_of
 from .images import as_frames, read_pixels
 from .sample import EOC, NoLoss, Sample, is_medium
 
@@ -33,31 +35,44 @@ class JsonlDataset:
 
     def __init__(self, path: str | Path):
         self.path, self.folder = Path(path), Path(path).parent.resolve()
-        lines = enumerate(self.path.read_bytes().split(b"\n"), start=1)
-        self.lines = [(number, line) for number, line in lines if line.strip()]
+        self.lines = [(name, line) for name, _, line in read_lines(path)]
 
     def __len__(self) -> int:
         return len(self.lines)
 
     def __getitem__(self, i: int) -> Sample:
-        number, line = self.lines[i]
+        name, line = self.lines[i]
         try:
             return read_line(line, self.folder)
         except Exception as error:  # invalid JSON and damaged images raise many types
-            raise ValueError(f"{self.path}, line {number}: {type(error).__name__}: {error}"[:600]) from None
+            raise ValueError(problem_of(f"{self.path}, {name}", error)) from None
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[str, int, bytes]]:
+    """Name ("line 7"), place and content of each line that is not empty."""
+    offset, longest = 0, MOST_BYTES // 8
+    with open_file(path) as file:
+        for number, line in enumerate(iter(partial(file.readline, longest), b""), start=1):
+            if line.strip():
+                yield f"line {number}", offset, line
+            offset += len(line)
+            if len(line) == longest:  # this is not text: the rest is not read
+                return
 
 
 def read_line(line: bytes, folder: Path) -> Sample:
     """One line -> its sample. `folder` has its images; links are resolved. A broken line raises an error of any type."""
-    record = json.loads(line)
+    if b"\0" in line or len(line) > MOST_TEXT:
+        raise ValueError(f"not UTF-8 text but UTF-16, which must be saved as UTF-8; or more than {MOST_TEXT:,} characters")
+    record = parse_json(line)
     if not isinstance(record, dict) or not isinstance(record.get("pieces"), list):
         raise ValueError(f"expected an object with pieces (a list), found {record!r:.80}")
     pieces = [_piece(piece, folder) for piece in record["pieces"]]
     return Sample(pieces, _flag(record, "attend_next"), _flag(record, "bos", default=True))
 
 
-def _piece(piece: dict, folder: Path) -> object:
-    match [item for item in piece.items() if item[0] in ("text", "eoc", "image", "video")]:
+def _piece(piece: object, folder: Path) -> object:
+    match [item for item in piece.items() if item[0] != "no_loss"] if isinstance(piece, dict) else piece:
         case [("text", str(text))]:
             return NoLoss(text) if _flag(piece, "no_loss") else text
         case [("eoc", True)]:

@@ -6,8 +6,8 @@
     document_sample    7.json in one of the formats below      (images as base64, or as files 7/dog.jpg)    [N>1, T=1]
 
 A reader is called as reader(record, rng), for example with record = {"jpg": content, "txt": content}; `functools.partial` sets
-its other arguments. It raises an error, of any type, for a broken record, an empty caption, or a document without images. An
-image of a document that is missing (its download failed) or damaged is left out, and the document is kept.
+its other arguments. It raises an error for a broken record, an empty caption, or a document without images. An image of a
+document that is missing (its download failed) or damaged is left out, and the document is kept.
 
     MMC4       text_list ["Cats purr.", "Dogs bark."], image_info [{image_name: "dog.jpg", matched_text_index: 1, ...}]
     OBELICS    texts [null, "Dogs bark."], images ["dog.jpg", null]              exactly one of each pair is not null
@@ -26,16 +26,17 @@ sentence, so a text can get the image of another one.)
 
 import base64
 import io
-import json
+import math
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from itertools import groupby
 
 import numpy as np
 
 from ..tokenizer import Tokenizer
+from .files import MOST_TEXT, parse_json
 from .images import as_frames, read_pixels
 from .sample import EOC, Sample
 from .videos import IMAGES, VIDEOS, by_number, decode_video, spread
@@ -65,12 +66,10 @@ def video_sample(record: Record, rng: random.Random, *, frames: int = 8, **optio
 
 def document_sample(record: Record, rng: random.Random, *, tokenizer: Tokenizer, threshold: float = 0.24, **options) -> Sample:
     """A random window of an interleaved document. `options`: those of `window`. The threshold is that of OpenFlamingo."""
-    damaged: list[bytes] = []
-    while True:  # only images of a window are decoded; if one is damaged, the document without it has another window
-        try:
-            return window(document_pieces(record, threshold, damaged), tokenizer, rng, **options)
-        except DamagedImage as error:
-            damaged.append(error.args[1])
+    try:  # only images of a window are decoded
+        return window(document_pieces(record, threshold), tokenizer, rng, **options)
+    except DamagedImage:  # the document without its damaged images has another window
+        return window(document_pieces(record, threshold, intact_only=True), tokenizer, rng, **options)
 
 
 def with_ending(record: Record, endings: tuple[str, ...]) -> list[str]:
@@ -79,7 +78,10 @@ def with_ending(record: Record, endings: tuple[str, ...]) -> list[str]:
 
 def caption(record: Record, tokenizer: Tokenizer | None = None, max_tokens: int | None = None) -> str | list[int]:
     """The text of the txt file, or "caption" in the json. `max_tokens`: a longer text is cut; this needs the tokenizer."""
-    text = clean(record["txt"].decode("utf-8") if "txt" in record else json.loads(record["json"])["caption"])
+    content = {"caption": record["txt"].decode("utf-8")} if "txt" in record else parse_json(record.get("json", b"{}"))
+    if not isinstance(content, dict) or not isinstance(content.get("caption"), str):
+        raise ValueError(f'no text: a txt file, or a json file with {{"caption": "a cat"}}; found {", ".join(record):.100}')
+    text = clean(content["caption"])
     if not text:
         raise ValueError("the caption is empty")
     return text if max_tokens is None else tokenizer.encode(text)[:max_tokens]
@@ -87,18 +89,37 @@ def caption(record: Record, tokenizer: Tokenizer | None = None, max_tokens: int 
 
 def clean(text: str) -> str:
     """Without a byte-order mark, and without space around it. Half a character ("\\ud83d") of JSON becomes U+FFFD."""
+    if "\0" in text or len(text) > MOST_TEXT:
+        raise ValueError(f"a text with NUL characters (save UTF-16 as UTF-8), or with more than {MOST_TEXT:,} characters")
     return text.removeprefix("\ufeff").strip().encode("utf-8", "surrogatepass").decode("utf-8", "replace")
 
 
-def document_pieces(record: Record, threshold: float, damaged: Sequence[bytes] = ()) -> list:
-    """A document in one of the formats -> `str`, EOC and images (content of a PNG, JPEG or WebP file) but the damaged ones.
+def document_pieces(record: Record, threshold: float, intact_only: bool = False) -> list:
+    """A document in one of the formats -> `str`, EOC and images (content of a PNG, JPEG or WebP file).
 
     In MMC4, an image is left out if its similarity to its sentence is below the threshold.
     """
-    document, items = json.loads(record["json"]), []
+    document = parse_json(record.get("json", b""))
+    try:
+        items = _items(document, record, threshold)
+        pieces = chunks([i for i in items if not intact_only or _is_intact(i)], "\n\n" if "texts" in document else " ")
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        raise ValueError(f"not a document of MMC4, OBELICS or ChatGPT: {type(error).__name__}: {error}"[:400]) from None
+    if EOC not in pieces or not any(isinstance(piece, bytes) for piece in pieces):
+        raise ValueError("the document has no text or no image")
+    return pieces
+
+
+def _items(document: dict, record: Record, threshold: float) -> list[str | bytes | None]:
+    """Texts and images in the order of the document. None: a missing image."""
+    items = []
+    if not all(isinstance(document.get(name, []), list) for name in ("text_list", "image_info", "texts", "images")):
+        raise ValueError("text_list, image_info, texts and images must be lists")
     if "text_list" in document:  # MMC4
         images_before = defaultdict(list)
         for info in document["image_info"]:
+            if info["matched_text_index"] not in range(len(document["text_list"])) or not math.isfinite(info["matched_sim"]):
+                raise ValueError(f"an image matches no sentence, or its similarity is no number: {info!r:.100}")
             if info["matched_sim"] >= threshold:
                 images_before[info["matched_text_index"]].append(_image(info, record))
         for s, sentence in enumerate(document["text_list"]):
@@ -108,12 +129,18 @@ def document_pieces(record: Record, threshold: float, damaged: Sequence[bytes] =
             items.append(part if i % 2 == 0 else _image(document["image_map"].get(part), record))
     else:  # OBELICS
         for text, image in zip(document["texts"], document["images"], strict=True):
+            if text is not None and image is not None:
+                raise ValueError(f"a text and an image have the same place: {text!r:.50}, {image!r:.50}")
             items.append(text if image is None else _image(image, record))
-    items = [item for item in items if item not in damaged]
-    pieces = chunks(items, separator="\n\n" if "texts" in document else " ")
-    if EOC not in pieces or not any(isinstance(piece, bytes) for piece in pieces):
-        raise ValueError("the document has no text or no image")
-    return pieces
+    return items
+
+
+def _is_intact(item: object) -> bool:
+    """False: an image that cannot be decoded."""
+    try:
+        return not isinstance(item, bytes) or read_pixels(item, "image") is not None
+    except ValueError:
+        return False
 
 
 def _image(entry: str | dict | None, record: Record) -> bytes | None:
@@ -130,7 +157,7 @@ def _image(entry: str | dict | None, record: Record) -> bytes | None:
 
 
 class DamagedImage(ValueError):
-    """An image of a document cannot be decoded: the arguments are a message and the content of the image."""
+    """An image of a document cannot be decoded."""
 
 
 def chunks(items: Iterable[str | bytes | None], separator: str) -> list:
@@ -165,8 +192,8 @@ def window(
             if n_images <= max_images:
                 try:
                     kept.append(read_pixels(token, f"image {n_images}"))
-                except Exception as error:
-                    raise DamagedImage(f"a damaged image: {error}", token) from None
+                except ValueError as error:
+                    raise DamagedImage(error) from None
         else:
             kept.append(EOC if token is EOC else [token])
     return Sample(kept, attend_next=rng.random() < p_next, bos=start == 0)

@@ -17,11 +17,11 @@ is two numbers: the group, and how many of its records are done. A run resumes t
 A problem of a shard (it is truncated, or files belong to no text) is also an entry of the list. `read` raises an error for
 it, as for a broken record, so both are skipped, counted and named in one way. A missing shard is an error.
 
-Why no library (November 2026)? webdataset 1.0.2 reads a tar from front to back and does not store its position. torchdata 0.11
-only stores the state that a dataset gives it, so we would still need this file.
+(No library, as of November 2026: webdataset 1.0.2 does not store its position, and torchdata 0.11 needs a dataset that does.)
 """
 
 import glob
+import math
 import os
 import posixpath
 import random
@@ -34,29 +34,37 @@ from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
-from .readers import read_line
+from .files import open_file, problem_of, read_file
+from .readers import read_line, read_lines
 from .sample import Sample
 
 # Key and extension. In a tar, the first dot separates them, as in WebDataset; in a folder the last one: photo.10.32.jpg
-NAME_IN_TAR, NAME_IN_FOLDER = re.compile(r"((?:.*/)?[^./]+)\.([^/]+)"), re.compile(r"((?:.*/)?[^./][^/]*)\.([^./]+)")
+NAME_IN_TAR, NAME_IN_FOLDER = re.compile(r"(?s)((?:.*/)?[^./]+)\.([^/]+)"), re.compile(r"(?s)((?:.*/)?[^./][^/]*)\.([^./]+)")
+BRACES = re.compile(r"\{(?:(\d{1,18})\.\.(\d{1,18})|([^{}]*,[^{}]*))\}")  # {08..10} or {a,b}
+MOST_SHARDS = 1_000_000
 LINE = "line of a .jsonl file"  # the name of a record's only file, if its shard is a .jsonl file
 Place = tuple[str, int, int]  # where the content of a file is: path, offset, size (-1: to the end)
 Files = dict[str, Place]  # the files of a record, by name
+Index = list[tuple[str, Place]]  # the files of a shard: name and place
 
 
 def expand(pattern: str) -> list[str]:
     """Braces and globs -> shards, in order: cats/{08..10}.tar is cats/08.tar, cats/09.tar, cats/10.tar; {a,b} is both."""
     # A name that exists is not a pattern, even if it has brackets.
-    if not os.path.exists(pattern) and (braces := re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)):
+    if not os.path.exists(pattern) and (braces := BRACES.search(pattern)):
+        sizes = [c.count(",") + 1 if c else int(b) - int(a) + 1 for a, b, c in BRACES.findall(pattern)]
+        if (n := math.prod(sizes)) > MOST_SHARDS:
+            raise ValueError(f"{pattern:.300}: the braces give {n:,} names; at most {MOST_SHARDS:,} are possible")
         first, last, choices = braces.groups()
         values = choices.split(",") if choices else [f"{i:0{len(first)}d}" for i in range(int(first), int(last) + 1)]
-        shards = [name for value in values for name in expand(pattern.replace(braces[0], value, 1))]
+        names = (pattern.replace(braces[0], value, 1) for value in values)
+        shards = dict.fromkeys(shard for name in names for shard in expand(name))  # each once, also of {a,{a,b}}
     else:
         names = [os.path.normpath(pattern)] if os.path.exists(pattern) else sorted(glob.glob(pattern))
         shards = [shard for name in names for shard in _shards_in(name)]
     if not shards:
-        raise FileNotFoundError(f"{pattern}: no such shard")
-    return shards
+        raise FileNotFoundError(f"{pattern:.600}: no such shard")
+    return list(shards)
 
 
 def _shards_in(name: str) -> list[str]:
@@ -65,7 +73,10 @@ def _shards_in(name: str) -> list[str]:
     tars, lines = ([os.path.join(name, n) for n in inside if n.endswith(end)] for end in (".tar", ".jsonl"))
     if len(lines) > 1 and not tars:
         raise ValueError(f"{name} contains several datasets: choose one of {', '.join(lines)}"[:600])
-    return tars or lines or [name]
+    for shard in (shards := tars or lines or [name]):
+        if not (os.path.isfile(shard) or os.path.isdir(shard)):
+            open_file(shard)  # raises an error: it is a pipe, a device or a link to a missing file
+    return shards
 
 
 def read_index(path: str) -> tuple[dict[str, Files], list[str]]:
@@ -77,76 +88,87 @@ def read_index(path: str) -> tuple[dict[str, Files], list[str]]:
     """
     problems: list[str] = []
     if path.endswith(".jsonl"):
-        records = index_lines(path)
+        records = {name: {LINE: (path, offset, len(line))} for name, offset, line in read_lines(path)}
         return records, [] if records else ["the file has no lines"]
     pattern, index = (NAME_IN_FOLDER, index_folder) if os.path.isdir(path) else (NAME_IN_TAR, index_tar)
-    places = index(path, problems)
-    matches = [match for match in map(pattern.fullmatch, places) if match]  # hidden files do not match
-    keys = {match[1] for match in matches if match[2].lower() in ("txt", "json")}
-    records, without_text = {}, []
-    for match in matches:
+    matches = [(match, place) for name, place in index(path, problems) if (match := pattern.fullmatch(name))]  # no hidden files
+    keys = {match[1] for match, _ in matches if match[2].lower() in ("txt", "json")}
+    records, without_text, twice = {}, [], []
+    for match, place in matches:
         key, name = (match[1], match[2].lower()) if match[1] in keys else posixpath.split(match[0])
-        if key in keys:
-            records.setdefault(key, {})[name] = places[match[0]]
-        else:
+        if key not in keys:
             without_text.append(match[0])
+        else:
+            twice += [match[0]] if name in records.setdefault(key, {}) else []
+            records[key][name] = place
     if not records and not problems:
         problems.append("it contains no txt and no json file, but each image or video needs one: cat.png with cat.txt")
-    elif without_text and not problems:
+    elif without_text:
         problems.append(f"{len(without_text)} files belong to no text, such as {without_text[0]}")
+    if twice:
+        problems.append(f"{len(twice)} files occur twice, such as {twice[0]}; only the last one is used")
     return records, problems
 
 
-def index_tar(path: str, problems: list[str]) -> dict[str, Place]:
-    """The files in an uncompressed tar. A damaged tar has the files before the damage."""
-    places, end = {}, os.path.getsize(path)
-    with open(path, "rb") as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                for member in tar:
-                    if member.isreg() and member.offset_data + member.size <= end:
-                        places[posixpath.normpath(member.name)] = (path, member.offset_data, member.size)
-                file.seek(tar.offset)
+class Header(tarfile.TarInfo):
+    """Python's tarfile never ends if a size is negative, and may need hours for a large header before the header of a file."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        header = super().frombuf(buf, encoding, errors)
+        if header.size < 0 or (header.size > 2**14 and header.type in b"xgXLK"):
+            raise tarfile.HeaderError(f"a header with a size of {header.size:,}")
+        return header
+
+
+def index_tar(path: str, problems: list[str]) -> Index:
+    """The files in an uncompressed tar. After damage, reading resumes at the next header, so only damaged files are lost."""
+    places, damages, others = [], [], []
+    with open_file(path) as file:
+        start, end = 0, file.seek(0, os.SEEK_END)
+        while start is not None and len(damages) < 100:
+            offset = file.seek(start)  # of the next header
+            try:
+                with tarfile.open(fileobj=file, mode="r:", tarinfo=Header) as tar:
+                    for member in tar:
+                        if not 0 <= member.size <= end - member.offset_data:
+                            offset = member.offset_data - 512
+                            raise ValueError(f"it ends in the middle of {member.name}")
+                        if member.isreg() and not member.issparse():
+                            places.append((posixpath.normpath(member.name), (path, member.offset_data, member.size)))
+                        elif not member.isdir():
+                            others.append(member.name)
+                        offset = tar.offset
+                file.seek(offset)
                 if file.read(512) != bytes(512):  # tarfile takes a damaged header for the end
-                    raise ValueError("there is no end mark")
-        except Exception as error:  # damaged headers raise TarError, OverflowError, OSError, ...
-            problems.append(f"not an uncompressed tar, or the tar is truncated: {error}")
+                    raise ValueError(f"there is no end mark after {places[-1][0]}" if places else "there is no end mark")
+            except Exception as error:  # damaged headers raise TarError, OverflowError, OSError, ...
+                damages.append(f"{error}, at byte {offset} after {len(places)} files")
+            # also after an end mark: several tars can be one file
+            headers = (o for o in range(offset + 512, end, 512) if file.seek(o + 257) and file.read(5) == b"ustar")
+            start = next(headers, None)
+    if damages:
+        problems.append(f"not an uncompressed tar, or the tar is truncated: {'; '.join(damages)}"[:400])
+    if others:
+        problems.append(f"{len(others)} links and special files are not read, such as {others[0]}")
     return places
 
 
-def index_folder(path: str, problems: list[str]) -> dict[str, Place]:
+def index_folder(path: str, problems: list[str]) -> Index:
     """The files in a folder and its subfolders. Symbolic links are followed, but not back to a folder that was read."""
-    places, seen = {}, set()
+    places, seen = [], set()
     for folder, subfolders, names in os.walk(path, followlinks=True, onerror=lambda error: problems.append(str(error))):
         seen.add(os.path.realpath(folder))
         visible = sorted(name for name in subfolders if name[0] != ".")
         subfolders[:] = [name for name in visible if os.path.realpath(os.path.join(folder, name)) not in seen]
-        for name in names:
-            file = os.path.join(folder, name)
-            if os.path.isfile(file) or not os.path.exists(file):  # a link to a missing file: a broken record
-                places[Path(file).relative_to(path).as_posix()] = (file, 0, -1)
-    return dict(sorted(places.items()))  # file systems have no order
-
-
-def index_lines(path: str) -> dict[str, Files]:
-    """The lines of a .jsonl file that are not empty, with their numbers."""
-    records, offset = {}, 0
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                records[f"line {number}"] = {LINE: (path, offset, len(line))}
-            offset += len(line)
-    return records
+        files = (os.path.join(folder, name) for name in names)  # also pipes and links to missing files: broken records
+        places += [(Path(file).relative_to(path).as_posix(), (file, 0, -1)) for file in files]
+    return sorted(places)  # file systems have no order
 
 
 def read_files(files: Files) -> dict[str, bytes]:
     """One record: name -> content."""
-    record = {}
-    for name, (path, offset, size) in files.items():
-        with open(path, "rb") as file:
-            file.seek(offset)
-            record[name] = file.read(size)
-    return record
+    return {name: read_file(*place) for name, place in files.items()}
 
 
 class Entry(NamedTuple):
@@ -178,9 +200,9 @@ class Dataset:
         """Equal for equal shards and settings, also in another folder. Only then does a place mean the same samples."""
         shards = []
         for path in self.paths:
-            places = index_folder(path, []) if os.path.isdir(path) else {os.path.basename(path): (path, 0, -1)}
+            places = index_folder(path, []) if os.path.isdir(path) else [(os.path.basename(path), (path, 0, -1))]
             # A link to a file that is missing has no size. It is a broken record.
-            shards.append([(name, os.path.exists(file) and os.path.getsize(file)) for name, (file, _, _) in places.items()])
+            shards.append([(name, os.path.exists(file) and os.path.getsize(file)) for name, (file, _, _) in places])
         return zlib.crc32(repr((shards, self.seed, self.mix)).encode("utf-8", "surrogatepass"))
 
     def entries(self, group: int = 0, done: int = 0) -> Iterator[Entry]:
@@ -198,15 +220,18 @@ class Dataset:
         for path in shards[number * self.mix : (number + 1) * self.mix]:
             found, problems = read_index(path)
             records += [(f"{path}, {key}", files) for key, files in found.items()]
-            records += [(path, problem) for problem in problems]
+            records += [(path, "; ".join(problems))] if problems else []
         random.Random(f"{self.seed} group {group}").shuffle(records)
         return records
 
     def read(self, entry: Entry) -> Sample:
-        """Raises an error, of any type, if the record is broken or the entry is a problem of a shard."""
-        if isinstance(entry.files, str):
-            raise ValueError(entry.files)
-        record = read_files(entry.files)
-        if LINE in record:
-            return read_line(record[LINE], Path(entry.files[LINE][0]).parent.resolve())
-        return self.reader(record, random.Random(f"{self.seed} group {entry.group} sample {entry.number}"))
+        """Raises ValueError, with the name of the record, if it is broken or if the entry is a problem of a shard."""
+        try:
+            if isinstance(entry.files, str):
+                raise ValueError(entry.files)
+            record = read_files(entry.files)
+            if LINE in record:
+                return read_line(record[LINE], Path(entry.files[LINE][0]).parent.resolve())
+            return self.reader(record, random.Random(f"{self.seed} group {entry.group} sample {entry.number}"))
+        except Exception as error:  # data from the web is broken in many ways, and a bug of a reader is named as well
+            raise ValueError(problem_of(entry.name, error)) from None

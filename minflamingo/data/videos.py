@@ -12,9 +12,11 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from .files import open_file
 from .images import IMAGES, OTHER_IMAGES, read_image
 
 VIDEOS = (".mp4", ".m4v", ".mkv", ".webm", ".avi", ".mov", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ogv")  # endings
+FORMATS = {"format_whitelist": "mov,matroska,avi,mpeg,mpegts,mpegvideo,m4v,asf,flv,ogg"}  # of FFmpeg, for these endings
 
 
 def read_video(path: Path, *, start: float = 0.0, end: float = float("inf"), max_frames: int = 30) -> list[Image.Image]:
@@ -40,9 +42,10 @@ def decode_video(
         import av
     except ImportError:
         raise ImportError(f"{name} is a video file. Reading it needs PyAV: pip install 'minflamingo[video]'") from None
-    seconds = {}  # since `start` -> first frame of this second
+    seconds, step = {}, 1  # second since `start` -> its first frame; of a long video only every `step`-th, to need less memory
     try:
-        with av.open(str(file) if isinstance(file, Path) else file) as container:
+        # Without a list of formats, a text file could make FFmpeg read other files and addresses.
+        with open_file(file) if isinstance(file, Path) else file as content, av.open(content, options=FORMATS) as container:
             stream = container.streams.video[0]
             offset = float((stream.start_time or 0) * stream.time_base)  # the time stamps of a file need not begin at 0
             if start > 0:  # jump to the last key frame before `start`
@@ -51,12 +54,16 @@ def decode_video(
                 now = frame.time - offset
                 if now >= end:
                     break
-                if now >= start - 1e-3:  # time stamps are rounded
-                    seconds.setdefault(int(now - start + 1e-3), frame)
+                second = int(now - start + 1e-3)  # time stamps are rounded
+                if now >= start - 1e-3 and second % step == 0:
+                    seconds.setdefault(second, frame)
+                    if len(seconds) > 8 * max_frames:
+                        step *= 2
+                        seconds = {t: frame for t, frame in seconds.items() if t % step == 0}
     except FileNotFoundError:
         raise
-    except (av.error.FFmpegError, IndexError, TypeError) as error:
-        raise ValueError(f"{name}: not a video, or damaged: {error}") from None
+    except Exception as error:  # damaged files raise FFmpegError, IndexError, OverflowError, ...
+        raise ValueError(f"{name}: not a video, or damaged: {error}"[:600]) from None
     if not seconds:
         raise ValueError(f"{name}: no frame could be decoded from second {start:g} on")
     return [frame.to_image() for frame in spread(list(seconds.values()), max_frames)]

@@ -7,7 +7,6 @@ The folder has the official layout. Annotation files are in it or in annotations
 paths of images and videos. A video is PATH.mp4 or a folder PATH with one frame per second. An error names the missing file.
 """
 
-import json
 import os
 import random
 import re
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ..data.files import parse_json, read_file
 from ..data.images import IMAGES, OTHER_IMAGES, read_image
 from ..data.records import caption
 from ..data.shards import read_files, read_index
@@ -46,13 +46,13 @@ Read = Callable[[str], object]
 
 def read_annotations(folder: Path, name: str) -> object:
     """The content of a .json or .jsonl file in `folder` or `folder/annotations`."""
-    paths = [path for path in (folder / name, folder / "annotations" / name) if path.is_file()]
+    paths = [path for path in (folder / name, folder / "annotations" / name) if path.exists()]
     if not paths:
         raise FileNotFoundError(f"{folder / name} is missing (searched in {folder}/annotations too)")
-    content = paths[0].read_bytes()
+    content = read_file(paths[0])
     lines = content.split(b"\n") if name.endswith("l") else ()
     try:
-        return [json.loads(line) for line in lines if line.strip()] if lines else json.loads(content)
+        return [parse_json(line) for line in lines if line.strip()] if lines else parse_json(content)
     except ValueError as error:
         raise ValueError(f"{paths[0]}: not valid JSON ({error})") from None
 
@@ -76,6 +76,8 @@ def coco_questions(read: Read, prefix: str, split: str) -> Iterable[dict]:
     """VQAv2, OK-VQA (https://visualqa.org): questions and answers are two files, matched by question_id."""
     annotations = read(f"{prefix}mscoco_{split}_annotations.json")["annotations"]
     answers = {record["question_id"]: record["answers"] for record in annotations}
+    if len(answers) < len(annotations):
+        raise ValueError("a question_id occurs twice in the annotations")
     for question in read(f"{prefix}OpenEnded_mscoco_{split}_questions.json")["questions"]:
         yield {**question, "answers": answers[question["question_id"]]}
 
@@ -142,7 +144,7 @@ class MediaFile:
 def answers_of(record: dict) -> tuple[str, ...]:
     """The references. The most frequent is the first: it is the one that a prompt shows."""
     if "label" in record:  # Hateful Memes
-        return ("yes" if record["label"] else "no",)
+        return ({0: "no", 1: "yes"}[record["label"]],)
     given = record.get("answers") or record.get("enCap") or [record["answer"]]
     texts = [(a["answer"] if isinstance(a, dict) else a).strip() for a in given]
     counts = Counter(texts) | {"": 0}  # an empty answer counts in the metric, but a prompt should not show it
@@ -170,11 +172,19 @@ def load_benchmark(name: str, folder: str | Path, *, split: str | None = None, t
         allowed = ", ".join(s for s in splits if s != "train")
         raise ValueError(f"{name}: queries cannot come from split {split!r}; choose one of {allowed}")
 
+    if template not in TEMPLATES:
+        raise ValueError(f"unknown template {template!r}; choose one of {', '.join(TEMPLATES)}")
+    prompt, end, length = TEMPLATES[template][kind]
+
     def example(record: dict) -> Example:
+        # On disk, names are in UTF-8, also where the system has another encoding.
+        medium = Path(os.fsdecode(path.format_map(record).encode()))
+        start, stop = record.get("segment", (0.0, float("inf")))
+        if medium.is_absolute() or ".." in medium.parts or not 0 <= start < stop:
+            raise ValueError(f"{medium} from second {start} to {stop} must be in the folder, and end after it begins")
         return Example(
             key=key.format_map(record),
-            # On disk, names are in UTF-8, also where the system has another encoding.
-            media=MediaFile(folder / os.fsdecode(path.format_map(record).encode()), *record.get("segment", ())),
+            media=MediaFile(folder / medium, start, stop),
             answers=answers_of(record),
             fields={name: value for name, value in record.items() if isinstance(value, str | int)},
             choices=("yes", "no") if kind == "meme" else None,
@@ -185,11 +195,13 @@ def load_benchmark(name: str, folder: str | Path, *, split: str | None = None, t
         try:
             records = [{**r, "split": splits[part]} for r in reader(partial(read_annotations, folder), file, splits[part])]
             examples[part] = [example(record) for record in records]
+            n = len({(e.key, bool(prompt.shown(e))) for e in examples[part]})  # an error if a field or the answer is missing
+            if n < len(records) or (n == 0 and part == split):
+                raise ValueError(f"{len(records)} examples with {n} different ids")
             if name == "okvqa" and part == "train":  # answers are stemmed ("racing" -> "race"), so predictions are, too
                 stems = {a["raw_answer"].lower(): a["answer"] for record in records for a in record["answers"]}
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
-            raise ValueError(f"{folder}: {name} {part} is not in the official format: {error!r}") from None
-    prompt, end, length = TEMPLATES[template][kind]
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder}: {name} {part} is not in the official format: {error!r}"[:600]) from None
     return Task(
         name, examples["train"], examples[split], prompt, metric,
         clean=partial(cleaned, end=end, lower=name == "msrvttqa", stems=stems), max_new_tokens=length,
@@ -204,7 +216,8 @@ def load_folder(folder: Path, metric: str = "exact_match", seed: int = 0) -> Tas
     there are fewer than 4 texts.
     """
     examples, problems = [], []
-    for key, files in read_index(str(folder))[0].items():
+    records, notes = read_index(str(folder))
+    for key, files in records.items():
         texts = {name: place for name, place in files.items() if name in ("txt", "json")}
         paths = [Path(path) for path, _, _ in files.values() if Path(path).parent != folder / key]
         media = [path for endings in (IMAGES, OTHER_IMAGES, VIDEOS) for path in paths if path.suffix.lower() in endings]
@@ -216,7 +229,9 @@ def load_folder(folder: Path, metric: str = "exact_match", seed: int = 0) -> Tas
         # without an image or video of this name, it is a folder of frames. A missing one is an error when the example is used.
         examples.append(Example(key, MediaFile(media[0] if media else folder / key), (text,)))
     if problems:
-        print(f"{folder}: {len(problems)} texts are left out, such as {problems[0]}")
+        notes.append(f"{len(problems)} texts are left out, such as {problems[0]}")
+    for note in notes:
+        print(f"{folder}: {note}".encode("utf-8", "replace").decode())  # not all names of files are valid UTF-8
     if len(examples) < 4:
         raise ValueError(f"{folder} has {len(examples)} images with texts (cat.png with cat.txt); at least 4 are needed")
     queries = set(random.Random(f"queries {seed}").sample(range(len(examples)), len(examples) // 4))
