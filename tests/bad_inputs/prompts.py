@@ -150,7 +150,7 @@ PROMPTS = {
     "a video without frames": (["a", []], f"{MEDIUM}: a video needs one or more frames"),
     "nested lists": (["a", [[CAT, CAT], CAT]], f"{MEDIUM}: a video is a list of images"),
     "deeply nested lists": (["a", DEEP], f"{MEDIUM}: a video is a list of images"),
-    "a damaged image": (["a", lazy(PNG.getvalue()[:-30])], f"{MEDIUM}: the image file is damaged"),
+    "a damaged image": (["a", lazy(PNG.getvalue()[:-30])], f"{MEDIUM}: the image is damaged"),
     "a closed image": (["a", lazy(PNG.getvalue(), close=True)], f"{MEDIUM}: "),
     "a token too many": ([CAT, "x" * 63], "65 tokens, but the LM's context is 64"),
     "a long text": (["a" * 1_000_000], "1000001 tokens, but the LM's context is 64"),
