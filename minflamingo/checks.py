@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,31 +48,31 @@ def check_fields(batch: Batch) -> None:
 
 def check_batch(batch: Batch, image_id: int, n_ids: float = math.inf) -> None:
     """The values of a batch: each sample has as many images as `<image>` tokens, and each value is in its range."""
-    ids, labels, real = batch.ids, batch.labels, batch.attention_mask
-    frames = None if batch.media is None else batch.frames
-    if batch.media is not None and frames is None:
-        frames = torch.full_like(ids[:, :1], batch.media.shape[2]).expand(-1, batch.media.shape[1])
-    n_tokens = ((ids == image_id) & real).sum(1).tolist()
-    n_media = [0] * len(ids) if frames is None else (frames > 0).sum(1).tolist()
+    ids, labels, real = _values(batch.ids), _values(batch.labels), _values(batch.attention_mask)
+    N, T = (0, 0) if batch.media is None else batch.media.shape[1:3]
+    frames = np.full((len(ids), N), T) if batch.frames is None else _values(batch.frames)
+    n_tokens, n_media = ((ids == image_id) & real).sum(1).tolist(), (frames > 0).sum(1).tolist()
     for b, (tokens, images) in enumerate(zip(n_tokens, n_media)):
         if tokens != images:
             raise ValueError(f"sample {b}: {tokens} <image> tokens but {images} images; pass one image per <image> token")
     _refuse((ids < 0) | (ids >= n_ids), "ids", ids, f"0 ... {n_ids - 1}")
     _refuse((labels != -100) & (labels != ids), "labels", labels, "the id of the same token, or -100 (no loss)")
-    if frames is not None:
-        T = batch.media.shape[2]
-        _refuse((frames < 0) | (frames > T), "frames", frames, f"0 ... {T}")
-        _refuse((frames == 0).cummax(1).values & (frames > 0), "frames", frames, "0 only after the last image")
-        # One NaN or infinite value makes the sum NaN or infinite, and a sum is fast. Find its position only then.
-        if not batch.media.sum(dtype=torch.float32).isfinite():
-            for b, n in (~batch.media.isfinite()).flatten(2).any(-1).nonzero()[:1].tolist():
-                raise ValueError(f"sample {b}, image {n}: pixels or features are not finite (NaN or infinite)")
+    _refuse((frames < 0) | (frames > T), "frames", frames, f"0 ... {T}")
+    _refuse((frames[:, 1:] > 0) & (frames[:, :-1] == 0), "frames", frames, "above 0 before another image: no holes")
+    # One NaN or infinite value makes the sum NaN or infinite, and a sum is fast. Find its position only then.
+    if batch.media is not None and not np.isfinite(_values(batch.media.sum(dtype=torch.float32))):
+        for b, n in (~batch.media.isfinite()).flatten(2).any(-1).nonzero()[:1].tolist():
+            raise ValueError(f"sample {b}, image {n}: pixels or features are not finite (NaN or infinite)")
 
 
-def _refuse(wrong: Tensor, name: str, x: Tensor, expected: str) -> None:
+def _values(x: Tensor) -> np.ndarray:
+    return x.detach().cpu().numpy()
+
+
+def _refuse(wrong: np.ndarray, name: str, x: np.ndarray, expected: str) -> None:
     """An error for the first True in `wrong`, (B, L) or (B, N) as `x`."""
-    for b, i in wrong.nonzero()[:1].tolist():
-        raise ValueError(f"sample {b}: {name}[{i}] is {int(x[b, i])}; it must be {expected}")
+    for b, i in np.argwhere(wrong)[:1].tolist():
+        raise ValueError(f"sample {b}: {name}[{i}] is {x[b, i]}; it must be {expected}")
 
 
 def check_input(flamingo: Flamingo, batch: Batch, *, on_gpu: bool = False) -> None:
@@ -92,8 +93,9 @@ def check_labels(ids: Tensor, labels: Tensor, n_ids: int, n_labels: int, real: T
             raise TypeError(f"loss: {name} must be a torch.int64 tensor, got {getattr(x, 'dtype', type(x).__name__)}")
         check_shape(x, "B L", f"loss: {name}", **({} if x is ids else {"B": len(ids), "L": ids.shape[1]}))
     if ids.device.type == "cpu" and not torch.compiler.is_compiling():
+        ids, labels = _values(ids), _values(labels)
         _refuse((ids < 0) | (ids >= n_ids), "ids", ids, f"0 ... {n_ids - 1}")
-        wrong = (labels < 0) | (labels >= n_labels) | (False if real is None else ~real)
+        wrong = (labels < 0) | (labels >= n_labels) | (False if real is None else ~_values(real))
         expected = f"0 ... {n_labels - 1}, for which the model has an output, or -100 (no loss; always at padding)"
         _refuse(wrong & (labels != -100), "labels", labels, expected)
 

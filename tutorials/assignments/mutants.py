@@ -622,7 +622,7 @@ MUTANTS = [
     Mutant("media-frames-of-first-image", SAMPLE, "[len(m) for m in row]", "[len(row[0]) for m in row]",
            "all images of a row have as many frames as the first one"),
     Mutant("media-nan-accepted", CHECKS,
-           "if not batch.media.sum(dtype=torch.float32).isfinite():", "if batch.media.sum(dtype=torch.float32).isinf():",
+           "not np.isfinite(_values(", "np.isinf(_values(",
            "NaN in an image is not noticed"),
     Mutant("pack-keeps-the-end", SAMPLE,
            "torch.tensor([ids[:length], labels[:length]])", "torch.tensor([ids[-length:], labels[-length:]])",
