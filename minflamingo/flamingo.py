@@ -24,6 +24,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from .checks import check_batch as check_batch
+from .checks import check_fields, check_input, check_labels
 from .config import FlamingoConfig
 from .gated_xattn import GatedCrossAttentionDense, media_index
 from .lm import LM, LMCache, next_token_loss
@@ -53,29 +55,11 @@ class Batch:
     frames: Tensor | None = None
     attend_next: Tensor | None = None
 
+    def __post_init__(self):
+        check_fields(self)  # types and shapes; the values of a batch are checked where it enters (`checks.py`)
+
     def to(self, device: torch.device | str) -> Batch:
         return replace(self, **{k: v.to(device, non_blocking=True) for k, v in vars(self).items() if v is not None})
-
-
-def check_batch(batch: Batch, image_id: int) -> None:
-    """Check that each sample has as many images as `<image>` tokens.
-
-    Called where a batch is built and where a prompt is read, but not in `forward`: `tolist()` waits until the GPU has computed
-    the values, and a training step should not wait.
-
-    Raises:
-        ValueError: names the first sample in which the two numbers differ.
-    """
-    n_tokens = ((batch.ids == image_id) & batch.attention_mask).sum(1)  # (B,)
-    if batch.media is None:
-        n_media = torch.zeros_like(n_tokens)
-    elif batch.frames is None:
-        n_media = torch.full_like(n_tokens, batch.media.shape[1])
-    else:
-        n_media = (batch.frames > 0).sum(1)
-    for b, (tokens, images) in enumerate(zip(n_tokens.tolist(), n_media.tolist())):
-        if tokens != images:
-            raise ValueError(f"sample {b}: {tokens} <image> tokens but {images} images; pass one image per <image> token")
 
 
 @dataclass(frozen=True)
@@ -194,6 +178,8 @@ class Flamingo(nn.Module):
         Returns:
             logits (B, L, V), or what `head` returns, and the cache with which the sequences can be continued.
         """
+        if cache is None:  # the start of a sequence
+            check_input(self, batch)
         ### BEGIN SOLUTION flamingo_forward
         # phi: which image each token attends to. <image> at padding is not an image.
         phi = media_index((batch.ids == self.image_id) & batch.attention_mask, batch.attend_next)  # (B, L)
@@ -224,7 +210,10 @@ class Flamingo(nn.Module):
 
     def loss(self, batch: Batch) -> Tensor:
         """The mean negative log-likelihood of the labelled tokens (paper section 2.4)."""
-        return next_token_loss(self(batch)[0], batch.labels)
+        logits, _ = self(batch)
+        n_ids = self.lm.embed.num_embeddings + self.config.n_added_tokens
+        check_labels(batch.ids, batch.labels, n_ids, logits.shape[-1], batch.attention_mask)
+        return next_token_loss(logits, batch.labels)
 
     def join_media(self, cache: Cache, media_kv: MediaKeysValues | None, phi: Tensor) -> tuple[MediaKeysValues | None, Tensor]:
         """The cached image comes first, then the new ones. Text before the first new image attends to the cached one.

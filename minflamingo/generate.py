@@ -19,7 +19,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .flamingo import Batch, Cache, Flamingo, check_batch
+from .checks import check_answers, check_input
+from .flamingo import Batch, Cache, Flamingo
 
 
 def prefill(flamingo: Flamingo, prompt: Batch, cache: Cache | None = None) -> tuple[Tensor, Cache]:
@@ -31,8 +32,7 @@ def prefill(flamingo: Flamingo, prompt: Batch, cache: Cache | None = None) -> tu
     Raises:
         ValueError: a prompt is empty, too long, has padding inside or a wrong number of images; the message names it.
     """
-    # A prompt is read here, so its values are checked here. `forward` never looks at values (see `check_batch`).
-    check_batch(prompt, flamingo.image_id)
+    check_input(flamingo, prompt, on_gpu=True)  # a prompt is read here, so its values are checked here
     mask = prompt.attention_mask
     B, L = mask.shape
     if cache is not None:
@@ -223,13 +223,11 @@ def score_answers(
     Returns:
         (B, A) sums of log-likelihoods. Minus infinity for an answer with a token that `forbid` makes impossible.
     """
+    n_outputs = len(flamingo.lm.head.weight) + (flamingo.config.n_added_tokens if flamingo.config.added_head else 0)
+    check_input(flamingo, prompt)
+    check_answers(answers, len(prompt.ids), n_outputs)
     ### BEGIN SOLUTION score_answers
-    if len(answers) != len(prompt.ids):
-        raise ValueError(f"score_answers: candidates for {len(answers)} prompts, but the batch has {len(prompt.ids)} prompts")
     A = len(answers[0])
-    if A == 0 or any(len(a) != A for a in answers) or any(len(ids) == 0 for a in answers for ids in a):
-        needs = "every prompt needs the same number of candidates, at least one, and no candidate may be empty"
-        raise ValueError(f"score_answers: {needs}")
     logits, cache = prefill(flamingo, prompt, cache)
     # all candidates of all prompts become rows of one batch, padded on the right
     rows = [list(ids) for several in answers for ids in several]  # B*A answers

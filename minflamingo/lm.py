@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attention, merge_heads, split_heads
+from .checks import check_labels
 from .config import LMConfig
 from .fast import has_fast_version
 from .layers import CausalConv, FeedForward, alibi_slopes, make_norm, rotary_angles, rotate
@@ -238,13 +239,12 @@ class LM(nn.Module):
             cache: from an earlier call; these tokens come after it.
         """
         x, info = self.prepare(embeddings, attention_mask, cache)
-        blocks = []
+        blocks = [None] * len(self.blocks)
         for i, block in enumerate(self.blocks):
-            x, block_cache = block(x, info, cache and cache.blocks[i])
-            blocks.append(block_cache)
+            x, blocks[i] = block(x, info, cache and cache.blocks[i])
         return self.head(self.final_norm(x)), LMCache(tuple(blocks), info.mask)
 
     def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
         """The mean negative log-likelihood per labelled token of ids, labels (B, L). Padding must be on the right."""
-        logits, _ = self(self.embed(ids))
-        return next_token_loss(logits, labels)
+        check_labels(ids, labels, self.config.vocab_size, self.config.vocab_size)
+        return next_token_loss(self(self.embed(ids))[0], labels)

@@ -118,7 +118,7 @@ def next_log_p(flamingo: Flamingo, pieces: list, *rows: Sequence[int]) -> Tensor
     """(V,), or (n, V) for n rows: after a prompt and new tokens, everything computed from scratch."""
     batch, new = batch_of(*[pieces] * max(1, len(rows))), torch.tensor(rows or [()], dtype=torch.long)
     ids = torch.cat([batch.ids, new], dim=1)
-    logits = flamingo(replace(batch, ids=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool)))[0]
+    logits = flamingo(replace(batch, ids=ids, labels=ids, attention_mask=torch.ones_like(ids, dtype=torch.bool)))[0]
     return logits[:, -1].log_softmax(-1).squeeze(0)
 
 

@@ -169,7 +169,7 @@ def test_logits_with_a_cache_equal_those_of_the_whole_sequence(name):
     _, cache = flamingo(batch)
     continued, _ = flamingo(Batch(ids, ids, mask), cache.repeat(1))
     whole = {"ids": torch.cat([batch.ids, ids], 1), "attention_mask": torch.cat([batch.attention_mask, mask], 1)}
-    assert close(continued, flamingo(replace(batch, labels=None, **whole))[0][:, -2:])
+    assert close(continued, flamingo(replace(batch, labels=whole["ids"], **whole))[0][:, -2:])
 
 
 # ---------------------------------------------------------------------------------------------------------- resamplers

@@ -158,22 +158,6 @@ def test_a_query_after_prefilled_shots_has_the_answer_of_the_whole_prompt(flamin
 
 # ------------------------------------------------------------------------------------------------------------- bad input
 
-WRONG_PROMPTS = {
-    "a string": ("Output:", TypeError, "the prompt must be a list"),
-    "empty": ([], ValueError, "the prompt is empty"),
-    "a number": ([CAT, "Output:", 7], TypeError, "prompt, piece 2"),
-    "NaN": ([CAT, "a", np.full((8, 8, 3), np.nan)], ValueError, "prompt, piece 2: .* nan"),
-    "a bad frame": ([[CAT[0], None]], TypeError, "prompt, piece 0, frame 1"),
-    "too long": ([CAT, "x" * 63], ValueError, "65 tokens, but the LM's context is 64"),
-}
-
-
-@pytest.mark.parametrize("prompt, error, message", WRONG_PROMPTS.values(), ids=WRONG_PROMPTS)
-def test_an_invalid_prompt_is_refused_by_its_piece(flamingo, prompt, error, message):
-    for call in (flamingo.complete, flamingo.prefill):
-        with pytest.raises(error, match=message):
-            call(prompt)
-
 
 # ---------------------------------------------------------------------------------------------------------- save, load
 

@@ -86,36 +86,6 @@ def test_packed_rows_are_stretches_of_the_samples():
     assert not samples
 
 
-NAN = torch.full((1, 5, 16), torch.nan)
-INVALID = {
-    "float pixels": ([["a"], ["b", "c", image(1) / 255]], "sample 1, piece 2: media must be uint8 pixels .* float64"),
-    "pixels of one frame without T": ([[image(1)[0]]], r"got uint8 of shape \(8, 8, 3\)"),
-    "integer features": ([[torch.zeros(1, 5, 16, dtype=torch.long)]], r"got torch.int64 of shape \(1, 5, 16\)"),
-    "two sizes": ([[image(1)], [image(2), np.zeros((1, 8, 12, 3), np.uint8)]], r"sample 1, image 1: shape \(1, 3, 8, 12\)"),
-    "pixels and features": ([[image(1)], [random(1, 5, 16)]], r"sample 1, image 0: shape \(1, 5, 16\); .* \(3, 8, 8\)"),
-    "no frames": ([[image(1, frames=0)]], "sample 0, image 0: shape .* T > 0 frames"),
-    "NaN features": ([["a"], [random(1, 5, 16), NAN]], "sample 1, image 1: .* not finite"),
-    "infinite features": ([[random(1, 5, 16)], [random(1, 5, 16) / 0]], "sample 1, image 0: .* not finite"),
-    "a number": ([["a", 5]], "sample 0, piece 1: expected text, EOC or media, got int"),
-    "no samples": ([], "0 samples"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("rows, message", INVALID.values(), ids=INVALID)
-def test_invalid_samples_raise_an_error_that_names_sample_and_piece(rows, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        batch_of(*rows)
-
-
-def test_invalid_options_and_missing_media_raise_errors():
-    with pytest.raises(ValueError, match="pad 'middle'"):
-        batch_of(["a"], pad="middle")
-    with pytest.raises(ValueError, match="sample 0, piece 0: pixels need image preprocessing"):
-        collate([Sample([image(1)])], LETTERS)
-    with pytest.raises(ValueError, match="sample 0: 1 <image> tokens but 0 images"):
-        collate([TokenizedSample([IMAGE], [-100])], LETTERS)
-
-
 # ------------------------------------------------------------------------------------------------- JSON Lines datasets
 
 A_CAT = [{"image": "images/a.png"}, {"text": " a cat"}, {"eoc": True}]

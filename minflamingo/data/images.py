@@ -88,6 +88,8 @@ def as_frames(media: object, where: str = "image") -> np.ndarray:
     Raises TypeError if it is not an image, ValueError for a wrong shape or invalid values. The message begins with `where`.
     """
     if isinstance(media, list | tuple):
+        if any(isinstance(frame, list | tuple) for frame in media):
+            raise TypeError(f"{where}: a video is a list of images, but this list contains another list")
         frames = [as_frames(frame, f"{where}, frame {t}") for t, frame in enumerate(media)]
         if len({frame.shape for frame in frames}) != 1 or len(frames[0]) != 1:
             raise ValueError(f"{where}: a video needs one or more frames of equal size, got {[f.shape for f in frames]}"[:600])

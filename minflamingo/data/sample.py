@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..flamingo import Batch, check_batch
+from ..checks import check_batch
+from ..flamingo import Batch
 from ..tokenizer import Tokenizer
 
 
@@ -90,7 +91,11 @@ def tokenize_sample(
 
     An invalid piece raises TypeError or ValueError. The message begins with `where` and names the piece.
     """
+    flags = (getattr(sample, "attend_next", None), getattr(sample, "bos", None))
+    if not all(isinstance(flag, bool) for flag in flags) or not isinstance(sample.pieces, list | tuple):
+        raise TypeError(f"{where}: expected a Sample: a list of pieces, attend_next and bos True or False; got {sample!r:.60}")
     row = TokenizedSample(attend_next=sample.attend_next)
+    last_id = max(tokenizer.vocab_size - 1, tokenizer.eoc_id, *input_only(tokenizer))
     if sample.bos and tokenizer.bos_id is not None:
         row.add([tokenizer.bos_id], loss=False)
     # IDEFICS puts a special token before and after each image, and only one between two images.
@@ -101,20 +106,23 @@ def tokenize_sample(
         if isinstance(piece, str):
             row.add(tokenizer.encode(piece), loss)
         elif isinstance(piece, list) and all(isinstance(token, int) for token in piece):
+            if wrong := [token for token in piece if isinstance(token, bool) or not 0 <= token <= last_id]:
+                raise ValueError(f"{where}, piece {i}: {wrong[0]} is not a token id; ids are 0 ... {last_id}")
             row.add(piece, loss)
         elif piece is EOC:
             row.add([tokenizer.eoc_id], loss)
-        elif is_medium(piece):
+        elif is_medium(piece) and loss:
             before = [] if row.ids[-1:] == around else around
             row.add([*before, tokenizer.image_id, *around], loss=False)
             row.media.append(_model_input(piece, preprocess, f"{where}, piece {i}"))
         else:
-            raise TypeError(f"{where}, piece {i}: expected text, EOC or media, got {type(piece).__name__}")
+            noun = "text, EOC or media" if loss else "text or EOC in NoLoss"
+            raise TypeError(f"{where}, piece {i}: expected {noun}, got {type(piece).__name__}")
     return row
 
 
 def _model_input(piece: np.ndarray | Tensor, preprocess: Callable | None, where: str) -> Tensor:
-    if piece.ndim == 4 and piece.dtype in (np.uint8, torch.uint8):
+    if piece.ndim == 4 and piece.dtype in (np.uint8, torch.uint8) and 0 not in piece.shape:
         if preprocess is None:
             raise ValueError(f"{where}: pixels need image preprocessing; pass preprocess=")
         return preprocess(piece)
@@ -135,8 +143,10 @@ def collate(
         raise ValueError(f"collate: {len(samples)} samples, pad {pad!r}; need at least one sample and 'left' or 'right'")
     rows = list(samples)
     for b, sample in enumerate(samples):
-        if isinstance(sample, Sample):
+        if not isinstance(sample, TokenizedSample):
             rows[b] = tokenize_sample(sample, tokenizer, preprocess, f"sample {b}")
+        elif len(sample.ids) != len(sample.labels):
+            raise ValueError(f"sample {b}: {len(sample.ids)} ids, but {len(sample.labels)} labels")
     L = max(len(row.ids) for row in rows)
 
     def padded(values: list[list], fill: int, dtype: torch.dtype) -> Tensor:
@@ -165,10 +175,6 @@ def stack_media(rows: Sequence[Sequence[Tensor]]) -> tuple[Tensor | None, Tensor
                 expected = f"T > 0 frames, and {tuple(first.shape[1:])} as in the first image of this batch"
                 raise ValueError(f"sample {b}, image {n}: shape {tuple(m.shape)}; expected {expected}")
             media[b, n, : len(m)] = m
-    # One NaN or infinite value makes the sum NaN or infinite, and a sum is fast. Find its position only then.
-    if not media.sum(dtype=torch.float32).isfinite():
-        for b, n in (~media.isfinite()).flatten(2).any(-1).nonzero()[:1].tolist():
-            raise ValueError(f"sample {b}, image {n}: pixels or features are not finite (NaN or infinite)")
     return media, torch.tensor([[len(m) for m in row] + [0] * (N - len(row)) for row in rows])
 
 

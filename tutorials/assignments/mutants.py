@@ -23,6 +23,7 @@ class Mutant:
 
 ATTENTION, LAYERS, VISION = "minflamingo/attention.py", "minflamingo/layers.py", "minflamingo/vision.py"
 CONTRASTIVE, RESAMPLER, XATTN = "minflamingo/contrastive.py", "minflamingo/resampler.py", "minflamingo/gated_xattn.py"
+CHECKS = "minflamingo/checks.py"
 LM, FLAMINGO, GENERATE = "minflamingo/lm.py", "minflamingo/flamingo.py", "minflamingo/generate.py"
 SHAPES, CONFIG, TOKENIZER = "minflamingo/shapes.py", "minflamingo/config.py", "minflamingo/tokenizer.py"
 FAST, PIPELINE, TRAIN = "minflamingo/fast.py", "minflamingo/pipeline.py", "minflamingo/recipes/train.py"
@@ -454,7 +455,7 @@ MUTANTS = [
            "<image> has a row of the frozen table, so it is never trained", "flamingo_forward"),
     Mutant("forward-forgets-cached-image", FLAMINGO, "media_kv, phi = self.join_media(cache, media_kv, phi)", "pass",
            "text after a cache does not attend to the cached image", "flamingo_forward"),
-    Mutant("check-too-few-images-only", FLAMINGO, "if tokens != images:", "if tokens < images:",
+    Mutant("check-too-few-images-only", CHECKS, "if tokens != images:", "if tokens < images:",
            "more <image> tokens than images are accepted"),
     Mutant("embed-off-by-one", FLAMINGO, "torch.where((ids >= V)", "torch.where((ids > V)",
            "the first added token has the embedding of the LM's last token"),
@@ -465,8 +466,8 @@ MUTANTS = [
            'startswith(("vision.", "lm."))', 'startswith(("vision.", "lm.", "added"))',
            "the embedding of <image> is neither trained nor saved with the trained modules"),
     Mutant("loss-without-added-rows", FLAMINGO,
-           "next_token_loss(self(batch)[0], batch.labels)",
-           "next_token_loss(self(batch)[0][..., : self.lm.embed.num_embeddings], batch.labels)",
+           "next_token_loss(logits, batch.labels)",
+           "next_token_loss(logits[..., : self.lm.embed.num_embeddings], batch.labels)",
            "the loss leaves out the output rows of added tokens"),
     Mutant("batch-ids-in-half-precision", FLAMINGO, "v.to(device, non_blocking=True)", "v.to(device).bfloat16()",
            "token ids become floats"),
@@ -620,8 +621,8 @@ MUTANTS = [
            "the padding of short videos comes first"),
     Mutant("media-frames-of-first-image", SAMPLE, "[len(m) for m in row]", "[len(row[0]) for m in row]",
            "all images of a row have as many frames as the first one"),
-    Mutant("media-nan-accepted", SAMPLE,
-           "if not media.sum(dtype=torch.float32).isfinite():", "if media.sum(dtype=torch.float32).isinf():",
+    Mutant("media-nan-accepted", CHECKS,
+           "not np.isfinite(_values(", "np.isinf(_values(",
            "NaN in an image is not noticed"),
     Mutant("pack-keeps-the-end", SAMPLE,
            "torch.tensor([ids[:length], labels[:length]])", "torch.tensor([ids[-length:], labels[-length:]])",
