@@ -121,7 +121,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    with errors_as_messages("stopped. The same command resumes (all but complete and bench)."), ExitStack() as stack:
+    with errors_as_messages(), ExitStack() as stack:
         style = partial(argparse.ArgumentParser, formatter_class=argparse.RawDescriptionHelpFormatter)  # keeps line breaks
         parser = style(prog="python -m minflamingo", description=__doc__)
         commands = parser.add_subparsers(dest="command", required=True, parser_class=style)
@@ -139,7 +139,11 @@ def main(arguments: list[str] | None = None) -> None:
             return load(args.model, device=args.device, dtype=args.dtype and getattr(torch, args.dtype), **parts)
 
         run = complete if args.command == "complete" else recipes[args.command].run
-        run(args, load_model)
+        try:
+            run(args, load_model)
+        except KeyboardInterrupt:
+            resumes = args.command not in ("complete", "bench")
+            raise SystemExit("\nstopped" + ("; the same command resumes here" if resumes else "")) from None
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from typing import Literal, get_args, get_origin, get_type_hints
 # of any published model: a mistake such as d = 10**9 is then an error, and does not fill the memory.
 RANGES = {
     "other numbers": (1, 262_144), "vocab_size": (1, 2_000_000), "max_length": (1, 20_000_000), "image_size": (1, 8192),
-    "n_layers": (1, 1000), "VisionConfig.n_layers": (0, 1000), "norm_eps": (1e-12, 0.1), "dropout": (0, 0.99),
+    "n_layers": (1, 1000), "VisionConfig.n_layers": (0, 1000), "norm_eps": (1e-12, 0.1), "dropout": (0, 1),
     "rotary_pct": (0, 1), "rotary_theta": (1, 1e12), "size": (1, 8192), "position_offset": (0, 1000),
     "conv_width": (0, 1000), **dict.fromkeys(("n_time_embeddings", "n_kv_heads", "every", "first", "image_token"), (0, 65_536)),
 }  # fmt: skip

@@ -87,6 +87,7 @@ def test_ctrl_c_and_sigterm_save_the_current_step_and_stop(folder, number, launc
     read = ""
     while not re.search(r" [1-9]\d*/100000", read):  # the progress bar: at least one step is done
         read += process.stderr.read(1)
+        assert process.poll() is None, read
     os.killpg(process.pid, number)
     read = process.communicate(timeout=60)[1]
     assert process.returncode != 0 and "Traceback" not in read[: read.rindex("the same command resumes here")]

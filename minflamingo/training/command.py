@@ -78,13 +78,14 @@ def only_run_in(folder: str | Path) -> Iterator[None]:
     It is a lock of the operating system on the file `.lock`. It ends with the process, however the process ends.
     Raises OSError, with the folder.
     """
-    advice = "Choose another folder with --out."
+    folder, advice = Path(folder), "Choose another folder with --out."
+    existed, lock = folder.exists(), folder / ".lock"
     try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        (Path(folder) / ".lock").touch()
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.touch()
     except OSError as error:
         raise OSError(f"cannot write to {folder}: {error}. {advice}") from None
-    with open(Path(folder) / ".lock", "a") as file:
+    with open(lock, "a") as file:
         try:
             if sys.platform == "win32":
                 msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
@@ -93,4 +94,10 @@ def only_run_in(folder: str | Path) -> Iterator[None]:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):  # otherwise, this file system has no locks
                 raise OSError(f"{folder}: another run is writing to this folder. Wait until it ends. {advice}") from None
-        yield
+        try:
+            yield
+        finally:
+            if os.listdir(folder) == [".lock"] and sys.platform != "win32":  # the run ended before it wrote anything
+                lock.unlink()
+                if not existed:
+                    folder.rmdir()

@@ -62,7 +62,7 @@ def own_fields() -> Iterator[Case]:
             yield all_refused(f"{part}.{field.name}", FlamingoConfig.from_dict, contents, message)
     for part, values, refused in (
         ("lm", dict(rotary_pct=0.32), "must give an even number"), ("lm", dict(rotary_pct=1.1), "from 0 to 1"),
-        ("lm", dict(norm_eps=0), "norm_eps is 0"), ("lm", dict(dropout=1.0), "from 0 to 0.99"), ("lm", dict(n_layers=0),
+        ("lm", dict(norm_eps=0), "norm_eps is 0"), ("lm", dict(dropout=1.1), "from 0 to 1"), ("lm", dict(n_layers=0),
         "from 1"),
         ("lm", dict(d=95), "n_heads=2 does not divide d=95"), ("lm", dict(n_heads=0), "n_heads is 0"),
         ("lm", dict(vocab_size=0), "vocab_size is 0"), ("lm", dict(max_length=0), "max_length is 0"), ("lm", dict(d_ff=0),

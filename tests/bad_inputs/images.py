@@ -125,7 +125,7 @@ REFUSED = {
 IMAGE = np.zeros((4, 5, 3), dtype=np.uint8)
 INVALID = {
     "a string": ("cat.png", "got str"), "no frames": ([], "a video needs one or more frames"),
-    "numbers in a list": ([[0, 1], [2, 3]], "frame 0, frame 0: .* got int"),
+    "numbers in a list": ([[0, 1], [2, 3]], "this list contains another list"),
     "an empty array": (IMAGE[:0], r"not empty; got \(0, 5, 3\)"), "an empty image": (Image.new("RGB", (0, 5)), "not empty"),
     "NaN": (np.array([[0.5, np.nan]]), "found nan"), "infinite": (torch.tensor([[0.5, torch.inf]]), "found 0.5...inf"),
     "too bright": (np.array([[0.0, 1.5]]), "must be in 0...1, found 0...1.5"),
