@@ -11,14 +11,16 @@ Results in `runs/tiny/`: the model, results.json, metrics.csv, figures. Stop at 
 """
 
 import ctypes
+import os
 import sys
 
 if __name__ == "__mp_main__" and sys.platform == "linux":  # a training process ends with its parent, also while it imports
     ctypes.CDLL(None).prctl(1, 9)  # PR_SET_PDEATHSIG, SIGKILL; elsewhere, `run_in_parallel` does this after the imports
+    if os.getppid() != int(os.environ["PARENT_PROCESS"]):
+        os._exit(1)  # it has ended before
 
 import argparse
 import csv
-import os
 import platform
 import random
 import shutil
@@ -80,9 +82,7 @@ RECIPES = {
     "tiny": Recipe(),
     # for comparison: the paper's optimizer, with the learning rates and decay of an earlier recipe
     "tiny-adamw": Recipe(optimizer="AdamW", vision_lr=2.5e-3, language_lr=3e-3, flamingo_lr=3e-3, flamingo_decay=1.0),
-    "small": Recipe(
-        vision_steps=4000, language_steps=6000, language_practice_steps=600, media=120_000, flamingo_steps=6000, queries=500
-    ),
+    "small": Recipe(4000, language_steps=6000, language_practice_steps=600, media=120_000, flamingo_steps=6000, queries=500),
     # A smoke test: everything runs, nothing is learned.
     "quick": Recipe(
         vision_steps=6, vision_batch=32, vision_drawings=8, vision_bank=20, language_steps=6, language_practice_steps=3,

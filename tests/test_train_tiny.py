@@ -6,14 +6,12 @@ import os
 import platform
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import equal
+from conftest import QUICK, STAGES, equal, python
 from PIL import Image
 
 import minflamingo
@@ -24,26 +22,6 @@ from data_toy.words import toy_tokenizer
 from minflamingo.data.sample import is_medium
 from minflamingo.evaluation.fewshot import few_shot_prompt, predict
 from minflamingo.training.checkpoint import load_tensors
-
-ROOT = Path(train_tiny.__file__).parent
-QUICK = ["--quick", "--device", "cpu"]
-STAGES = ["vision", "language", "flamingo"]
-
-
-def python(*arguments: str) -> subprocess.CompletedProcess:
-    """A new process with as many threads as this one, so that sums are rounded alike."""
-    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.run([sys.executable, *arguments], cwd=ROOT, env=env, capture_output=True, text=True, timeout=500)
-
-
-@pytest.fixture(scope="session")
-def quick(tmp_path_factory) -> tuple[Path, str]:
-    """One run without a stop, as a person starts it: its folder, and what it printed."""
-    out = tmp_path_factory.mktemp("runs") / "deep" / "quick"
-    done = python("train_tiny.py", *QUICK, "--out", str(out))
-    assert done.returncode == 0, done.stderr
-    return out, done.stdout
-
 
 # ---------------------------------------------------------------------------------------------------- what a run writes
 

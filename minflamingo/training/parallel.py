@@ -46,6 +46,7 @@ def run_in_parallel(functions: Sequence[Callable], *arguments: object) -> None:
         raise KeyboardInterrupt
 
     context, names = get_context("spawn"), {}
+    os.environ["PARENT_PROCESS"] = str(os.getpid())  # for a process whose parent ends before it can watch it
     try:
         with handle_stop_signals(stop):
             for i, function in enumerate(functions):
