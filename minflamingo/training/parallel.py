@@ -13,7 +13,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing import active_children, get_context
@@ -80,7 +80,8 @@ def _run(sender: Connection, threads: int, job: Callable[[], object]) -> None:
     except BaseException as error:
         if not isinstance(error, (ValueError, OSError, KeyboardInterrupt)):
             traceback.print_exc()
-        sender.send(error)
+        with suppress(OSError):  # after a second Ctrl-C, the parent does not wait
+            sender.send(error)
 
 
 @contextmanager
