@@ -26,7 +26,6 @@ from minflamingo.training.stage import Stage
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell starts background jobs so; tests of Ctrl-C need it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-
 ROOT = Path(__file__).parent.parent
 
 
