@@ -218,7 +218,6 @@ def _toy(d: int, vision_layers: int, lm_layers: int, n_latents: int) -> Flamingo
     """The toy models: images of 48 x 48 pixels, a grid of 4 x 4 patches. Heads have 32 channels, those of the LM 48."""
     n_heads = d // 32
     return FlamingoConfig(
-        # no class token: every feature is a patch of the image
         vision=VisionConfig(
             image_size=48, patch_size=12, d=d, n_layers=vision_layers, n_heads=n_heads, d_ff=2 * d,
             stem="conv", class_token=False, pre_norm=False, post_norm=True,
@@ -243,5 +242,4 @@ def preset(name: str, vocab_size: int | None = None) -> FlamingoConfig:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
     config = PRESETS[name]
-    # configs are frozen, so `replace` makes a changed copy
     return config if vocab_size is None else replace(config, lm=replace(config.lm, vocab_size=vocab_size))

@@ -41,7 +41,6 @@ class TextEncoder(nn.Module):
         self.final_norm = nn.LayerNorm(d)
 
     def forward(self, ids: Tensor) -> Tensor:
-        # the mean must not depend on how much padding the batch needs
         real = ids != 0  # (B, L), False at padding
         x = self.embed(ids) + self.positions[: ids.shape[1]]  # (B, L, D)
         x = self.final_norm(x + self.ff(self.norm(x))) * real[..., None]

@@ -24,13 +24,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
-from .checks import check_batch as check_batch
-from .checks import check_fields, check_input, check_labels
 from .config import FlamingoConfig
 from .gated_xattn import GatedCrossAttentionDense, media_index
 from .lm import LM, LMCache, next_token_loss
 from .resampler import PerceiverResampler
-from .shapes import check_shape
+from .shapes import FLOATS, check_batch, check_shape
 from .vision import ViT
 
 # For each gated layer (named by its LM block) the keys and values of the images, (B, h, N*R, d_head) each.
@@ -56,7 +54,15 @@ class Batch:
     attend_next: Tensor | None = None
 
     def __post_init__(self):
-        check_fields(self)  # types and shapes; the values of a batch are checked where it enters (`checks.py`)
+        """Types and shapes. The values depend on the model: see `check_batch`."""
+        media = "B N T S D" if getattr(self.media, "ndim", 6) == 5 else "B N T C H W"
+        letters, integers, booleans = ("B L", "B L", "B L", media, "B N", "B"), (torch.long,), (torch.bool,)
+        dtypes, sizes = (integers, integers, booleans, FLOATS, integers, booleans), {}
+        for (name, x), axes, dtype in zip(vars(self).items(), letters, dtypes):
+            if x is not None or name in ("ids", "labels", "attention_mask"):  # the others are optional
+                sizes = check_shape(x, axes, f"batch: {name}", dtype, **sizes)
+        if 0 in sizes.values() or len({x.device for x in vars(self).values() if x is not None}) > 1:
+            raise ValueError(f"batch: all tensors must be on one device, and none of them empty; the sizes are {sizes}")
 
     def to(self, device: torch.device | str) -> Batch:
         return replace(self, **{k: v.to(device, non_blocking=True) for k, v in vars(self).items() if v is not None})
@@ -178,8 +184,8 @@ class Flamingo(nn.Module):
         Returns:
             logits (B, L, V), or what `head` returns, and the cache with which the sequences can be continued.
         """
-        if cache is None:  # the start of a sequence
-            check_input(self, batch)
+        if cache is None and self.added_embed.weight.device.type == "cpu" and not torch.compiler.is_compiling():
+            check_batch(batch, self.image_id, self.lm.embed.num_embeddings + self.config.n_added_tokens)
         ### BEGIN SOLUTION flamingo_forward
         # phi: which image each token attends to. <image> at padding is not an image.
         phi = media_index((batch.ids == self.image_id) & batch.attention_mask, batch.attend_next)  # (B, L)
@@ -211,9 +217,8 @@ class Flamingo(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """The mean negative log-likelihood of the labelled tokens (paper section 2.4)."""
         logits, _ = self(batch)
-        n_ids = self.lm.embed.num_embeddings + self.config.n_added_tokens
-        check_labels(batch.ids, batch.labels, n_ids, logits.shape[-1], batch.attention_mask)
-        return next_token_loss(logits, batch.labels)
+        # padding is never counted, whatever its labels are
+        return next_token_loss(logits, batch.labels.masked_fill(~batch.attention_mask, -100))
 
     def join_media(self, cache: Cache, media_kv: MediaKeysValues | None, phi: Tensor) -> tuple[MediaKeysValues | None, Tensor]:
         """The cached image comes first, then the new ones. Text before the first new image attends to the cached one.

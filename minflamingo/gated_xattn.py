@@ -40,14 +40,13 @@ def media_index(is_image: Tensor, attend_next: Tensor | None = None) -> Tensor:
             last image of the row there is no next one: 0.
     """
     ### BEGIN SOLUTION media_index
-    check_shape(is_image, "B L", "is_image")
+    check_shape(is_image, "B L", "is_image", (torch.bool,))
     # an image token belongs to its own image: phi at <image> number n is n
     # Counting the images up to each token gives the number of the last one: 0 1 0 0 1 0 -> 0 1 1 1 2 2.
     last = is_image.long().cumsum(1)  # (B, L)
     if attend_next is None:
         return last
     following = last + (~is_image).long()  # an <image> token itself still belongs to its own image
-    # After the last image there is no next one.
     following = following.masked_fill(following > last[:, -1:], 0)
     return torch.where(attend_next[:, None], following, last)
     ### END SOLUTION
@@ -99,8 +98,7 @@ class MaskedCrossAttention(nn.Module):
         self.to_q = nn.Linear(c.lm.d, inner, bias=False)
         self.to_kv = nn.Linear(c.resampler.d, 2 * inner, bias=False)  # first half keys, second half values
         self.to_out = nn.Linear(inner, c.lm.d, bias=False)
-        # IDEFICS normalises the queries and keys of each head.
-        self.q_norm = make_norm(c.xattn_norm, d_head, c.xattn_norm_eps) if c.xattn_qk_norm else nn.Identity()
+        self.q_norm = make_norm(c.xattn_norm, d_head, c.xattn_norm_eps) if c.xattn_qk_norm else nn.Identity()  # IDEFICS
         self.k_norm = make_norm(c.xattn_norm, d_head, c.xattn_norm_eps) if c.xattn_qk_norm else nn.Identity()
 
     def project_media(self, visual: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +107,6 @@ class MaskedCrossAttention(nn.Module):
         Computed once per image. Generation keeps them in its cache, because they do not depend on the text.
         """
         ### BEGIN SOLUTION cross_attention
-        # k_norm acts on each head alone. Values have no norm.
         k, v = self.to_kv(visual.flatten(1, 2)).chunk(2, dim=-1)  # (B, N*R, h*d_head) each
         return self.k_norm(split_heads(k, self.n_heads)), split_heads(v, self.n_heads)
         ### END SOLUTION

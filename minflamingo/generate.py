@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .checks import check_answers, check_input
 from .flamingo import Batch, Cache, Flamingo
+from .shapes import check_batch
 
 
 def prefill(flamingo: Flamingo, prompt: Batch, cache: Cache | None = None) -> tuple[Tensor, Cache]:
@@ -32,7 +32,7 @@ def prefill(flamingo: Flamingo, prompt: Batch, cache: Cache | None = None) -> tu
     Raises:
         ValueError: a prompt is empty, too long, has padding inside or a wrong number of images; the message names it.
     """
-    check_input(flamingo, prompt, on_gpu=True)  # a prompt is read here, so its values are checked here
+    check_batch(prompt, flamingo.image_id, flamingo.lm.embed.num_embeddings + flamingo.config.n_added_tokens)
     mask = prompt.attention_mask
     B, L = mask.shape
     if cache is not None:
@@ -44,11 +44,11 @@ def prefill(flamingo: Flamingo, prompt: Batch, cache: Cache | None = None) -> tu
             raise ValueError(f"{B} prompts, but the cache has {len(cache.phi)} rows: it needs 1 or {B}")
     end = (mask * torch.arange(1, L + 1, device=mask.device)).amax(1)  # (B,) the index after the last real token
     start = mask.int().argmax(1)  # (B,) the index of the first real token: argmax returns the first maximum
-    for b, (n_real, a, z) in enumerate(zip(mask.sum(1).tolist(), start.tolist(), end.tolist())):
-        if n_real == 0 or n_real != z - a or (cache is not None and a > 0):
-            # after a cache, padding on the left would be between the cached tokens and the prompt
-            where = "on the right" if cache is not None else "on the left or on the right"
-            raise ValueError(f"prompt {b} is empty or has padding inside: pad {where}")
+    wrong = (end == 0) | (mask.sum(1) != end - start) | (start > 0 if cache is not None else False)
+    for b in wrong.nonzero().flatten().tolist():
+        # after a cache, padding on the left would be between the cached tokens and the prompt
+        side = "on the right" if cache is not None else "on the left or on the right"
+        raise ValueError(f"prompt {b} is empty or has padding inside: pad {side}")
     # Of the final hidden states only the last real one is needed: the output layer is large with a real vocabulary.
     rows = torch.arange(B, device=mask.device)
     return flamingo(prompt, cache, head=lambda hidden: flamingo.head(hidden[rows, end - 1]))
@@ -74,15 +74,12 @@ def forbid(flamingo: Flamingo, logits: Tensor, banned: Sequence[int] = ()) -> Te
 def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
     """Restrict sampling: (B, V) with -inf everywhere except at the top_k most likely tokens, or at the fewest tokens that
     together have the probability top_p (nucleus sampling)."""
+    if (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+        raise ValueError(f"top_k is {top_k}, top_p is {top_p}; top_k must be at least 1 and top_p in (0, 1]")
     if top_k is not None:
-        if top_k < 1:
-            raise ValueError(f"top_k is {top_k}; it must be at least 1")
-        # everything below the k-th largest logit becomes impossible
         kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1) the smallest logit that stays
         logits = logits.masked_fill(logits < kth, -torch.inf)
     if top_p is not None:
-        if not 0 < top_p <= 1:
-            raise ValueError(f"top_p is {top_p}; it must be in (0, 1]")
         ordered, index = logits.softmax(-1).sort(descending=True)
         # Drop a token if the more likely ones already have the probability top_p. So the most likely token always stays.
         drop = ordered.cumsum(-1) - ordered >= top_p
@@ -223,14 +220,16 @@ def score_answers(
     Returns:
         (B, A) sums of log-likelihoods. Minus infinity for an answer with a token that `forbid` makes impossible.
     """
-    n_outputs = len(flamingo.lm.head.weight) + (flamingo.config.n_added_tokens if flamingo.config.added_head else 0)
-    check_input(flamingo, prompt)
-    check_answers(answers, len(prompt.ids), n_outputs)
     ### BEGIN SOLUTION score_answers
-    A = len(answers[0])
     logits, cache = prefill(flamingo, prompt, cache)
+    if len(answers) != len(logits) or any(len(a) != len(answers[0]) or not a or not all(a) for a in answers):
+        needs = "each needs the same number of candidates, at least one, and no candidate may be empty"
+        raise ValueError(f"score_answers: candidates for {len(answers)} prompts, but the batch has {len(logits)}; {needs}")
+    A = len(answers[0])
     # all candidates of all prompts become rows of one batch, padded on the right
     rows = [list(ids) for several in answers for ids in several]  # B*A answers
+    if wrong := [i for row in rows for i in row if type(i) is not int or not 0 <= i < logits.shape[-1]]:
+        raise ValueError(f"score_answers: {wrong[0]!r:.60} is not an id of the model's output, 0 ... {logits.shape[-1] - 1}")
     longest = max(map(len, rows))
     ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows], device=logits.device)  # (B*A, longest)
     real = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows], device=logits.device)

@@ -28,8 +28,7 @@ class RMSNorm(nn.Module):
 
     def __init__(self, d: int, eps: float):
         super().__init__()
-        # one scale per channel, 1 at the start
-        self.weight = nn.Parameter(torch.ones(d))
+        self.weight = nn.Parameter(torch.ones(d))  # one scale per channel
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,7 +54,6 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         ### BEGIN SOLUTION feed_forward
-        # Up, activation, out. With a gate, only the gate has the activation; `up` is linear.
         if self.gate is None:
             x = self.activation(self.up(x))  # (B, L, hidden)
         else:
@@ -130,7 +128,6 @@ class CausalConv(nn.Module):
         """
         width, d = self.weight.shape
         if state is None:
-            # before the beginning there is nothing: zeros add nothing to the sum
             state = x.new_zeros(x.shape[0], width - 1, d)
         inputs = torch.cat([state, x], dim=1)  # (B, width - 1 + L, d)
         # PyTorch's convolution multiplies weight j with input l + j, oldest first. Ours count backwards, hence the flip.

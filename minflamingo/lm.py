@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attention, merge_heads, split_heads
-from .checks import check_labels
 from .config import LMConfig
 from .fast import has_fast_version
 from .layers import CausalConv, FeedForward, alibi_slopes, make_norm, rotary_angles, rotate
@@ -61,7 +60,6 @@ class LMCache:
     mask: Tensor  # (B, n) bool, False at padding
 
     def repeat(self, times: int) -> LMCache:
-        """Each row `times` times: the same prompt for several continuations."""
         blocks = ((kv.repeat(times), None if conv is None else conv.repeat_interleave(times, 0)) for kv, conv in self.blocks)
         return LMCache(tuple(blocks), self.mask.repeat_interleave(times, 0))
 
@@ -92,8 +90,7 @@ class SelfAttention(nn.Module):
         self.to_v = nn.Linear(c.d, c.kv_heads * c.d_head, bias=c.attention_bias)
         self.to_out = nn.Linear(c.n_heads * c.d_head, c.d, bias=c.output_bias)
         if c.qk_norm:
-            # "full": all heads together, before they are split. "head": each head alone.
-            widths = (c.d, c.kv_heads * c.d_head) if c.qk_norm == "full" else (c.d_head, c.d_head)
+            widths = (c.d, c.kv_heads * c.d_head) if c.qk_norm == "full" else (c.d_head, c.d_head)  # or each head alone
             self.q_norm, self.k_norm = (make_norm(c.norm, w, c.norm_eps, c.norm_bias) for w in widths)
 
     def forward(self, x: Tensor, info: SequenceInfo, cache: KVCache | None) -> tuple[Tensor, KVCache]:
@@ -246,5 +243,8 @@ class LM(nn.Module):
 
     def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
         """The mean negative log-likelihood per labelled token of ids, labels (B, L). Padding must be on the right."""
-        check_labels(ids, labels, self.config.vocab_size, self.config.vocab_size)
+        check_shape(labels, "B L", "labels", (torch.long,), **check_shape(ids, "B L", "ids", (torch.long,)))
+        valid = (ids >= 0) & (ids < self.config.vocab_size) & ((labels == -100) | (labels == ids))
+        if ids.device.type == "cpu" and not torch.compiler.is_compiling() and not valid.all():
+            raise ValueError(f"ids must be from 0 to {self.config.vocab_size - 1}, labels the same ids or -100 (no loss)")
         return next_token_loss(self(self.embed(ids))[0], labels)

@@ -1,4 +1,4 @@
-"""The letters that describe tensor shapes in this package, and one function that checks shapes.
+"""The letters that describe tensor shapes in this package, and the checks of shapes and of batches.
 
     B  batch size                        S  spatial tokens of one frame: patches, and the class token if it is kept
     N  images or videos in a sequence    R  latents = visual tokens of one image or video
@@ -17,29 +17,58 @@ Example:
     ValueError: latents: expected shape (B, R, D=64), got (2, 8, 96)
 """
 
+import numpy as np
+import torch
 from torch import Tensor
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-def check_shape(x: Tensor, letters: str, name: str, **sizes: int) -> dict[str, int]:
-    """Check that `x` has one axis per letter and the given `sizes`.
+
+def check_shape(x: Tensor, letters: str, name: str, dtypes: tuple[torch.dtype, ...] = FLOATS, **sizes: int) -> dict[str, int]:
+    """Check that `x` is a tensor of one of the `dtypes`, with one axis per letter and the given `sizes`.
 
     A letter that appears twice must have the same size both times.
 
     Returns:
         The size of every letter.
     Raises:
-        ValueError: names the tensor, the expected shape and the actual shape.
+        TypeError, ValueError: names the tensor, the expected type or shape and the actual one.
     """
+    if not isinstance(x, Tensor) or x.layout != torch.strided or x.dtype not in dtypes:
+        found = (x.dtype, x.layout) if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name}: expected a dense tensor of type {' or '.join(map(str, dtypes))}, got {found}")
     axes = letters.split()  # "B R D" -> ["B", "R", "D"]
     found = dict(sizes)  # the sizes that the caller requires; the others are found below
-    fits = x.dim() == len(axes)
-    if fits:
-        for letter, size in zip(axes, x.shape):
-            # setdefault stores the size of a new letter and returns the known size of an old one
-            known = found.setdefault(letter, size)
-            fits = fits and known == size
-    if not fits:
-        # the message shows which sizes were required: (B, R, D=64)
-        expected = ", ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes)
+    # setdefault stores the size of a new letter and returns the known size of an old one
+    if x.dim() != len(axes) or any(found.setdefault(letter, size) != size for letter, size in zip(axes, x.shape)):
+        expected = ", ".join(f"{a}={sizes[a]}" if a in sizes else a for a in axes)  # "B, R, D=64": required sizes
         raise ValueError(f"{name}: expected shape ({expected}), got {tuple(x.shape)}")
     return found
+
+
+def check_batch(batch, image_id: int, n_ids: float = torch.inf) -> None:
+    """Raise a ValueError unless a `Batch` (flamingo.py) has one image per `<image>` token, and each number is in its range.
+
+    Called where a batch is built and where a prompt is read. `forward` calls it on the CPU only: to read a value of a
+    GPU, the program waits until it is computed, and a training step should not wait.
+    """
+    if not hasattr(batch, "attention_mask"):
+        raise TypeError(f"expected a Batch, as data.collate returns it; got {type(batch).__name__}")
+    ids, labels, real = (x.cpu().numpy() for x in (batch.ids, batch.labels, batch.attention_mask))  # (B, L) each
+    N, T = (0, 0) if batch.media is None else batch.media.shape[1:3]
+    frames = np.full((len(ids), N), T) if batch.frames is None else batch.frames.cpu().numpy()  # (B, N), 0: no such image
+    for b, (tokens, images) in enumerate(zip(((ids == image_id) & real).sum(1), (frames > 0).sum(1))):
+        if tokens != images:
+            raise ValueError(f"sample {b}: {tokens} <image> tokens but {images} images; pass one image per <image> token")
+    hole = (frames == 0) & (frames[:, ::-1].cumsum(1)[:, ::-1] > 0)  # no image here, but another one after it
+    rules = [
+        ("ids", ids, (ids < 0) | (ids >= n_ids), f"0 ... {n_ids - 1}"),
+        ("labels", labels, (labels != -100) & (labels != ids), "the id of the same token, or -100 (no loss)"),
+        ("frames", frames, (frames < 0) | (frames > T) | hole, f"0 ... {T}, and 0 only after the last image"),
+    ]
+    if batch.media is not None:
+        largest = batch.media.detach().abs().flatten(2).amax(2).float().cpu().numpy()  # (B, N), NaN if a value is NaN
+        rules.append(("the largest value of media", largest, ~(largest <= 65504), "finite, at most 65504 (half precision)"))
+    for name, x, wrong, rule in rules:
+        for b, i in np.argwhere(wrong)[:1]:
+            raise ValueError(f"sample {b}: {name}[{i}] is {x[b, i]}; it must be {rule}")

@@ -51,8 +51,7 @@ def split_pieces(text: str) -> list[str]:
 class ToyTokenizer:
     """The words of a fixed list are single tokens; everything else is spelled in bytes."""
 
-    # <PAD>, <BOS>, <EOC>; and every possible byte
-    N_SPECIAL, N_BYTES = 3, 256
+    N_SPECIAL, N_BYTES = 3, 256  # <PAD>, <BOS>, <EOC>; and every possible byte
 
     def __init__(self, words: Iterable[str]):
         self.words = list(words)
@@ -61,12 +60,10 @@ class ToyTokenizer:
             if split_pieces(word) != [word]:
                 raise ValueError(f"word list: {word!r} is not a single piece; its pieces are {split_pieces(word)}")
         self.first_word = self.N_SPECIAL + self.N_BYTES
-        # ids of words start after the special tokens and the bytes
         self.word_id = {word: self.first_word + i for i, word in enumerate(self.words)}
         # two ids for one word: `encode` could never return the first
         if len(self.word_id) != len(self.words):
             raise ValueError("word list: a word appears twice")
-        # three special tokens that the LM knows: it is trained with <BOS> at the start and <EOC> after each chunk of text
         self.pad_id, self.bos_id, self.eoc_id = 0, 1, 2
         self.vocab_size = self.first_word + len(self.words)
         self.image_id = self.vocab_size  # the first id that the LM does not have
@@ -76,7 +73,6 @@ class ToyTokenizer:
         if not isinstance(text, str):
             raise TypeError(f"encode: expected str, got {type(text).__name__}")
         ids: list[int] = []
-        # the division into pieces does not depend on the word list
         for piece in split_pieces(text):
             if piece in self.word_id:
                 ids.append(self.word_id[piece])
@@ -92,12 +88,10 @@ class ToyTokenizer:
         for i in map(int, ids):
             if not 0 <= i <= self.image_id:
                 raise ValueError(f"decode: id {i} is outside 0 ... {self.image_id}")
-            # special tokens (0, 1, 2 and <image>) match neither case
             if self.first_word <= i < self.vocab_size:
                 out += self.words[i - self.first_word].encode()
             elif self.N_SPECIAL <= i < self.first_word:
                 out.append(i - self.N_SPECIAL)
-        # the bytes of half a character are not valid text
         try:
             return out.decode("utf-8", "surrogatepass")
         except UnicodeDecodeError:  # generation may stop in the middle of a character
@@ -114,7 +108,6 @@ class ToyTokenizer:
         Raises:
             ValueError: the file is not a toy tokenizer.
         """
-        # a foreign or damaged file should end in one clear sentence, not in a KeyError
         try:
             content = json.loads(Path(path).read_bytes())
             if content["kind"] != "toy" or not isinstance(content["words"], list):

@@ -35,7 +35,6 @@ class EncoderBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, S, D) -> (B, S, D)."""
         ### BEGIN SOLUTION encoder_block
-        # pre-norm residual block: x + attention(norm(x)), then x + mlp(norm(x))
         y = self.attn_norm(x)
         q, k, v = (split_heads(to(y), self.n_heads) for to in (self.to_q, self.to_k, self.to_v))  # (B, h, S, d_head)
         x = x + self.to_out(merge_heads(attention(q, k, v)))  # no mask: each patch attends to all patches

@@ -74,7 +74,7 @@ def test_no_file_is_longer_than_350_lines():
 
 
 def test_every_file_in_the_package_root_is_core_or_named_in_the_layout():
-    around = {"__init__", "__main__", "checks", "fast", "pipeline", "plots"}
+    around = {"__init__", "__main__", "fast", "pipeline", "plots"}
     assert {path.stem for path in (ROOT / "minflamingo").glob("*.py")} == {*CORE, *around}
 
 
@@ -101,7 +101,7 @@ def imported_modules(path: Path) -> set[str]:
 
 def test_a_core_file_imports_only_core_files_before_it():
     for i, path in enumerate(CORE_FILES):
-        allowed = {"minflamingo", "minflamingo.fast", "minflamingo.checks", *(f"minflamingo.{name}" for name in CORE[:i])}
+        allowed = {"minflamingo", "minflamingo.fast", *(f"minflamingo.{name}" for name in CORE[:i])}
         for module in imported_modules(path):
             if module.startswith("minflamingo"):
                 inside = any(module.startswith(f"{a}.") for a in allowed - {"minflamingo"})

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..checks import check_batch
 from ..flamingo import Batch
+from ..shapes import check_batch
 from ..tokenizer import Tokenizer
 
 
