@@ -82,6 +82,8 @@ def _run(sender: Connection, threads: int, job: Callable[[], object]) -> None:
             traceback.print_exc()
         with suppress(OSError):  # after a second Ctrl-C, the parent does not wait
             sender.send(error)
+    sys.stderr.flush()
+    os._exit(0)  # everything is on disk; Python's own end takes up to a second
 
 
 @contextmanager
