@@ -67,7 +67,7 @@ def forbid(flamingo: Flamingo, logits: Tensor, banned: Sequence[int] = ()) -> Te
     A generated `<image>` would have no image. banned: other ids that are only input (`input_only` in data/sample.py).
     """
     # many models have no output for <image>: its id is V or above
-    ids = [i for i in (flamingo.image_id, *banned) if i < logits.shape[-1]]
+    ids = [i for i in (flamingo.image_id, *banned) if 0 <= i < logits.shape[-1]]
     return logits.index_fill(-1, torch.tensor(ids, dtype=torch.long, device=logits.device), -torch.inf)
 
 

@@ -73,6 +73,10 @@ def _open(file: BinaryIO, formats: Sequence[str] | None) -> Image.Image:
                 image = factory(file, "")
                 if image.width * image.height > MOST_PIXELS:
                     raise ValueError(f"{image.width * image.height} pixels are too many; at most {MOST_PIXELS} are read")
+                if image.info.get("progressive"):  # a JPEG in several scans: usually ten, but a file may have thousands
+                    file.seek(0)
+                    if (n := sum(block.count(b"\xff\xda") for block in iter(partial(file.read, 2**20), b""))) > 100:
+                        raise ValueError(f"a progressive JPEG with {n} scans, which would take very long; convert it to PNG")
                 return image
     raise ValueError("unknown content; convert it to PNG or JPEG")
 
@@ -104,10 +108,13 @@ def as_frames(media: object, where: str = "image") -> np.ndarray:
         raise ValueError(f"{where}: the image is damaged, or of an unknown kind: {error}"[:600]) from None
     if not isinstance(media, np.ndarray):
         raise TypeError(f"{where}: expected an image (PIL, array or tensor) or a list of frames, got {type(media).__name__}")
-    array = media[..., None] if media.ndim == 2 else media
+    array = np.asarray(media)  # a np.matrix has always two axes
+    array = array[..., None] if array.ndim == 2 else array
     array = array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
         raise ValueError(f"{where}: expected shape (H, W), (H, W, 1|3|4) or (T, H, W, 1|3|4), not empty; got {media.shape}")
+    if array[..., 0].size > MOST_PIXELS:
+        raise ValueError(f"{where}: {array[..., 0].size} pixels are too many; at most {MOST_PIXELS} are used")
     if np.issubdtype(array.dtype, np.floating):
         if not (array.min() >= 0 and array.max() <= 1):  # also false for NaN
             raise ValueError(f"{where}: float pixels must be in 0...1, found {array.min():.3g}...{array.max():.3g}")

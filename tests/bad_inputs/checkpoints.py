@@ -92,7 +92,7 @@ def diverge(first: int, killed: bool, folder: Path) -> None:
     try:
         train(folder, infinite=range(first, TOTAL))
     finally:
-        assert torch.load(folder / f"vision-step-{first + 4}.batch", weights_only=False)["x"].shape == (5, 3)
+        assert torch.load(folder / f"vision-step-{first + 4}.batch", weights_only=True)["x"].shape == (5, 3)
         assert torch.load(folder / LAST)["step"] == first + 4
 
 

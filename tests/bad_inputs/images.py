@@ -136,6 +136,7 @@ INVALID = {
     "a video as a frame": ([IMAGE, np.stack([IMAGE, IMAGE])], "frames of equal size"),
     "a truncated file": (Image.open(io.BytesIO(encoded()[:1500])), "damaged"),
     "a sparse tensor": (torch.zeros(4, 5).to_sparse(), "Sparse"),
+    "one pixel, repeated": (np.broadcast_to(IMAGE[:1, :1], (90_000, 90_000, 3)), "8100000000 pixels are too many"),
 }  # fmt: skip
 
 
@@ -160,6 +161,10 @@ def cases() -> Iterator[Case]:
     huge = lambda path: os.truncate(path.touch() or path, 2**40)  # noqa: E731
     yield refused("a huge file", r"^cat\.png: .* are too many", read_made, huge, read_image, "cat.png")
     yield refused("a GIF as PNG", r"^'name': not an image \(PNG\)", read_image, encoded("GIF"), "name", ["PNG"])
+    scans = encoded("JPEG", Image.new("L", (1000, 1000)), progressive=True)
+    scans = scans[:-2] + scans[scans.rindex(b"\xff\xda") : -2] * 5000
+    yield refused("a JPEG with many scans", "^'photo': .*with 500. scans", read_image, scans, "photo")
+    yield works("a matrix", (1, 4, 5, 3), lambda: as_frames(np.matrix(np.ones((4, 5)) / 2)).shape)
     yield refused("a bomb", "^'bomb': .*3600000000 pixels", read_image, png(60_000, 60_000), "bomb")
     for form in ("PNG", "JPEG"):
         photo = lambda form: max(read_image(encoded(form, Image.new("L", (13_400, 13_500), 255)), "photo").size)  # noqa: E731
