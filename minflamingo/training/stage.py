@@ -166,8 +166,8 @@ class Stage:
                 # Each of several processes has another batch.
                 path = self.path.with_name(f"{self.name}-step-{step}{'' if self.writes else f'-{os.getpid()}'}.batch")
                 save_tensors(as_dicts(batch), path)
-                message = f"{infinite} is not finite, {most} times in a row. {ADVICE}. The batch is in {path}: torch.load opens it"
-                raise Diverged(f"{self.name}, step {step}: {message}")
+                problem = f"{infinite} is not finite, {most} times in a row"
+                raise Diverged(f"{self.name}, step {step}: {problem}. {ADVICE}. The batch is in {path}: torch.load opens it")
 
     def steps(self, by: int = 1, *, line: int | None = None) -> Iterator[int]:
         """The first number of each group of `by` steps that remain. A step counts when the loop asks for the next one.
