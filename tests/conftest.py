@@ -34,6 +34,17 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+def gpt2_state(n_layers: int, prefix: str = "") -> dict[str, Tensor]:
+    """Random weights with the names and shapes of a small GPT-2."""
+    linears = {"attn.c_attn": (32, 96), "attn.c_proj": (32, 32), "mlp.c_fc": (32, 128), "mlp.c_proj": (128, 32)}
+    shapes = {"wte.weight": (50, 32), "wpe.weight": (40, 32), "ln_f.weight": (32,), "ln_f.bias": (32,)}
+    for i in range(n_layers):
+        shapes |= {f"h.{i}.{name}.{kind}": (32,) for name in ("ln_1", "ln_2") for kind in ("weight", "bias")}
+        shapes |= {f"h.{i}.{name}.weight": shape for name, shape in linears.items()}
+        shapes |= {f"h.{i}.{name}.bias": shape[1:] for name, shape in linears.items()}
+    return {f"{prefix}{name}": random(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
+
+
 @torch.no_grad()
 def enliven(model: nn.Module, seed: int = 0) -> nn.Module:
     """Give every parameter a random value that matters: open gates, non-trivial norms and biases."""

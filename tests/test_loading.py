@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import enliven, equal, image, random
+from conftest import enliven, equal, gpt2_state, image
 from torch import nn
 
 from minflamingo import EOC, LM, Flamingo, LMConfig, VisionConfig, load
@@ -23,17 +23,6 @@ from minflamingo.pretrained.presets import PRESETS
 GPT2_CONFIG = dict(model_type="gpt2", vocab_size=50, n_embd=32, n_layer=3, n_head=4, n_positions=40)
 
 
-def gpt2_state() -> dict:
-    """Random weights with the names and shapes of GPT-2."""
-    linears = {"attn.c_attn": (32, 96), "attn.c_proj": (32, 32), "mlp.c_fc": (32, 128), "mlp.c_proj": (128, 32)}
-    shapes = {"wte.weight": (50, 32), "wpe.weight": (40, 32), "ln_f.weight": (32,), "ln_f.bias": (32,)}
-    for i in range(3):
-        shapes |= {f"h.{i}.{name}.{kind}": (32,) for name in ("ln_1", "ln_2") for kind in ("weight", "bias")}
-        shapes |= {f"h.{i}.{name}.weight": shape for name, shape in linears.items()}
-        shapes |= {f"h.{i}.{name}.bias": shape[1:] for name, shape in linears.items()}
-    return {f"transformer.{name}": random(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
-
-
 def same(model: nn.Module, other: nn.Module) -> bool:
     return equal(model.state_dict(), other.state_dict())
 
@@ -41,7 +30,7 @@ def same(model: nn.Module, other: nn.Module) -> bool:
 @pytest.fixture(params=["model.safetensors", "pytorch_model.bin", "sharded safetensors", "sharded bin", "old.bin"])
 def folder(request, tmp_path):
     """A model as it is published: config.json, and the weights in one of five forms."""
-    state, kind = gpt2_state(), request.param
+    state, kind = gpt2_state(3, "transformer."), request.param
     (tmp_path / "config.json").write_text(json.dumps(GPT2_CONFIG))
     write = torch.save
     if "safetensors" in kind:
@@ -69,7 +58,7 @@ def test_every_format_gives_the_same_weights(folder):
     for path in weight_files(folder):
         with path.open("r+b") as file:
             file.write(bytes(path.stat().st_size))
-    assert same(lm, from_state_dict(GPT2_CONFIG, gpt2_state())) and lm.head.weight is lm.embed.weight
+    assert same(lm, from_state_dict(GPT2_CONFIG, gpt2_state(3, "transformer."))) and lm.head.weight is lm.embed.weight
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
     assert torch.equal(half.embed.weight, lm.embed.weight.bfloat16())
 

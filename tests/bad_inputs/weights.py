@@ -16,6 +16,7 @@ from torch import Tensor
 from minflamingo import ToyTokenizer, load
 from minflamingo.pretrained import from_state_dict, load_lm
 from minflamingo.pretrained.files import open_tensors, read_config
+from tests.conftest import gpt2_state
 
 from . import Case
 from .configs import NOT_FILES, load_with, saved_files
@@ -24,19 +25,7 @@ GPT2 = dict(model_type="gpt2", vocab_size=50, n_embd=32, n_layer=2, n_head=4, n_
 REAL = find_spec("safetensors") and find_spec("gguf")  # is the extra [real] installed?
 
 
-def gpt2_state() -> dict[str, Tensor]:
-    """Random weights with the names and shapes of GPT-2."""
-    torch.manual_seed(0)
-    linears = {"attn.c_attn": (32, 96), "attn.c_proj": (32, 32), "mlp.c_fc": (32, 128), "mlp.c_proj": (128, 32)}
-    shapes = {"wte.weight": (50, 32), "wpe.weight": (40, 32), "ln_f.weight": (32,), "ln_f.bias": (32,)}
-    for i in range(2):
-        shapes |= {f"h.{i}.{name}.{kind}": (32,) for name in ("ln_1", "ln_2") for kind in ("weight", "bias")}
-        shapes |= {f"h.{i}.{name}.weight": shape for name, shape in linears.items()}
-        shapes |= {f"h.{i}.{name}.bias": shape[1:] for name, shape in linears.items()}
-    return {name: torch.randn(shape) for name, shape in shapes.items()}
-
-
-STATE = gpt2_state()
+STATE = gpt2_state(2)
 
 
 def with_value(value: float) -> Callable[[Tensor], Tensor]:
