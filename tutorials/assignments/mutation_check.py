@@ -92,6 +92,8 @@ def check(mutant: Mutant) -> dict:
         if process.is_alive() or process.exitcode < 0:
             process.kill()
             return {"noticed": True, "by": "it was ended: an endless loop?"}
+        if process.exitcode not in (0, 1, 2):  # 1: a test failed; 2: a test file could not be imported
+            raise RuntimeError(f"{mutant.name}: the tests did not run, exit code {process.exitcode} of pytest")
         by = tree / "failed.txt"
         return {"noticed": process.exitcode != 0, "by": by.read_text(encoding="utf-8") if by.exists() else ""}
 
