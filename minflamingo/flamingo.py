@@ -39,11 +39,11 @@ MediaKeysValues = dict[str, tuple[Tensor, Tensor]]
 class Batch:
     """The input of `Flamingo.forward`, made from samples by `data.collate`.
 
-    ids, labels: (B, L) long. labels[l] is ids[l], or -100 where no loss is counted. Position l - 1 predicts it.
+    ids, labels: (B, L) long. labels[l] is ids[l], or -100 where no loss is counted. Position l - 1 predicts labels[l].
     attention_mask: (B, L) bool, False at padding.
     media: (B, N, T, C, H, W) preprocessed pixels, or (B, N, T, S, D_v) features of the vision encoder; None: text alone.
-    frames: (B, N) long, how many of the T frames are real. 0: no such image, because this sample has fewer than N.
-    attend_next: (B,) bool, rows in which text attends to the next image (training only).
+    frames: (B, N) long, how many of the T frames are real; None: all. 0: no image here, because this sample has fewer than N.
+    attend_next: (B,) bool, True: text attends to the next image instead of the last one (training only).
     """
 
     ids: Tensor
@@ -62,10 +62,11 @@ class Batch:
             if x is not None or name in ("ids", "labels", "attention_mask"):  # the others are optional
                 sizes = check_shape(x, axes, f"batch: {name}", dtype, **sizes)
         if 0 in sizes.values() or len({x.device for x in vars(self).values() if x is not None}) > 1:
-            raise ValueError(f"batch: all tensors must be on one device, and none of them empty; the sizes are {sizes}")
+            raise ValueError(f"batch: no axis may be empty, and all tensors must be on {self.ids.device} as ids; sizes {sizes}")
 
     def to(self, device: torch.device | str) -> Batch:
-        return replace(self, **{k: v.to(device, non_blocking=True) for k, v in vars(self).items() if v is not None})
+        wait = str(device) == "cpu"  # a copy to the CPU must be complete before a value is read
+        return replace(self, **{k: v.to(device, non_blocking=not wait) for k, v in vars(self).items() if v is not None})
 
 
 @dataclass(frozen=True)
@@ -217,8 +218,9 @@ class Flamingo(nn.Module):
     def loss(self, batch: Batch) -> Tensor:
         """The mean negative log-likelihood of the labelled tokens (paper section 2.4)."""
         logits, _ = self(batch)
-        # padding is never counted, whatever its labels are
-        return next_token_loss(logits, batch.labels.masked_fill(~batch.attention_mask, -100))
+        # Not counted: padding, the first token after it, and tokens for which the model has no output, such as <image>.
+        counted = batch.attention_mask & batch.attention_mask.roll(1, 1) & (batch.labels < logits.shape[-1])
+        return next_token_loss(logits, batch.labels.masked_fill(~counted, -100))
 
     def join_media(self, cache: Cache, media_kv: MediaKeysValues | None, phi: Tensor) -> tuple[MediaKeysValues | None, Tensor]:
         """The cached image comes first, then the new ones. Text before the first new image attends to the cached one.

@@ -30,14 +30,13 @@ def prefill(flamingo: Flamingo, prompt: Batch, cache: Cache | None = None) -> tu
         prompt: padded on the left or on the right. After a cache only on the right.
         cache: what comes before the prompts: one row for all of them, or one row each.
     Raises:
-        ValueError: a prompt is empty, too long, has padding inside or a wrong number of images; the message names it.
+        ValueError: the batch is not valid (`check_batch`), too long, or does not fit the cache; a prompt is empty or has a gap.
     """
     check_batch(prompt, flamingo.image_id, flamingo.lm.embed.num_embeddings + flamingo.config.n_added_tokens)
-    mask = prompt.attention_mask
-    B, L = mask.shape
+    if prompt.attend_next is not None and bool(prompt.attend_next.any()):
+        raise ValueError("attend_next is for training only: a prompt attends to the last image before each token")
+    mask, (B, L) = prompt.attention_mask, prompt.ids.shape
     if cache is not None:
-        if prompt.attend_next is not None and bool(prompt.attend_next.any()):
-            raise ValueError("attend_next is for training only: a prompt after a cache attends to the last image before it")
         if len(cache.phi) == 1:
             cache = cache.repeat(B)  # the same shots for all prompts
         if len(cache.phi) != B:
@@ -50,8 +49,7 @@ def prefill(flamingo: Flamingo, prompt: Batch, cache: Cache | None = None) -> tu
         side = "on the right" if cache is not None else "on the left or on the right"
         raise ValueError(f"prompt {b} is empty or has padding inside: pad {side}")
     # Of the final hidden states only the last real one is needed: the output layer is large with a real vocabulary.
-    rows = torch.arange(B, device=mask.device)
-    return flamingo(prompt, cache, head=lambda hidden: flamingo.head(hidden[rows, end - 1]))
+    return flamingo(prompt, cache, head=lambda hidden: flamingo.head(hidden[torch.arange(B, device=mask.device), end - 1]))
 
 
 def decode_step(flamingo: Flamingo, token: Tensor, cache: Cache) -> tuple[Tensor, Cache]:
@@ -72,14 +70,14 @@ def forbid(flamingo: Flamingo, logits: Tensor, banned: Sequence[int] = ()) -> Te
 
 
 def filter_logits(logits: Tensor, top_k: int | None = None, top_p: float | None = None) -> Tensor:
-    """Restrict sampling: (B, V) with -inf everywhere except at the top_k most likely tokens, or at the fewest tokens that
-    together have the probability top_p (nucleus sampling)."""
+    """Restrict sampling: (B, V) with -inf except at the top_k most likely tokens and, of these, at the fewest that together
+    have at least the probability top_p (nucleus sampling)."""
     if (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
         raise ValueError(f"top_k is {top_k}, top_p is {top_p}; top_k must be at least 1 and top_p in (0, 1]")
     if top_k is not None:
         kth = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]  # (B, 1) the smallest logit that stays
         logits = logits.masked_fill(logits < kth, -torch.inf)
-    if top_p is not None:
+    if top_p is not None and top_p < 1:
         ordered, index = logits.softmax(-1).sort(descending=True)
         # Drop a token if the more likely ones already have the probability top_p. So the most likely token always stays.
         drop = ordered.cumsum(-1) - ordered >= top_p
@@ -218,13 +216,13 @@ def score_answers(
         prompt, cache: as in `prefill`. The prompt is processed once for all its answers.
         answers: for each prompt its candidates, each a list of ids. All prompts have the same number of candidates.
     Returns:
-        (B, A) sums of log-likelihoods. Minus infinity for an answer with a token that `forbid` makes impossible.
+        (B, A) sums of log-likelihoods; minus infinity for an answer with a token that `forbid` makes impossible.
     """
     ### BEGIN SOLUTION score_answers
     logits, cache = prefill(flamingo, prompt, cache)
     if len(answers) != len(logits) or any(len(a) != len(answers[0]) or not a or not all(a) for a in answers):
         needs = "each needs the same number of candidates, at least one, and no candidate may be empty"
-        raise ValueError(f"score_answers: candidates for {len(answers)} prompts, but the batch has {len(logits)}; {needs}")
+        raise ValueError(f"score_answers: candidates for {len(answers)} prompts, the batch has {len(logits)} prompts; {needs}")
     A = len(answers[0])
     # all candidates of all prompts become rows of one batch, padded on the right
     rows = [list(ids) for several in answers for ids in several]  # B*A answers

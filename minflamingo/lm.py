@@ -242,7 +242,7 @@ class LM(nn.Module):
         return self.head(self.final_norm(x)), LMCache(tuple(blocks), info.mask)
 
     def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """The mean negative log-likelihood per labelled token of ids, labels (B, L). Padding must be on the right."""
+        """The mean negative log-likelihood of the labelled tokens; ids, labels (B, L). Padding: right, with label -100."""
         check_shape(labels, "B L", "labels", (torch.long,), **check_shape(ids, "B L", "ids", (torch.long,)))
         valid = (ids >= 0) & (ids < self.config.vocab_size) & ((labels == -100) | (labels == ids))
         if ids.device.type == "cpu" and not torch.compiler.is_compiling() and not valid.all():

@@ -6,9 +6,9 @@
     C, H, W  channels, height, width     D  width of a model       h  attention heads       V  vocabulary size
 
 A comment at the end of a line gives the shape of the result: `q = to_q(x)  # (B, L, h*d_head)`.
-M is a merged batch: M = B*N images are encoded as if they were one batch. D_v is the width of the vision features, n a number
-of earlier tokens, A a number of candidate answers. `d` is the width of a module, `d_head` that of one attention head (in
-attention.py and fast.py just d). `h_kv` is the number of heads of keys and values, if it differs from h.
+M is a merged batch: B*N images or videos, or (in the vision encoder) B*N*T frames. D_v is the width of the vision features, n a
+number of earlier tokens, A a number of candidate answers. `d` is the width of a module, `d_head` that of one attention head.
+In attention.py and fast.py `d` is that of a head. `h_kv` is the number of heads of keys and values, if it differs from h.
 
 Example:
     >>> check_shape(torch.zeros(2, 8, 96), "B R D", "latents", D=96)
@@ -35,8 +35,8 @@ def check_shape(x: Tensor, letters: str, name: str, dtypes: tuple[torch.dtype, .
         TypeError, ValueError: names the tensor, the expected type or shape and the actual one.
     """
     if not isinstance(x, Tensor) or x.layout != torch.strided or x.dtype not in dtypes:
-        found = (x.dtype, x.layout) if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"{name}: expected a dense tensor of type {' or '.join(map(str, dtypes))}, got {found}")
+        actual = (x.dtype, x.layout) if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{name}: expected a dense tensor of type {' or '.join(map(str, dtypes))}, got {actual}")
     axes = letters.split()  # "B R D" -> ["B", "R", "D"]
     found = dict(sizes)  # the sizes that the caller requires; the others are found below
     # setdefault stores the size of a new letter and returns the known size of an old one
@@ -49,8 +49,8 @@ def check_shape(x: Tensor, letters: str, name: str, dtypes: tuple[torch.dtype, .
 def check_batch(batch, image_id: int, n_ids: float = torch.inf) -> None:
     """Raise a ValueError unless a `Batch` (flamingo.py) has one image per `<image>` token, and each number is in its range.
 
-    Called where a batch is built and where a prompt is read. `forward` calls it on the CPU only: to read a value of a
-    GPU, the program waits until it is computed, and a training step should not wait.
+    Called where a batch is built and where a prompt is read. `forward` calls it for new sequences on a CPU only: to read values
+    from a GPU, a training step would have to wait.
     """
     if not hasattr(batch, "attention_mask"):
         raise TypeError(f"expected a Batch, as data.collate returns it; got {type(batch).__name__}")
@@ -68,7 +68,7 @@ def check_batch(batch, image_id: int, n_ids: float = torch.inf) -> None:
     ]
     if batch.media is not None:
         largest = batch.media.detach().abs().flatten(2).amax(2).float().cpu().numpy()  # (B, N), NaN if a value is NaN
-        rules.append(("the largest value of media", largest, ~(largest <= 65504), "finite, at most 65504 (half precision)"))
+        rules.append(("the largest |value| of media", largest, ~(largest <= 65504), "finite, at most 65504 (limit of fp16)"))
     for name, x, wrong, rule in rules:
         for b, i in np.argwhere(wrong)[:1]:
             raise ValueError(f"sample {b}: {name}[{i}] is {x[b, i]}; it must be {rule}")

@@ -78,6 +78,21 @@ def test_the_time_is_that_of_the_committed_runs():
     assert minutes == pytest.approx(median(run["seconds"]["total"] for run in RUNS) / 60, abs=0.06)
 
 
+def test_the_table_of_toy_benchmarks_is_that_of_the_committed_evaluation():
+    result = json.loads((FIGURES / "toy_benchmarks.json").read_text())
+    rows = {task: {s: cell["score"] for s, cell in entry["shots"].items()} for task, entry in result["tasks"].items()}
+    lines = re.findall(r"^\| `?(\w+)`? \| ([\d. |]+) \|$", section("toy benchmarks"), re.MULTILINE)
+    assert [task for task, _ in lines] == [*rows, "mean"]
+    for task, numbers in lines:
+        expected = (rows | {"mean": result["mean"]})[task]
+        assert [float(x) for x in numbers.split(" | ")] == pytest.approx(list(expected.values()), abs=0.0501), task
+    for task in ("poor_images", "video_questions", "dialogue"):
+        assert rows[task]["16"] > rows[task]["8"] > rows[task]["4"] > rows[task]["0"], task
+    rices = json.loads((FIGURES / "toy_benchmarks_rices.json").read_text())["tasks"]
+    expected = [rices[task]["shots"]["4"]["score"] for task in ("poor_images", "video_questions", "dialogue")]
+    assert [float(x) for x in re.findall(r"\d+\.\d", section("rices"))] == pytest.approx(expected, abs=0.0501)
+
+
 def test_the_table_of_speed_is_that_of_the_committed_bench():
     rows = json.loads((FIGURES / "bench.json").read_text())["rows"]
     lines = [line.strip("| ").split(" | ", 1) for line in section("speed").split("\n") if re.match(r"\| [^|]*\d", line)]

@@ -2,11 +2,12 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from conftest import EOC, LETTERS, batch_of, equal, image, preprocess, random
+from conftest import EOC, LETTERS, batch_of, close, enliven, equal, image, preprocess, random, tiny_flamingo
 from PIL import Image
 
 from minflamingo.data.readers import JsonlDataset, write_jsonl
@@ -177,3 +178,15 @@ def test_equal_images_are_stored_once_and_samples_keep_their_ids(tmp_path):
     for ids in (["x"], ["x", "y", "z"]):
         with pytest.raises(ValueError, match="zip"):
             write_jsonl([Sample(["a"]), Sample(["b"])], tmp_path / "cats.jsonl", ids=ids)
+
+
+def test_the_loss_does_not_depend_on_the_side_of_the_padding():
+    """The first token of a row follows padding or nothing, so it is not counted. Here it is text, without <BOS>."""
+    flamingo, rows = enliven(tiny_flamingo()), (["abc", image(1), "de"], ["f", image(2), "b"])
+    assert close(*(flamingo.loss(batch_of(*rows, pad=side, bos=False)) for side in ("left", "right")))
+
+
+def test_the_loss_counts_only_tokens_that_the_model_can_generate():
+    """Labels may be the ids everywhere, at padding and at <image> too."""
+    flamingo, batch = enliven(tiny_flamingo()), batch_of(["abc", image(1), "de"], [image(2), "b"])
+    assert close(flamingo.loss(replace(batch, labels=batch.ids)), flamingo.loss(batch))

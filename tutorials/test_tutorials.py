@@ -50,6 +50,18 @@ def test_a_notebook_has_the_cells_of_its_source_and_was_executed_to_the_end(name
 
 
 @each
+def test_the_code_that_a_notebook_shows_is_that_of_the_package(name):
+    """If not, build this notebook again: `python -m tutorials.build 01`."""
+    outputs = [output for cell in notebook_cells(name) for output in cell.get("outputs", [])]
+    for shown in ("".join(output.get("data", {}).get("text/markdown", "")) for output in outputs):
+        if match := re.match(r"\[(.*), line (\d+)\]\(.*?\)\n\n```python\n(.*)\n```$", shown, re.DOTALL):
+            path, line, code = match.groups()
+            lines = (FOLDER.parent / path).read_text(encoding="utf-8").split("\n")[int(line) - 1 :]
+            lines = [text for text in lines if not re.match(r" *### (BEGIN|END) SOLUTION", text)]
+            assert lines[: code.count("\n") + 1] == code.split("\n"), path
+
+
+@each
 def test_every_figure_has_a_description_and_at_most_300_kb(name):
     outputs = [output for cell in notebook_cells(name) for output in cell.get("outputs", [])]
     figures = [output for output in outputs if "image/png" in output.get("data", {})]

@@ -151,7 +151,7 @@ def train(
             samples = samples_of_step(task, h, seed, h.steps, left_out, fits)[:micro_batch]
             ((_, batch),) = micro_batches(samples, 1, pipeline.tokenizer, pipeline.preprocess)
             with torch.no_grad():
-                optim.check_final_loss(task.name, stage.rows[0]["loss"], loss_of(batch).item(), model.config.lm.vocab_size)
+                optim.check_final_loss(task.name, stage.first("loss"), loss_of(batch).item(), model.config.lm.vocab_size)
     finally:
         model.zero_grad()
         model.to(dtype).freeze().eval()

@@ -130,7 +130,7 @@ def train(
                     stage.log(step, loss=total, **{f"loss_{name}": loss for name, loss in losses.items()})
             with torch.no_grad():  # one more batch of each dataset
                 for name, batch in next(data).items():
-                    first, last = stage.rows[0][f"loss_{name}"], loss_of(batch).item()
+                    first, last = stage.first(f"loss_{name}"), loss_of(batch).item()
                     optim.check_final_loss(name, first, last, flamingo.config.lm.vocab_size)
     finally:
         for name, n in mixture.n_problems.items():

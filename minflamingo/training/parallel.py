@@ -80,9 +80,10 @@ def _run(sender: Connection, threads: int, job: Callable[[], object]) -> None:
     except BaseException as error:
         if not isinstance(error, (ValueError, OSError, KeyboardInterrupt)):
             traceback.print_exc()
+            error = RuntimeError(f"{type(error).__name__}: {error}")  # not every error can be sent
         with suppress(OSError):  # after a second Ctrl-C, the parent does not wait
             sender.send(error)
-    sys.stderr.flush()
+    sys.stdout.flush(), sys.stderr.flush()
     os._exit(0)  # everything is on disk; Python's own end takes up to a second
 
 

@@ -43,7 +43,7 @@ class Diverged(ValueError):
 
 
 def as_dicts(x: object) -> object:
-    """Every `Batch` in x becomes a dict, which `torch.load` reads without running any code."""
+    """Each `Batch` in dicts, lists and tuples becomes a dict. So `torch.load` can read it without running any code."""
     x = vars(x) if isinstance(x, Batch) else x
     if isinstance(x, dict):
         return {key: as_dicts(value) for key, value in x.items()}
@@ -154,16 +154,20 @@ class Stage:
         """The steps without an update, because a loss or the gradient was not finite."""
         return [row["step"] for row in self.rows if "skipped" in row]
 
-    def skip_if(self, infinite: str, step: int, batch: object) -> None:
-        """If something is not finite (from `clip_gradients`), count this step in a row with "skipped".
+    def first(self, key: str) -> float:
+        """The first value of `key` that was logged; 0 if there is none."""
+        return next((row[key] for row in self.rows if key in row), 0.0)
 
-        After five such steps in a row (fewer in a short training) the batch is saved, and this raises Diverged.
+    def skip_if(self, infinite: str, step: int, batch: object) -> None:
+        """`infinite`: what is not finite (from `clip_gradients`), or "". Then a row of the log says that this step was skipped.
+
+        After five such steps one after the other (fewer in a short training) the batch is saved, and this raises Diverged.
         """
         if infinite:
             self.rows.append({"stage": self.name, "step": step, "skipped": infinite})
             most = max(1, min(5, self.total // 2))
             if self.skipped[-most:] == list(range(step - most + 1, step + 1)):
-                # Each of several processes has another batch.
+                # Each of several processes has its own batch.
                 path = self.path.with_name(f"{self.name}-step-{step}{'' if self.writes else f'-{os.getpid()}'}.batch")
                 save_tensors(as_dicts(batch), path)
                 problem = f"{infinite} is not finite, {most} times in a row"

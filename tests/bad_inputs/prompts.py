@@ -56,9 +56,9 @@ def bad_batches() -> Iterator[tuple[str, Callable[[Batch], Batch], str]]:
             yield f"{name} is {kind}", lambda b, n=name, v=value: replace(b, **{n: v}), f"{name}: expected a dense tensor"
         yield f"{name} is complex", lambda b, n=name: replace(b, **{n: getattr(b, n) + 1j}), f"{name}: expected .*complex"
         yield f"{name} is sparse", lambda b, n=name: replace(b, **{n: getattr(b, n).to_sparse()}), f"{name}: expected a dense"
-        yield f"{name} on meta", lambda b, n=name: replace(b, **{n: getattr(b, n).to("meta")}), "one device"
+        yield f"{name} on meta", lambda b, n=name: replace(b, **{n: getattr(b, n).to("meta")}), "all tensors must be on"
         yield f"{name} has an axis more", lambda b, n=name: replace(b, **{n: getattr(b, n)[None]}), f"{name}: expected shape"
-        yield f"{name} has no rows", lambda b, n=name: replace(b, **{n: getattr(b, n)[:0]}), "expected shape|none of them empty"
+        yield f"{name} has no rows", lambda b, n=name: replace(b, **{n: getattr(b, n)[:0]}), "expected shape|may be empty"
         if name != "ids":  # the other fields are compared with ids
             yield f"{name} has fewer rows", lambda b, n=name: replace(b, **{n: getattr(b, n)[:1]}), f"{name}: .*B=2"
             yield f"{name} has more rows", lambda b, n=name: replace(b, **{n: getattr(b, n).repeat_interleave(2, 0)}), "B=2"
@@ -70,9 +70,9 @@ def bad_batches() -> Iterator[tuple[str, Callable[[Batch], Batch], str]]:
     for name, kind in (("frames", torch.float), ("frames", torch.int), ("attend_next", torch.long), ("media", torch.uint8)):
         yield f"{name} is {kind}", lambda b, n=name, k=kind: replace(b, **{n: getattr(b, n).to(k)}), f"{name}: .*{kind}"
     empty = torch.zeros(2, 0, dtype=torch.long)
-    yield "no tokens", lambda b: Batch(empty, empty, empty.bool()), "none of them empty"
+    yield "no tokens", lambda b: Batch(empty, empty, empty.bool()), "no axis may be empty"
     nothing = torch.zeros(0, 3, dtype=torch.long)
-    yield "no samples", lambda b: Batch(nothing, nothing, nothing.bool()), "none of them empty"
+    yield "no samples", lambda b: Batch(nothing, nothing, nothing.bool()), "no axis may be empty"
     for value in (-1, -(2**40), V + 1, V + 100, 2**40):
         for row in (0, 1):
             yield f"id {value} in row {row}", lambda b, v=value, r=row: replace(b, ids=changed(b.ids, r, 2, to=v)), (
@@ -213,12 +213,12 @@ def samples() -> Iterator[tuple[str, Callable[[], object], str]]:
     yield "no preprocessing", lambda: collate([Sample([image(1)])], TOKENIZER), "sample 0, piece 0: pixels need image preproc"
     yield "an <image> without an image", batch_of(TokenizedSample([V], [-100])), "1 <image> tokens but 0 images"
     yield "labels of another length", batch_of(TokenizedSample([5, 6], [5])), "sample 0: 2 ids, but 1 labels"
-    yield "nothing", batch_of(Sample([], bos=False)), "none of them empty"
+    yield "nothing", batch_of(Sample([], bos=False)), "no axis may be empty"
 
 
 def answers() -> Iterator[tuple[str, object, str]]:
     """Candidates of `score_answers` for two prompts."""
-    yield "no prompts", [], "candidates for 0 prompts, but the batch has 2"
+    yield "no prompts", [], "candidates for 0 prompts, the batch has 2"
     yield "one prompt", [[[5]]], "candidates for 1 prompts"
     yield "no candidates", [[], []], "at least one"
     yield "unequal", [[[5]], [[5], [6]]], "the same number of candidates"

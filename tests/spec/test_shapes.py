@@ -50,8 +50,8 @@ def test_a_value_of_another_type_is_an_error(x):
     ("labels", [[-100, 5, 5]], r"sample 0: labels\[1\] is 5; it must be the id of the same token, or -100"),
     ("frames", [[3, 0]], r"sample 0: frames\[0\] is 3; it must be 0 ... 2"),
     ("frames", [[0, 1]], r"sample 0: frames\[0\] is 0; it must be 0 ... 2, and 0 only after the last image"),
-    ("media", float("nan"), r"sample 0: the largest value of media\[0\] is nan; it must be finite"),
-    ("media", 1e6, r"sample 0: the largest value of media\[0\] is 1000000.0; it must be finite, at most 65504"),
+    ("media", float("nan"), r"sample 0: the largest \|value\| of media\[0\] is nan; it must be finite"),
+    ("media", 1e6, r"sample 0: the largest \|value\| of media\[0\] is 1000000.0; it must be finite, at most 65504"),
 ])  # fmt: skip
 def test_check_batch_names_the_first_value_outside_its_range(field, value, message):
     """One <image> (id 9), a video of two frames, and a place for a second image that this sample does not have."""
