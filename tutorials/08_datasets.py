@@ -19,7 +19,6 @@ if not os.path.exists("helpers.py"):  # this notebook was opened alone, for exam
 sys.path[:0] = [".", ".."]  # this folder, and the package next to it
 
 # %%
-from dataclasses import replace
 from functools import partial
 from random import Random
 
@@ -35,6 +34,7 @@ from data_toy.mixture import LAMBDAS, StepData, draw_step
 from data_toy.shot_rows import caption_row, task_row, to_sample, video_row
 from minflamingo.data.sample import collate
 from minflamingo.gated_xattn import media_index
+from minflamingo.lm import next_token_loss
 from minflamingo.training.batching import micro_batches
 from minflamingo.training.optim import accumulate_gradients, parameter_groups
 
@@ -368,13 +368,14 @@ def gradient(loss: torch.Tensor) -> torch.Tensor:
 def compare(samples: list) -> list[float]:
     """Losses: right, without shares, with padding; and the error of the gradient without shares."""
     whole = collate(samples, tokenizer)
-    with_padding = replace(whole, labels=torch.where(whole.attention_mask, whole.labels, tokenizer.pad_id))
+    # `model.loss` never counts padding, so here we compute the logits and the loss in two steps
+    with_padding = next_token_loss(model(whole)[0], torch.where(whole.attention_mask, whole.labels, tokenizer.pad_id))
     parts = [(share, model.loss(batch)) for share, batch in micro_batches(samples, 2, tokenizer)]
     right, wrong = sum(share * loss for share, loss in parts), sum(loss for _, loss in parts) / len(parts)
     g_parts = [(share, gradient(loss)) for share, loss in parts]
     g_right, g_wrong = sum(share * g for share, g in g_parts), sum(g for _, g in g_parts) / len(parts)
     error = (g_wrong - g_right).norm() / g_right.norm()
-    return [right.item(), wrong.item(), model.loss(with_padding).item(), error.item()]
+    return [right.item(), wrong.item(), with_padding.item(), error.item()]
 
 
 # %%
