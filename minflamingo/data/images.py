@@ -27,7 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..config import check_fields
-from .files import open_file, read_file
+from .files import MOST_BYTES, open_file, read_file
 
 # Formats of training data, and the endings of their files. Decoders of rare formats are a risk for files from the web.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -113,8 +113,8 @@ def as_frames(media: object, where: str = "image") -> np.ndarray:
     array = array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
         raise ValueError(f"{where}: expected shape (H, W), (H, W, 1|3|4) or (T, H, W, 1|3|4), not empty; got {media.shape}")
-    if array[..., 0].size > MOST_PIXELS:
-        raise ValueError(f"{where}: {array[..., 0].size} pixels are too many; at most {MOST_PIXELS} are used")
+    if array.size > MOST_BYTES:
+        raise ValueError(f"{where}: {array.size:,} values are too many; at most {MOST_BYTES:,} are used")
     if np.issubdtype(array.dtype, np.floating):
         if not (array.min() >= 0 and array.max() <= 1):  # also false for NaN
             raise ValueError(f"{where}: float pixels must be in 0...1, found {array.min():.3g}...{array.max():.3g}")

@@ -83,7 +83,8 @@ def _run(sender: Connection, threads: int, job: Callable[[], object]) -> None:
             error = RuntimeError(f"{type(error).__name__}: {error}")  # not every error can be sent
         with suppress(OSError):  # after a second Ctrl-C, the parent does not wait
             sender.send(error)
-    sys.stdout.flush(), sys.stderr.flush()
+    with suppress(OSError):
+        sys.stdout.flush()
     os._exit(0)  # everything is on disk; Python's own end takes up to a second
 
 

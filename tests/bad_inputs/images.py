@@ -136,7 +136,7 @@ INVALID = {
     "a video as a frame": ([IMAGE, np.stack([IMAGE, IMAGE])], "frames of equal size"),
     "a truncated file": (Image.open(io.BytesIO(encoded()[:1500])), "damaged"),
     "a sparse tensor": (torch.zeros(4, 5).to_sparse(), "Sparse"),
-    "one pixel, repeated": (np.broadcast_to(IMAGE[:1, :1], (90_000, 90_000, 3)), "8100000000 pixels are too many"),
+    "one pixel, repeated": (np.broadcast_to(IMAGE[:1, :1], (90_000, 90_000, 3)), "24,300,000,000 values are too many"),
 }  # fmt: skip
 
 
