@@ -108,8 +108,7 @@ def as_frames(media: object, where: str = "image") -> np.ndarray:
         raise ValueError(f"{where}: the image is damaged, or of an unknown kind: {error}"[:600]) from None
     if not isinstance(media, np.ndarray):
         raise TypeError(f"{where}: expected an image (PIL, array or tensor) or a list of frames, got {type(media).__name__}")
-    array = np.asarray(media)  # a np.matrix has always two axes
-    array = array[..., None] if array.ndim == 2 else array
+    array = np.asarray(media)[..., None] if media.ndim == 2 else np.asarray(media)  # asarray: a np.matrix has always two axes
     array = array[None] if array.ndim == 3 else array
     if array.ndim != 4 or array.shape[-1] not in (1, 3, 4) or 0 in array.shape:
         raise ValueError(f"{where}: expected shape (H, W), (H, W, 1|3|4) or (T, H, W, 1|3|4), not empty; got {media.shape}")
