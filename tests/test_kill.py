@@ -88,6 +88,7 @@ def finish_and_compare(out: Path, expected: Path) -> None:
     printed = [Path(f"{out}.txt").read_text(), second.stderr]
     assert sorted([process.wait(500), second.returncode]) == [0, 1], printed
     assert f"{out}: another run is writing to this folder" in printed[second.returncode]
+    assert "leaked" not in "".join(printed)  # Python's message about semaphores that a process has left
     for name in STAGES:
         ours, theirs = load_tensors(out / f"stages/{name}.pt"), load_tensors(expected / f"stages/{name}.pt")
         assert equal(ours | {"seconds": 0}, theirs | {"seconds": 0}), name

@@ -22,6 +22,7 @@ from multiprocessing.connection import Connection, wait
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 
 from ..data.mixture import end_with_parent
 from .command import keep_running_without_a_terminal
@@ -74,6 +75,7 @@ def _run(sender: Connection, threads: int, job: Callable[[], object]) -> None:
     end_with_parent()
     keep_running_without_a_terminal()
     torch.set_num_threads(threads)
+    tqdm.set_lock(threading.RLock())  # its own lock is a semaphore of the system, which only Python's end would remove
     try:
         job()
         sender.send(None)
