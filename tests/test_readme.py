@@ -60,6 +60,12 @@ def test_the_tables_of_results_are_those_of_the_committed_runs():
         assert [float(x) for x in numbers.split(" | ")] == pytest.approx([mean(scores), min(scores), max(scores)], abs=0.0501)
 
 
+def test_the_difference_between_two_machines_is_that_of_the_committed_runs():
+    other = json.loads((FIGURES / "results_other_cpu.json").read_text())
+    expected = [scores_of(run)["arithmetic"]["8"] for run in (other, RUNS[0])]
+    assert [float(x) for x in re.findall(r"(\d+\.\d)%", section("other cpu"))] == pytest.approx(expected, abs=0.0501)
+
+
 def test_accuracy_rises_with_shots_where_the_readme_says_so():
     """And `task`, `ocr` and `arithmetic` need to see the form of an answer, but no image."""
     for task in ("binding_2way", "binding_4way"):
