@@ -94,6 +94,15 @@ def test_the_numbers_of_the_toy_benchmarks_are_those_of_the_committed_evaluation
     assert max(scores_of(random)["steps"].values()) == 0 and max(scores_of(random)["memes"].values()) < 55
 
 
+def test_the_numbers_of_fine_tuning_are_those_of_the_committed_run():
+    tasks = json.loads((FIGURES / "toy_finetune.json").read_text())["tasks"]
+    scores = {name: [row[kind]["score"] for kind in ("few_shot", "fine_tuned")] for name, row in tasks.items()}
+    changed = [score for name in ("steps", "memes", "questions") for score in scores.pop(name)]
+    changed += [max(abs(a - b) for a, b in scores.values())]
+    assert [float(x) for x in re.findall(r"\d+\.\d", section("finetune"))] == pytest.approx(changed, abs=0.0501)
+    assert len(scores) == 6
+
+
 def test_the_table_of_speed_is_that_of_the_committed_bench():
     rows = json.loads((FIGURES / "bench.json").read_text())["rows"]
     lines = [line.strip("| ").split(" | ", 1) for line in section("speed").split("\n") if re.match(r"\| [^|]*\d", line)]
