@@ -221,7 +221,7 @@ def score_answers(
     ### BEGIN SOLUTION score_answers
     logits, cache = prefill(flamingo, prompt, cache)
     if len(answers) != len(logits) or any(len(a) != len(answers[0]) or not a or not all(a) for a in answers):
-        needs = "each needs the same number of candidates, at least one, and no candidate may be empty"
+        needs = "every prompt needs the same number of candidates, at least one, and no candidate may be empty"
         raise ValueError(f"score_answers: candidates for {len(answers)} prompts, the batch has {len(logits)} prompts; {needs}")
     A = len(answers[0])
     # all candidates of all prompts become rows of one batch, padded on the right
