@@ -159,7 +159,7 @@ class Stage:
         return next((row[key] for row in self.rows if key in row), 0.0)
 
     def skip_if(self, infinite: str, step: int, batch: object) -> None:
-        """`infinite`: what is not finite (from `clip_gradients`), or "". Then a row of the log says that this step was skipped.
+        """Note in the log that this step was skipped, if `infinite` (from `clip_gradients`) names what is not finite.
 
         After five such steps one after the other (fewer in a short training) the batch is saved, and this raises Diverged.
         """
