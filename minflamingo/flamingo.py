@@ -61,12 +61,13 @@ class Batch:
         for (name, x), axes, dtype in zip(vars(self).items(), letters, dtypes):
             if x is not None or name in ("ids", "labels", "attention_mask"):  # the others are optional
                 sizes = check_shape(x, axes, f"batch: {name}", dtype, **sizes)
-        if 0 in sizes.values() or len({x.device for x in vars(self).values() if x is not None}) > 1:
-            raise ValueError(f"batch: no axis may be empty, and all tensors must be on {self.ids.device} as ids; sizes {sizes}")
+        got = {name: (*x.shape, str(x.device)) for name, x in vars(self).items() if x is not None}
+        if 0 in sizes.values() or len({d for *_, d in got.values()}) > 1 or (self.media is None) > (self.frames is None):
+            raise ValueError(f"batch: no axis may be empty, all must be on one device, and frames need media; got {got}")
 
     def to(self, device: torch.device | str) -> Batch:
-        wait = str(device) == "cpu"  # a copy to the CPU must be complete before a value is read
-        return replace(self, **{k: v.to(device, non_blocking=not wait) for k, v in vars(self).items() if v is not None})
+        gpu = torch.device(device).type != "cpu"  # a copy to the CPU must be complete before a value is read
+        return replace(self, **{k: v.to(device, non_blocking=gpu) for k, v in vars(self).items() if v is not None})
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,8 @@ class Flamingo(nn.Module):
         Returns:
             logits (B, L, V), or what `head` returns, and the cache with which the sequences can be continued.
         """
-        if cache is None and self.added_embed.weight.device.type == "cpu" and not torch.compiler.is_compiling():
-            check_batch(batch, self.image_id, self.lm.embed.num_embeddings + self.config.n_added_tokens)
+        if cache is None and not torch.compiler.is_compiling():
+            check_batch(batch, self.image_id, len(self.lm.embed.weight) + self.config.n_added_tokens, self.added_embed.weight)
         ### BEGIN SOLUTION flamingo_forward
         # phi: which image each token attends to. <image> at padding is not an image.
         phi = media_index((batch.ids == self.image_id) & batch.attention_mask, batch.attend_next)  # (B, L)
@@ -216,7 +217,7 @@ class Flamingo(nn.Module):
         ### END SOLUTION
 
     def loss(self, batch: Batch) -> Tensor:
-        """The mean negative log-likelihood of the labelled tokens (paper section 2.4)."""
+        """The mean negative log-likelihood of the labelled tokens that the model can generate (paper section 2.4)."""
         logits, _ = self(batch)
         # Not counted: padding, the first token after it, and tokens for which the model has no output, such as <image>.
         counted = batch.attention_mask & batch.attention_mask.roll(1, 1) & (batch.labels < logits.shape[-1])

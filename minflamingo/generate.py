@@ -29,8 +29,7 @@ def prefill(flamingo: Flamingo, prompt: Batch, cache: Cache | None = None) -> tu
     Args:
         prompt: padded on the left or on the right. After a cache only on the right.
         cache: what comes before the prompts: one row for all of them, or one row each.
-    Raises:
-        ValueError: the batch is not valid (`check_batch`), too long, or does not fit the cache; a prompt is empty or has a gap.
+    Raises ValueError: the batch is invalid (`check_batch`), too long or unlike the cache; a prompt is empty or has a gap.
     """
     check_batch(prompt, flamingo.image_id, flamingo.lm.embed.num_embeddings + flamingo.config.n_added_tokens)
     if prompt.attend_next is not None and bool(prompt.attend_next.any()):
@@ -215,19 +214,18 @@ def score_answers(
     Args:
         prompt, cache: as in `prefill`. The prompt is processed once for all its answers.
         answers: for each prompt its candidates, each a list of ids. All prompts have the same number of candidates.
-    Returns:
-        (B, A) sums of log-likelihoods; minus infinity for an answer with a token that `forbid` makes impossible.
+    Returns (B, A): sums of log-likelihoods; minus infinity for an answer with a token that `forbid` makes impossible.
     """
     ### BEGIN SOLUTION score_answers
     logits, cache = prefill(flamingo, prompt, cache)
-    if len(answers) != len(logits) or any(len(a) != len(answers[0]) or not a or not all(a) for a in answers):
+    if len(answers) != len(logits) or any(len(a) != len(answers[0]) or not a or not all(map(len, a)) for a in answers):
         needs = "every prompt needs the same number of candidates, at least one, and no candidate may be empty"
-        raise ValueError(f"score_answers: candidates for {len(answers)} prompts, the batch has {len(logits)} prompts; {needs}")
-    A = len(answers[0])
+        raise ValueError(f"score_answers: {len(logits)} prompts, candidates for {len(answers)}; {needs}")
+    A, V = len(answers[0]), logits.shape[-1]
     # all candidates of all prompts become rows of one batch, padded on the right
     rows = [list(ids) for several in answers for ids in several]  # B*A answers
-    if wrong := [i for row in rows for i in row if type(i) is not int or not 0 <= i < logits.shape[-1]]:
-        raise ValueError(f"score_answers: {wrong[0]!r:.60} is not an id of the model's output, 0 ... {logits.shape[-1] - 1}")
+    for n, i in ((n, i) for n, row in enumerate(rows) for i in row if type(i) is not int or not 0 <= i < V):
+        raise ValueError(f"score_answers: candidate {n % A} of prompt {n // A}: {i!r:.60} is not an id in 0 ... {V - 1}")
     longest = max(map(len, rows))
     ids = torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows], device=logits.device)  # (B*A, longest)
     real = torch.tensor([[True] * len(row) + [False] * (longest - len(row)) for row in rows], device=logits.device)

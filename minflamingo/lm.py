@@ -90,7 +90,7 @@ class SelfAttention(nn.Module):
         self.to_v = nn.Linear(c.d, c.kv_heads * c.d_head, bias=c.attention_bias)
         self.to_out = nn.Linear(c.n_heads * c.d_head, c.d, bias=c.output_bias)
         if c.qk_norm:
-            widths = (c.d, c.kv_heads * c.d_head) if c.qk_norm == "full" else (c.d_head, c.d_head)  # or each head alone
+            widths = (c.d, c.kv_heads * c.d_head) if c.qk_norm == "full" else (c.d_head, c.d_head)  # "head": each alone
             self.q_norm, self.k_norm = (make_norm(c.norm, w, c.norm_eps, c.norm_bias) for w in widths)
 
     def forward(self, x: Tensor, info: SequenceInfo, cache: KVCache | None) -> tuple[Tensor, KVCache]:
@@ -242,9 +242,10 @@ class LM(nn.Module):
         return self.head(self.final_norm(x)), LMCache(tuple(blocks), info.mask)
 
     def loss(self, ids: Tensor, labels: Tensor) -> Tensor:
-        """The mean negative log-likelihood of the labelled tokens; ids, labels (B, L). Padding: right, with label -100."""
+        """The mean negative log-likelihood of the labelled tokens; ids, labels (B, L). Padding: on the right, label -100."""
         check_shape(labels, "B L", "labels", (torch.long,), **check_shape(ids, "B L", "ids", (torch.long,)))
-        valid = (ids >= 0) & (ids < self.config.vocab_size) & ((labels == -100) | (labels == ids))
+        valid = (ids >= 0) & (ids < (V := self.config.vocab_size)) & ((labels == -100) | (labels == ids))
         if ids.device.type == "cpu" and not torch.compiler.is_compiling() and not valid.all():
-            raise ValueError(f"ids must be from 0 to {self.config.vocab_size - 1}, labels the same ids or -100 (no loss)")
+            where = (~valid).nonzero()[0].tolist()
+            raise ValueError(f"sample, token {where}: an id must be 0 ... {V - 1}, a label the same id or -100 (no loss)")
         return next_token_loss(self(self.embed(ids))[0], labels)

@@ -67,13 +67,17 @@ class Pipeline:
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
+    def check_end_of_answers(self) -> None:
+        """Before training. Raises ValueError: the model has no output for `<EOC>`, so it cannot learn to end its answers."""
+        if self.model.config.added_head is None and self.tokenizer.eoc_id >= self.model.config.lm.vocab_size:
+            raise ValueError("no output for <EOC>, so the model cannot learn to end its answers: its config needs added_head")
+
     def batch(self, prompt: Sequence[object], *, bos: bool = True) -> Batch:
         """A prompt as a batch of one row.
 
         Args:
             bos: start with `<BOS>`. False for a prompt that continues a cache.
-        Raises:
-            TypeError, ValueError: a piece of the prompt is neither text nor an image; the message says which and why.
+        Raises TypeError, ValueError: a piece of the prompt is neither text nor an image; the message says which and why.
         """
         if isinstance(prompt, str) or not isinstance(prompt, Sequence):
             raise TypeError("the prompt must be a list, such as [image, 'Output: a cat', EOC, image, 'Output:']")
@@ -109,8 +113,7 @@ class Pipeline:
         Returns:
             The answer. With n, a list of (answer, score). The score is the log-likelihood of the answer's tokens, including the
             `<EOC>` that ends it, divided by their number ** length_penalty. It does not contain penalties against repetitions.
-        Raises:
-            TypeError, ValueError: an invalid prompt or option.
+        Raises TypeError, ValueError: an invalid prompt or option.
         """
         may_be_none = dict(top_k=top_k, top_p=top_p, seed=seed, n=n)
         check(OPTIONS, max_new_tokens=max_new_tokens, beams=beams, temperature=temperature, length_penalty=length_penalty)

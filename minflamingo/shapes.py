@@ -27,12 +27,8 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 def check_shape(x: Tensor, letters: str, name: str, dtypes: tuple[torch.dtype, ...] = FLOATS, **sizes: int) -> dict[str, int]:
     """Check that `x` is a tensor of one of the `dtypes`, with one axis per letter and the given `sizes`.
 
-    A letter that appears twice must have the same size both times.
-
-    Returns:
-        The size of every letter.
-    Raises:
-        TypeError, ValueError: names the tensor, the expected type or shape and the actual one.
+    A letter that appears twice must have the same size both times. Returns the size of every letter.
+    Raises TypeError or ValueError, which name the tensor, the expected type or shape and the actual one.
     """
     if not isinstance(x, Tensor) or x.layout != torch.strided or x.dtype not in dtypes:
         actual = (x.dtype, x.layout) if isinstance(x, Tensor) else type(x).__name__
@@ -46,14 +42,18 @@ def check_shape(x: Tensor, letters: str, name: str, dtypes: tuple[torch.dtype, .
     return found
 
 
-def check_batch(batch, image_id: int, n_ids: float = torch.inf) -> None:
-    """Raise a ValueError unless a `Batch` (flamingo.py) has one image per `<image>` token, and each number is in its range.
+def check_batch(batch, image_id: int, n_ids: float = torch.inf, weight: Tensor | None = None) -> None:
+    """Raise an error unless a `Batch` (flamingo.py) has one image per `<image>` token, and each number is in its range.
 
-    Called where a batch is built and where a prompt is read. `forward` calls it for new sequences on a CPU only: to read values
-    from a GPU, a training step would have to wait.
+    Called where a batch is built and where a prompt is read. `forward` calls it for new sequences, with a `weight` of its
+    model; if that is on a GPU, no values are read, because a training step would have to wait for them.
     """
     if not hasattr(batch, "attention_mask"):
         raise TypeError(f"expected a Batch, as data.collate returns it; got {type(batch).__name__}")
+    if weight is not None and weight.device != batch.ids.device:
+        raise ValueError(f"the batch is on {batch.ids.device}, but the model is on {weight.device}: use batch.to(device)")
+    if weight is not None and weight.device.type != "cpu":
+        return
     ids, labels, real = (x.cpu().numpy() for x in (batch.ids, batch.labels, batch.attention_mask))  # (B, L) each
     N, T = (0, 0) if batch.media is None else batch.media.shape[1:3]
     frames = np.full((len(ids), N), T) if batch.frames is None else batch.frames.cpu().numpy()  # (B, N), 0: no such image
@@ -67,7 +67,7 @@ def check_batch(batch, image_id: int, n_ids: float = torch.inf) -> None:
         ("frames", frames, (frames < 0) | (frames > T) | hole, f"0 ... {T}, and 0 only after the last image"),
     ]
     if batch.media is not None:
-        largest = batch.media.detach().abs().flatten(2).amax(2).float().cpu().numpy()  # (B, N), NaN if a value is NaN
+        largest = batch.media.detach().flatten(2).norm(torch.inf, 2).float().cpu().numpy()  # (B, N), NaN if a value is NaN
         rules.append(("the largest |value| of media", largest, ~(largest <= 65504), "finite, at most 65504 (limit of fp16)"))
     for name, x, wrong, rule in rules:
         for b, i in np.argwhere(wrong)[:1]:

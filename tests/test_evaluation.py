@@ -139,7 +139,7 @@ def test_wrong_scoring_and_wrong_candidates_are_errors(pipeline, queries):
     with pytest.raises(ValueError, match="scoring is 'max'; choose 'sum' or 'mean'"):
         score_choices(pipeline.model, LETTERS, [replace(queries[0], choices=("a", "b"))], "0", scoring="max")
     prompts = batch_of(*(few_shot_prompt(query, "0").pieces for query in queries[:2]), pad="left")
-    for answers, message in (([], "candidates for 0 prompts, the batch has 2 prompts"), ([[], []], "at least one")):
+    for answers, message in (([], "2 prompts, candidates for 0"), ([[], []], "at least one")):
         with pytest.raises(ValueError, match=message):
             score_answers(pipeline.model, prompts, answers)
 

@@ -118,6 +118,8 @@ def test_the_ablations_that_disagree_with_the_paper_are_those_of_the_committed_r
     disagree = {name: ours for name, (ours, paper) in differences.items() if paper is not None and ours * paper < 0}
     written = {name: float(value) for name, value in re.findall(r"`([\w-]+)` \(([+-][\d.]+)\)", section("disagree"))}
     assert written == pytest.approx(disagree, abs=0.0501)
+    binding = {name: 100 * row["shots"]["4"]["tasks"]["binding_2way"] for name, row in rows.items()}
+    assert set(re.findall(r"`([\w-]+)`", section("chance"))) == {name for name, score in binding.items() if score < 55}
 
 
 def test_the_ready_model_is_described_by_its_own_results():

@@ -204,6 +204,13 @@ def test_stopped_processes_resume_each_at_its_exact_sample(folder):
     assert equal(train_with_two("parts"), whole)
 
 
+def test_a_model_that_cannot_generate_eoc_is_not_trained(folder):
+    pipeline = minflamingo.load("model")
+    pipeline.tokenizer.eoc_id = 10**6
+    with pytest.raises(ValueError, match="no output for <EOC>"):
+        train(pipeline, PAIRS, "out", CONFIG)
+
+
 def test_a_device_with_a_number_cannot_be_that_of_several_processes(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ValueError, match="--device cuda:1 is a single device"), distributed_processes("cuda:1"):

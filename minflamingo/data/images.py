@@ -75,7 +75,7 @@ def _open(file: BinaryIO, formats: Sequence[str] | None) -> Image.Image:
                     raise ValueError(f"{image.width * image.height} pixels are too many; at most {MOST_PIXELS} are read")
                 if image.info.get("progressive"):  # a JPEG in several scans: usually ten, but a file may have thousands
                     file.seek(0)
-                    if (n := sum(block.count(b"\xff\xda") for block in iter(partial(file.read, 2**20), b""))) > 100:
+                    if (n := sum(block.count(b"\xff\xda\0") for block in iter(partial(file.read, 2**20), b""))) > 100:
                         raise ValueError(f"a progressive JPEG with {n} scans, which would take very long; convert it to PNG")
                 return image
     raise ValueError("unknown content; convert it to PNG or JPEG")
@@ -95,8 +95,9 @@ def as_frames(media: object, where: str = "image") -> np.ndarray:
         if any(isinstance(frame, list | tuple) for frame in media):
             raise TypeError(f"{where}: a video is a list of images, but this list contains another list")
         frames = [as_frames(frame, f"{where}, frame {t}") for t, frame in enumerate(media)]
-        if len({frame.shape for frame in frames}) != 1 or len(frames[0]) != 1:
-            raise ValueError(f"{where}: a video needs one or more frames of equal size, got {[f.shape for f in frames]}"[:600])
+        if len({frame.shape for frame in frames}) != 1 or len(frames[0]) != 1 or sum(f.size for f in frames) > MOST_BYTES:
+            expected = f"one or more frames of equal size, and at most {MOST_BYTES:,} values"
+            raise ValueError(f"{where}: a video needs {expected}; got {len(frames)} frames {[f.shape for f in frames]}"[:600])
         return np.concatenate(frames)
     try:
         if isinstance(media, Image.Image):

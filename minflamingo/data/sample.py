@@ -137,7 +137,7 @@ def collate(
 ) -> Batch:
     """Samples of any lengths and numbers of media -> one rectangular batch. `pad`: "right" for training, "left" for prompts.
 
-    Raises ValueError, with the sample, for media of different sizes and for values that are not finite.
+    Raises ValueError, with the sample, for media of different sizes and for values that are not finite or above 65504.
     """
     if not samples or pad not in ("left", "right"):
         raise ValueError(f"collate: {len(samples)} samples, pad {pad!r}; need at least one sample and 'left' or 'right'")
@@ -158,7 +158,7 @@ def collate(
     mask = padded([[True] * len(row.ids) for row in rows], False, torch.bool)
     media, frames = stack_media([row.media for row in rows])
     batch = Batch(ids, labels, mask, media, frames, attend_next=torch.tensor([row.attend_next for row in rows]))
-    check_batch(batch, tokenizer.image_id)  # here and not in `forward`, which must not wait for the GPU
+    check_batch(batch, tokenizer.image_id)  # here too, because on a GPU `forward` does not read values
     return batch
 
 

@@ -18,8 +18,7 @@ from ..gated_xattn import media_index, xattn_mask
 def patch_attention(flamingo: Flamingo, batch: Batch) -> Tensor:
     """(B, L, N, S): how much token l attends to patch s of image n. Zero if n is not phi(l).
 
-    Raises:
-        ValueError: the batch has no image, or it has a video; or the resampler is not a PerceiverResampler.
+    Raises ValueError: the batch has no image, or it has a video; or the resampler is not a PerceiverResampler.
     """
     if batch.media is None or batch.media.shape[2] != 1 or not isinstance(flamingo.resampler, PerceiverResampler):
         raise ValueError("attention maps need a PerceiverResampler and a batch of still images (T = 1), without videos")

@@ -161,8 +161,7 @@ def cleaned(text: str, end: str, lower: bool, stems: Mapping[str, str]) -> str:
 def load_benchmark(name: str, folder: str | Path, *, split: str | None = None, template: str = "paper") -> Task:
     """Queries from `split` (default: the usual one), shots from the training split. Media files are opened when they are used.
 
-    Raises:
-        FileNotFoundError: an annotation file is missing. ValueError: unknown name or split, or a file of another format.
+    Raises FileNotFoundError: an annotation file is missing; ValueError: unknown name or split, or a file of another format.
     """
     if name not in BENCHMARKS:
         raise ValueError(f"unknown benchmark {name!r}; choose one of {', '.join(BENCHMARKS)}")

@@ -52,8 +52,7 @@ def count_shots(shots: str) -> int:
 def few_shot_prompt(query: Query, shots: str, order: Sequence[int] | None = None) -> Sample:
     """The prompt of a query (section 3.1 and appendix). order: a permutation of the shots. None: as in `query.support`.
 
-    Raises:
-        ValueError: the query has fewer support examples.
+    Raises ValueError: the query has fewer support examples.
     """
     ### BEGIN SOLUTION few_shot_prompt
     n, pieces = count_shots(shots), []

@@ -102,8 +102,7 @@ def toy_tasks(name: str, args: argparse.Namespace) -> list[Task]:
 def run(args: argparse.Namespace, load: Callable[[], Pipeline]) -> dict:
     """Evaluate, write the files, print the table. `load` is called after the options and tasks are checked.
 
-    Raises:
-        ValueError, OSError: an invalid option, or a missing file; the message says which.
+    Raises ValueError, OSError: an invalid option, or a missing file; the message says which.
     """
     check_output(args.out, args.model, *args.task)
     tasks, shots = load_tasks(args), args.shots

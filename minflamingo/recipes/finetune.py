@@ -114,6 +114,7 @@ def train(
     At most `micro_batch` samples are in memory at a time; the gradients of a step are added up.
     """
     check({"micro_batch": BATCH}, micro_batch=micro_batch)
+    pipeline.check_end_of_answers()
     model, device, dtype = pipeline.model, pipeline.device, next(pipeline.model.parameters()).dtype
     settings = {"version": __version__, "model": fingerprint(model), "image": str(pipeline.preprocess),
                 "task": task_fingerprint(task), "seed": seed, "micro_batch": micro_batch, **asdict(h)}  # fmt: skip
@@ -179,8 +180,7 @@ def resize_positions(positions: Tensor, side: int) -> Tensor:
 def resize_vit(vit: ViT, image_size: int) -> None:
     """Change `vit` in place so that it takes images of `image_size` pixels. The patch size stays, so there are more patches.
 
-    Raises:
-        ValueError: `image_size` is not a multiple of the patch size. TypeError: the module is not a ViT.
+    Raises ValueError: `image_size` is not a multiple of the patch size; TypeError: the module is not a ViT.
     """
     if not isinstance(vit, ViT):
         raise TypeError(f"only a ViT can be resized, not a {type(vit).__name__}")

@@ -92,6 +92,7 @@ def train(
     pipeline: Pipeline, shards: dict[str, str | None], out: str | Path, config: TrainConfig, processes: Processes = SINGLE
 ) -> Stage:
     """Train the modules that Flamingo adds, in place, and save the pipeline into the folder `out`."""
+    pipeline.check_end_of_answers()
     flamingo, device = pipeline.model, pipeline.device
     mixture, named = open_mixture(shards, pipeline, config, processes), dict(flamingo.trainable_parameters())
     parameters, stored_dtype = list(named.values()), next(iter(named.values())).dtype

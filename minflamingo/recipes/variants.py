@@ -185,8 +185,7 @@ VARIANTS = {
 def build(variant: Variant, config: FlamingoConfig, vision: nn.Module, lm: LM) -> Flamingo:
     """A Flamingo with the variant's change, with `vision` and a copy of `lm`. Everything else is new.
 
-    Raises:
-        ValueError: this LM cannot be changed in this way.
+    Raises ValueError: this LM cannot be changed in this way.
     """
     device, n = next(lm.parameters()).device, lm.config.n_layers
     lm = LM(lm.config) if variant.lm == "random" else copy.deepcopy(lm).cpu()

@@ -41,5 +41,5 @@ def micro_batches(
     most = max_samples or len(rows)
     cuts = least_padding([len(row.ids) for row in rows], max(parts, -(-len(rows) // most)), most)
     batches = [collate(rows[a:b], tokenizer) for a, b in pairwise(cuts)]
-    n_labels = [int((batch.labels >= 0).sum()) for batch in batches]
+    n_labels = [int((batch.labels[:, 1:] >= 0).sum()) for batch in batches]  # nothing predicts the first token
     return [(n / max(sum(n_labels), 1), batch) for n, batch in zip(n_labels, batches)]

@@ -80,7 +80,7 @@ def _run(sender: Connection, threads: int, job: Callable[[], object]) -> None:
         job()
         sender.send(None)
     except BaseException as error:
-        if not isinstance(error, (ValueError, OSError, KeyboardInterrupt)):
+        if not isinstance(error, (ValueError, TypeError, OSError, ImportError, KeyboardInterrupt)):
             traceback.print_exc()
             error = RuntimeError(f"{type(error).__name__}: {error}")  # not every error can be sent
         with suppress(OSError):  # after a second Ctrl-C, the parent does not wait

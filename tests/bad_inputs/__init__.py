@@ -91,7 +91,7 @@ def run_case(case: Case) -> str:
         return problem or (f"files outside the folder: {others}" if others else "")
 
 
-CASES: list[Case] = []  # of `problems`, for its two processes: a case cannot be sent to them, but a fork has it
+CASES: list[Case] = []  # those of `problems`. A case cannot be sent to a process, but forks have this list
 
 
 def run_number(i: int) -> str:

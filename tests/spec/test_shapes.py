@@ -64,3 +64,5 @@ def test_check_batch_names_the_first_value_outside_its_range(field, value, messa
     batch = replace(batch, **changes, **({"labels": changes["ids"]} if field == "ids" else {}))
     with pytest.raises(ValueError, match=message):
         check_batch(batch, image_id=9, n_ids=10)
+    with pytest.raises(ValueError, match=r"the batch is on cpu, but the model is on meta: use batch.to\(device\)"):
+        check_batch(batch, image_id=9, weight=torch.zeros(1, device="meta"))

@@ -468,7 +468,7 @@ MUTANTS = [
            "next_token_loss(logits, batch.labels",
            "next_token_loss(logits[..., : self.lm.embed.num_embeddings], batch.labels",
            "the loss leaves out the output rows of added tokens"),
-    Mutant("batch-ids-in-half-precision", FLAMINGO, "v.to(device, non_blocking=not wait)", "v.to(device).bfloat16()",
+    Mutant("batch-ids-in-half-precision", FLAMINGO, "v.to(device, non_blocking=gpu)", "v.to(device).bfloat16()",
            "token ids become floats"),
     Mutant("cached-image-forgotten-before-new-one", FLAMINGO,
            "torch.where(phi > 0, phi + n_cached, before)", "torch.where(phi > 0, phi + n_cached, 0)",
