@@ -246,5 +246,5 @@ class LM(nn.Module):
         check_shape(labels, "B L", "labels", (torch.long,), **check_shape(ids, "B L", "ids", (torch.long,)))
         valid = (ids >= 0) & (ids < (V := self.config.vocab_size)) & ((labels == -100) | (labels == ids))
         if ids.device.type == "cpu" and not torch.compiler.is_compiling() and not valid.all():
-            raise ValueError(f"sample, token {(~valid).nonzero()[0].tolist()}: ids must be 0 ... {V - 1}, labels the same or -100")
+            raise ValueError(f"sample, token {(~valid).nonzero()[0].tolist()}: ids must be 0 ... {V - 1}, labels equal or -100")
         return next_token_loss(self(self.embed(ids))[0], labels)

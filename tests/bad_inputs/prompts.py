@@ -270,7 +270,7 @@ def cases() -> Iterator[Case]:
     yield Case("batch, loss: a label at padding is not counted", lambda _: use("loss", padded), gives=good["loss"])
     yield Case("open-ended", lambda _: len(generate_answers(model(), TOKENIZER, [Query([], torch.zeros(1, 5, 16), "", "")], "0",
                                                              max_new_tokens=2)), gives=1)  # fmt: skip
-    ids, same = f"ids must be 0 ... {V - 1}", "labels the same or -100"
+    ids, same = f"ids must be 0 ... {V - 1}", "labels equal or -100"
     losses = {"another length": ([[5, 6]], [[5]], "L=2"), "an id too large": ([[5, V]], [[5, 5]], ids),
               "a negative id": ([[-1]], [[5]], ids), "a label too large": ([[5]], [[V]], same),
               "a negative label": ([[5]], [[-7]], same), "floats": ([[5.0]], [[5]], "ids: expected"),
