@@ -62,7 +62,8 @@ class Batch:
             if x is not None or name in ("ids", "labels", "attention_mask"):  # the others are optional
                 sizes = check_shape(x, axes, f"batch: {name}", dtype, **sizes)
         got = {name: (*x.shape, str(x.device)) for name, x in vars(self).items() if x is not None}
-        if 0 in sizes.values() or len({d for *_, d in got.values()}) > 1 or (self.media is None) > (self.frames is None):
+        no_media = self.frames is not None and self.media is None
+        if 0 in sizes.values() or len({device for *_, device in got.values()}) > 1 or no_media:
             raise ValueError(f"batch: no axis may be empty, all must be on one device, and frames need media; got {got}")
 
     def to(self, device: torch.device | str) -> Batch:

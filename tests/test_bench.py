@@ -40,8 +40,7 @@ def test_a_ratio_is_the_median_of_the_ratios_of_each_round():
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="peak memory is read from Linux's /proc")
 def test_peak_memory_includes_memory_that_is_freed_during_the_call():
     _, low = bench.measure(lambda: None)
-    # Not a tensor: it could take memory that earlier tests have freed and the process still holds.
-    _, high = bench.measure(lambda: mmap.mmap(-1, 180_000_000).write(bytes(180_000_000)))
+    _, high = bench.measure(lambda: mmap.mmap(-1, 180_000_000).write(bytes(180_000_000)))  # not what other tests have freed
     assert 150e6 < high - low < 400e6
 
 
