@@ -73,10 +73,8 @@ class Pipeline:
             raise ValueError("no output for <EOC>, so the model cannot learn to end its answers: its config needs added_head")
 
     def batch(self, prompt: Sequence[object], *, bos: bool = True) -> Batch:
-        """A prompt as a batch of one row.
+        """A prompt as a batch of one row. bos: start with `<BOS>`; False for a prompt that continues a cache.
 
-        Args:
-            bos: start with `<BOS>`. False for a prompt that continues a cache.
         Raises TypeError, ValueError: a piece of the prompt is neither text nor an image; the message says which and why.
         """
         if isinstance(prompt, str) or not isinstance(prompt, Sequence):
@@ -256,8 +254,7 @@ def load(
         device, dtype: where the weights go, and their type. dtype None: as they are stored.
         vision, language: if the folder has only the trained modules: the frozen modules to use. For a published model: files,
             folders or repositories that replace the defaults. flamingo: the same for its checkpoint.
-    Raises:
-        FileNotFoundError: the folder or one of its files is missing. ValueError: a file is damaged or does not fit.
+    Raises FileNotFoundError: the folder or one of its files is missing. ValueError: a file is damaged or does not fit.
     """
     folder, device = Path(folder_or_name), known_device(device)
     if not folder.is_dir() and str(folder_or_name) in REPOSITORIES:

@@ -448,9 +448,8 @@ def test_the_examples_of_the_readme_are_from_the_sample():
 def test_the_code_of_the_readme_runs(tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     (tmp_path / "mine").mkdir()
-    scope = {"tokenizer": TOKENIZER}
     imports, use = code.split("\n\n", 1)
-    exec(imports, scope)
+    exec(imports, scope := {})
     scope["write_jsonl"]([Sample([SAMPLE["pairs"][0].media[0], " a cat", EOC])], tmp_path / "mine/pairs.jsonl")
     exec(use.replace('"mine/', f'"{tmp_path}/mine/'), scope)
     assert scope["batch"].media.shape == (1, 1, 1, 3, 48, 48)

@@ -205,8 +205,7 @@ def test_stopped_processes_resume_each_at_its_exact_sample(folder):
 
 
 def test_a_model_that_cannot_generate_eoc_is_not_trained(folder):
-    pipeline = minflamingo.load("model")
-    pipeline.tokenizer.eoc_id = 10**6
+    (pipeline := minflamingo.load("model")).tokenizer.eoc_id = 10**6
     with pytest.raises(ValueError, match="no output for <EOC>"):
         train(pipeline, PAIRS, "out", CONFIG)
 

@@ -53,8 +53,7 @@ def from_state_dict(
         tensors: a state dict, or a checkpoint from `open_tensors`.
         dtype, device: of the new weights; dtype None: as they are.
         where: the name of the checkpoint in errors.
-    Raises:
-        ValueError: a name is missing or left over, a shape is wrong, or the config has a setting that is not implemented.
+    Raises ValueError: a name is missing or left over, a shape is wrong, or the config has a setting that is not implemented.
     """
     tensors = as_tensors(tensors, where)
     if not isinstance(config, LMConfig | VisionConfig | FlamingoConfig):

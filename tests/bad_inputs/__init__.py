@@ -15,11 +15,8 @@ import signal
 import tempfile
 import traceback
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-
-from tqdm import tqdm
 
 SECONDS = 10  # for one case
 GIGABYTES = 4  # that a case may allocate
@@ -91,16 +88,7 @@ def run_case(case: Case) -> str:
         return problem or (f"files outside the folder: {others}" if others else "")
 
 
-CASES: list[Case] = []  # those of `problems`. A case cannot be sent to a process, but forks have this list
-
-
-def run_number(i: int) -> str:
-    return run_case(CASES[i])
-
-
 def problems(cases: Iterable[Case]) -> list[str]:
-    """Name and problem of each case with another outcome than the expected one. Two cases run at a time."""
-    CASES[:] = cases
-    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
-        found = list(tqdm(pool.map(run_number, range(len(CASES))), total=len(CASES), disable=None))
-    return [f"{case.name}: {problem}" for case, problem in zip(CASES, found) if problem]
+    """Name and problem of each case with another outcome than the expected one."""
+    found = [(case.name, run_case(case)) for case in cases]
+    return [f"{name}: {problem}" for name, problem in found if problem]

@@ -4,6 +4,7 @@ import importlib
 import sys
 
 import torch
+from tqdm import tqdm
 
 from . import problems
 
@@ -14,7 +15,7 @@ if __name__ == "__main__":
     failed = 0
     for area in sys.argv[1:] or AREAS:
         cases = list(importlib.import_module(f"tests.bad_inputs.{area}").cases())
-        found = problems(cases)
+        found = problems(tqdm(cases, desc=area, file=sys.stderr))
         print(f"{area}: {len(cases)} cases, {len(found)} with another outcome", *found, sep="\n    ")
         failed += len(found)
     raise SystemExit(min(failed, 1))

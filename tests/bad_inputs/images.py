@@ -166,8 +166,7 @@ def cases() -> Iterator[Case]:
     yield refused("a JPEG with many scans", "^'photo': .*with 500. scans", read_image, scans, "photo")
     appended = encoded("JPEG", progressive=True) + b"\xff\xda\1" * 500  # as a phone appends a video
     yield works("a JPEG with data after the image", PHOTO.size, lambda: read_image(appended, "photo").size)
-    frames = [np.broadcast_to(IMAGE[:1, :1], (9000, 9000, 3))] * 9
-    yield refused("a video too large", "and at most 2,147,483,648 values; got 9 frames", as_frames, frames)
+    yield refused("a large video", "at most 2,147,483,648 values", as_frames, [np.zeros((9000, 9000, 3), np.uint8)] * 9)
     yield works("a matrix", (1, 4, 5, 3), lambda: as_frames(np.matrix(np.ones((4, 5)) / 2)).shape)
     yield refused("a bomb", "^'bomb': .*3600000000 pixels", read_image, png(60_000, 60_000), "bomb")
     for form in ("PNG", "JPEG"):
